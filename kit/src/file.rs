@@ -1,0 +1,38 @@
+//! Durable small files: written beside, synced, renamed, directory synced. After a crash there is the old content or the new.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+/// Replaces the content of `path`; `mode` is the permission of a new file (`0o600` for secrets).
+///
+/// # Errors
+/// Whatever the file system says; the old content then still stands.
+pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let beside = path.with_extension("tmp");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_is_replaced_and_secrets_stay_private() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = std::env::temp_dir().join(format!("antirio-kit-file-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("temp dir");
+        let path = directory.join("secret");
+        replace(&path, b"one", 0o600).expect("first");
+        replace(&path, b"two", 0o600).expect("second");
+        assert_eq!(fs::read(&path).expect("content"), b"two");
+        assert_eq!(fs::metadata(&path).expect("metadata").permissions().mode() & 0o777, 0o600);
+        fs::remove_dir_all(&directory).expect("clean up");
+    }
+}
