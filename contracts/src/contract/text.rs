@@ -29,6 +29,8 @@ pub struct Contract {
     pub witnesses: Vec<NodeId>,
     /// Holds the stakes and judges.
     pub arbitrator: NodeId,
+    /// The customer's cloud node: where readings go, whoever makes them.
+    pub readings_to: NodeId,
     /// Custody belongs to a group of devices, not to the contract.
     pub group: GroupId,
     pub devices: BTreeSet<DevEui>,
