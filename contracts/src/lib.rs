@@ -8,18 +8,27 @@
 //! - [`envelope`] — how statements are signed and named; [`sealed`] — how secrets are
 //! - [`node_record`], [`blueprint`], [`listing`], [`contract`] — the statements
 //! - [`custody`] — who may serve a group of devices now: votes, leases, epochs
+//! - [`evidence`] — what counts in a contract, and the rules of the verdict; [`reputation`] — what verdicts add up to
+//! - [`ledger`] — money in two phases; [`settlement`] — who gets what
 //! - [`proof`] — Merkle roots over batches of readings
 
 pub mod blueprint;
 pub mod contract;
 pub mod custody;
 pub mod envelope;
+pub mod evidence;
 pub mod geo;
 pub mod ids;
+pub mod ledger;
 pub mod listing;
 pub mod money;
 pub mod node_record;
 pub mod proof;
+pub mod reputation;
 pub mod resources;
 pub mod sealed;
+pub mod settlement;
 pub mod time;
+
+#[cfg(test)]
+pub(crate) mod test_contract;

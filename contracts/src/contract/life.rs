@@ -139,6 +139,8 @@ pub fn apply(state: State, event: Event) -> Result<(State, Vec<Effect>), Rejecte
             E::Released { epoch: released } if released == epoch => (S::HandingBack { epoch, activations }, vec![]),
             // The customer may come back without a release that anybody saw, e.g. if the provider died; the higher epoch says so.
             E::HandedBack { epoch: next, last } if next > epoch => handed_back(activations, last),
+            // The provider lost its majority and won the next epoch itself: the same activation goes on.
+            E::TakenOver { epoch: next } if next > epoch => (S::TakenOver { epoch: next, activations }, vec![]),
             E::TermEnded => ended(outcome_of_term(activations)),
             E::BreachFound => ended(Outcome::Breached),
             E::Disputed => (S::Disputed { activations }, vec![]),
