@@ -10,6 +10,7 @@
 //! - [`custody`] — who may serve a group of devices now: votes, leases, epochs
 //! - [`evidence`] — what counts in a contract, and the rules of the verdict; [`reputation`] — what verdicts add up to
 //! - [`ledger`] — money in two phases; [`settlement`] — who gets what
+//! - [`write_ahead`] — what a holder stores with other members before it acts
 //! - [`proof`] — Merkle roots over batches of readings
 
 pub mod blueprint;
@@ -29,6 +30,7 @@ pub mod resources;
 pub mod sealed;
 pub mod settlement;
 pub mod time;
+pub mod write_ahead;
 
 #[cfg(test)]
 pub(crate) mod test_contract;

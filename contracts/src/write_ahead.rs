@@ -1,0 +1,136 @@
+//! Write-ahead records: what a new holder must know before it transmits, kept on the disks of a majority before the old one transmits.
+//!
+//! Downlink counters are reserved in blocks; a member keeps, for every session of a device, the lowest counter that is not reserved.
+//! Bounds only rise, so merging is taking the larger one, in any order and any number of times.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{DevEui, Epoch, SessionId};
+
+/// At most this many sessions in one record or one group.
+pub const SESSIONS_MAX: usize = 20_000;
+/// Bytes of one session's bound in [`Reserved::to_bytes`].
+const ENTRY_BYTES: usize = 20;
+
+/// A reservation that a holder asks members to keep. Refused if `epoch` is below the member's voted epoch, or was granted to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reservation {
+    pub epoch: Epoch,
+    /// Rises with every reservation of the epoch.
+    pub seq: u64,
+    pub bounds: Vec<Bound>,
+}
+
+/// Downlink counters of one session below `upto` may have been used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bound {
+    pub device: DevEui,
+    pub session: SessionId,
+    pub upto: u32,
+}
+
+/// Everything a member knows to be reserved in a group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reserved(BTreeMap<(DevEui, SessionId), u32>);
+
+/// Why bytes are no record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a record has {ENTRY_BYTES} bytes per session and at most {SESSIONS_MAX} sessions")]
+pub struct Malformed;
+
+impl Reserved {
+    /// Raises the bound of a session; a lower one changes nothing. `false`: the group is full and the session unknown.
+    pub fn raise(&mut self, bound: Bound) -> bool {
+        let key = (bound.device, bound.session);
+        if self.0.len() >= SESSIONS_MAX && !self.0.contains_key(&key) {
+            return false;
+        }
+        let upto = self.0.entry(key).or_default();
+        *upto = bound.upto.max(*upto);
+        true
+    }
+
+    pub fn merge(&mut self, other: &Self) {
+        for bound in other.bounds() {
+            self.raise(bound);
+        }
+    }
+
+    #[must_use]
+    pub fn upto(&self, device: DevEui, session: SessionId) -> Option<u32> {
+        self.0.get(&(device, session)).copied()
+    }
+
+    pub fn bounds(&self) -> impl Iterator<Item = Bound> {
+        self.0.iter().map(|((device, session), upto)| Bound { device: *device, session: *session, upto: *upto })
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Device (8 bytes) | session (8) | bound (4, big-endian), for each session in order. Goes with every vote.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.0.len() * ENTRY_BYTES);
+        for bound in self.bounds() {
+            bytes.extend_from_slice(bound.device.as_bytes());
+            bytes.extend_from_slice(bound.session.as_bytes());
+            bytes.extend_from_slice(&bound.upto.to_be_bytes());
+        }
+        bytes
+    }
+
+    /// # Errors
+    /// [`Malformed`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Malformed> {
+        if !bytes.len().is_multiple_of(ENTRY_BYTES) || bytes.len() / ENTRY_BYTES > SESSIONS_MAX {
+            return Err(Malformed);
+        }
+        let mut reserved = Self::default();
+        for entry in bytes.chunks_exact(ENTRY_BYTES) {
+            let part = |from: usize| entry[from..from + 8].try_into().map_err(|_| Malformed);
+            let upto = entry[16..].try_into().map(u32::from_be_bytes).map_err(|_| Malformed)?;
+            reserved.raise(Bound { device: DevEui::from_bytes(part(0)?), session: SessionId::from_bytes(part(8)?), upto });
+        }
+        Ok(reserved)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bound(device: u64, upto: u32) -> Bound {
+        Bound { device: DevEui::from_u64(device), session: SessionId::from_bytes([7; 8]), upto }
+    }
+
+    #[test]
+    fn bounds_only_rise_in_whatever_order_they_come() {
+        let all = [bound(1, 16), bound(2, 32), bound(1, 48), bound(1, 32)];
+        let (mut forwards, mut backwards) = (Reserved::default(), Reserved::default());
+        all.iter().for_each(|b| assert!(forwards.raise(*b)));
+        all.iter().rev().for_each(|b| assert!(backwards.raise(*b)));
+        assert_eq!(forwards, backwards);
+        assert_eq!(forwards.upto(DevEui::from_u64(1), SessionId::from_bytes([7; 8])), Some(48));
+    }
+
+    #[test]
+    fn bytes_read_back_and_rubbish_does_not() {
+        let mut reserved = Reserved::default();
+        (1..50).for_each(|n| assert!(reserved.raise(bound(n, u32::try_from(n).expect("small") * 16))));
+        assert_eq!(Reserved::from_bytes(&reserved.to_bytes()), Ok(reserved.clone()));
+        assert_eq!(Reserved::from_bytes(&reserved.to_bytes()[1..]), Err(Malformed));
+        assert_eq!(Reserved::from_bytes(&vec![0; (SESSIONS_MAX + 1) * ENTRY_BYTES]), Err(Malformed));
+    }
+}
