@@ -1,0 +1,347 @@
+//! From the datagram to the uplink or the buffer.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use contracts::ids::{EventId, GroupId};
+use contracts::time::{BootTime, Millis, WallTime};
+
+use super::answering::{Pending, Plan};
+use super::io::{Mode, Now, Offer, OfferedFrame, Output, Uplink, UplinkKind};
+use super::{Bridge, InFlight, OFFERS_BATCH};
+use crate::buffer::Held;
+use crate::gwmp::rxpk::{self, RxMeta};
+use crate::gwmp::{self, Body, GatewayEui};
+use crate::mac::downlink::Wants;
+use crate::mac::registry::SlotIndex;
+use crate::mac::session::{Mark, Recent};
+use crate::mac::uplink::{self, Header};
+use crate::stats::{DropReason, MissedReason};
+
+/// A copy by another gateway arrives within this time of the first; a device waits longer before it transmits again (RX2 is over after 2 s).
+const COPY_WITHIN: Millis = Millis(1_000);
+
+/// Two receptions of one transmission by one gateway carry nearly the same counter value.
+const COPY_TMST_MICROS_MAX: u32 = 500_000;
+
+/// A verified reception.
+struct Reception<'a> {
+    phy: &'a [u8],
+    header: Header,
+    slot: SlotIndex,
+    mark: Mark,
+    wants: Wants,
+    gateway: GatewayEui,
+    rx: RxMeta,
+    heard_at: WallTime,
+    heard: BootTime,
+    is_offered: bool,
+}
+
+/// Where and when a frame was heard.
+#[derive(Clone, Copy)]
+struct Hearing {
+    gateway: GatewayEui,
+    rx: RxMeta,
+    heard_at: WallTime,
+    is_offered: bool,
+}
+
+impl Reception<'_> {
+    fn recent(&self) -> Recent {
+        Recent { f_cnt: self.mark.f_cnt, gateway: self.gateway, tmst: self.rx.tmst, heard: self.heard }
+    }
+
+    /// Whether this is one more copy of that transmission.
+    fn is_copy_of(&self, other: &Recent) -> bool {
+        if other.f_cnt != self.mark.f_cnt {
+            return false;
+        }
+        match (self.rx.tmst, other.tmst) {
+            (Some(a), Some(b)) if self.gateway == other.gateway => {
+                a.wrapping_sub(b).min(b.wrapping_sub(a)) < COPY_TMST_MICROS_MAX
+            }
+            (Some(_) | None, Some(_) | None) => self.heard.since(other.heard) <= COPY_WITHIN,
+        }
+    }
+
+    fn plan(&self, heard_wall: WallTime) -> Plan {
+        Plan {
+            mark: self.mark,
+            wants: self.wants,
+            gateway: self.gateway,
+            rx: self.rx,
+            heard: self.heard,
+            heard_at: heard_wall,
+            gateways: 1,
+            rx2_only: false,
+        }
+    }
+}
+
+impl Bridge {
+    pub(super) fn datagram(&mut self, from: SocketAddr, bytes: &[u8], now: Now, out: &mut Vec<Output>) {
+        self.stats.datagrams += 1;
+        let packet = match gwmp::parse(bytes) {
+            Ok(packet) => packet,
+            Err(error) => return self.stats.drop(error),
+        };
+        match packet.body {
+            Body::PushData(json) => {
+                self.stats.push_data += 1;
+                out.push(Output::Send { to: from, bytes: gwmp::push_ack(packet.version, packet.token) });
+                let mut frame = std::mem::take(&mut self.frame);
+                rxpk::read(json, &mut frame, |result, phy| match result {
+                    Ok(rx) => {
+                        self.stats.packets += 1;
+                        let hearing = Hearing { gateway: packet.gateway, rx, heard_at: now.wall, is_offered: false };
+                        self.hear(phy, hearing, now, out);
+                    }
+                    Err(error) => self.stats.drop(error),
+                });
+                self.frame = frame;
+            }
+            Body::PullData => {
+                self.stats.pull_data += 1;
+                if self.gateways.pulled(packet.gateway, from, packet.version, now.boot) {
+                    out.push(Output::Send { to: from, bytes: gwmp::pull_ack(packet.version, packet.token) });
+                } else {
+                    self.stats.drop(DropReason::GatewaysFull);
+                }
+            }
+            Body::TxAck(body) => self.tx_ack(packet.gateway, packet.token, body, now, out),
+        }
+    }
+
+    /// A frame that the other node heard: verified like any frame, never answered.
+    pub(super) fn offered(&mut self, frame: &OfferedFrame, now: Now, out: &mut Vec<Output>) {
+        if frame.phy.len() > gwmp::PHY_BYTES_MAX {
+            return self.stats.drop(DropReason::PacketOversize);
+        }
+        let hearing = Hearing { gateway: frame.gateway, rx: frame.rx, heard_at: frame.heard_at, is_offered: true };
+        self.hear(&frame.phy, hearing, now, out);
+    }
+
+    fn hear(&mut self, phy: &[u8], hearing: Hearing, now: Now, out: &mut Vec<Output>) {
+        let verified = uplink::header(phy).and_then(|header| {
+            let verified = uplink::verify(&self.registry, &header, phy)?;
+            Ok((header, verified))
+        });
+        let (header, verified) = match verified {
+            Ok(verified) => verified,
+            Err(error) => return self.stats.drop(error),
+        };
+        let Some(entry) = self.registry.get(verified.slot) else { return };
+        self.stats.verified += 1;
+        let reception = Reception {
+            phy,
+            wants: uplink::wants(&header, phy, verified.f_cnt, entry.nwk_s_key),
+            header,
+            slot: verified.slot,
+            mark: entry.mark(verified.f_cnt),
+            gateway: hearing.gateway,
+            rx: hearing.rx,
+            heard_at: hearing.heard_at,
+            heard: now.boot,
+            is_offered: hearing.is_offered,
+        };
+        let group = entry.group;
+        let mode = self.groups.get(&group).map_or(Mode::Standby, |group| group.mode);
+        if mode.delivers() {
+            self.deliver(&reception, group, mode, now, out);
+        } else {
+            self.keep(&reception, group, now);
+        }
+    }
+
+    fn deliver(&mut self, reception: &Reception<'_>, group: GroupId, mode: Mode, now: Now, out: &mut Vec<Output>) {
+        let Some(entry) = self.registry.get_mut(reception.slot) else { return };
+        let f_cnt = reception.mark.f_cnt;
+        let is_newest = f_cnt.saturating_add(1) >= entry.f_cnt_up_next;
+        if entry.settled.contains(f_cnt) || entry.taken.contains(f_cnt) {
+            return self.hear_again(reception, is_newest, now, out);
+        }
+        if self.in_flight.len() >= self.config.in_flight_max {
+            return self.stats.drop(DropReason::InFlightFull);
+        }
+        if entry.answered.is_some_and(|answered| f_cnt > answered) {
+            // It went on to the next counter without repeating itself: the answer was received.
+            entry.answered = None;
+            entry.down.skipped = 0;
+        }
+        let is_served_elsewhere = entry.served.contains(f_cnt);
+        entry.taken.insert(f_cnt);
+        entry.f_cnt_up_next = entry.f_cnt_up_next.max(f_cnt + 1);
+        let is_live = is_newest && !reception.is_offered;
+        let kind = if is_live { UplinkKind::Live } else { UplinkKind::Late };
+        let event = reception.mark.event();
+        if is_live {
+            entry.recent = Some(reception.recent());
+            if self.pending.remove(&reception.slot).is_some_and(|pending| !pending.is_answered_elsewhere) {
+                // The device went on before its last answer could be sent.
+                self.stats.miss(MissedReason::TooLate);
+            }
+            if reception.wants.is_answer() {
+                let plan = reception.plan(now.wall);
+                let is_answered_elsewhere = mode.epoch().is_none() && is_served_elsewhere;
+                let pending = Pending { event, plan, is_committed: false, is_answered_elsewhere };
+                self.pending.insert(reception.slot, pending);
+            }
+        }
+        match kind {
+            UplinkKind::Live => self.stats.uplinks_live += 1,
+            UplinkKind::Late | UplinkKind::Buffered => self.stats.uplinks_late += 1,
+        }
+        let is_buffered = self.buffer.set_in_flight(&event);
+        self.in_flight.insert(event, InFlight { slot: reception.slot, mark: reception.mark, is_buffered });
+        let phy = Bytes::copy_from_slice(reception.phy);
+        out.push(Output::Uplink(Uplink {
+            event,
+            group,
+            device: reception.mark.device,
+            session: reception.mark.session,
+            f_cnt,
+            f_port: reception.header.f_port,
+            confirmed: reception.header.is_confirmed,
+            frm_payload: phy.slice(reception.header.frm_payload.clone()),
+            phy,
+            gateway: reception.gateway,
+            rx: reception.rx,
+            heard_at: reception.heard_at,
+            heard_boot: reception.heard,
+            kind,
+        }));
+    }
+
+    /// A counter that is known: a copy, a repetition that wants its answer again, or nothing of interest.
+    fn hear_again(&mut self, reception: &Reception<'_>, is_newest: bool, now: Now, out: &mut Vec<Output>) {
+        if reception.is_offered {
+            self.stats.offers_known += 1;
+            return;
+        }
+        let Some(entry) = self.registry.get_mut(reception.slot) else { return };
+        if entry.recent.is_some_and(|recent| reception.is_copy_of(&recent)) {
+            self.stats.copies += 1;
+            self.note_copy(reception, now);
+            return;
+        }
+        self.stats.repeated += 1;
+        if !is_newest {
+            return;
+        }
+        entry.recent = Some(reception.recent());
+        if !reception.wants.ack {
+            return;
+        }
+        if entry.answered == Some(reception.mark.f_cnt) {
+            // It would not repeat itself had it heard the answer.
+            entry.answered = None;
+        }
+        let event = reception.mark.event();
+        let is_committed = !self.in_flight.contains_key(&event);
+        let pending = Pending { event, plan: reception.plan(now.wall), is_committed, is_answered_elsewhere: false };
+        self.pending.insert(reception.slot, pending);
+        self.try_answer(reception.slot, now, out);
+    }
+
+    /// One more gateway heard the transmission: it may be the better way back.
+    fn note_copy(&mut self, reception: &Reception<'_>, now: Now) {
+        let Some(pending) = self.pending.get_mut(&reception.slot) else { return };
+        if pending.plan.mark != reception.mark || pending.plan.gateway == reception.gateway {
+            return;
+        }
+        pending.plan.gateways = pending.plan.gateways.saturating_add(1);
+        let is_reached = |gateway| self.gateways.route(gateway, now.boot).is_some();
+        let is_louder = reception.rx.snr_decibel_tenths > pending.plan.rx.snr_decibel_tenths;
+        if is_reached(reception.gateway) && (is_louder || !is_reached(pending.plan.gateway)) {
+            // The earlier of the two times of hearing stays: it is nearer to the end of the transmission.
+            pending.plan.gateway = reception.gateway;
+            pending.plan.rx = reception.rx;
+        }
+    }
+
+    /// Standby: the frame waits until it is settled, or until this node serves.
+    fn keep(&mut self, reception: &Reception<'_>, group: GroupId, now: Now) {
+        let Some(entry) = self.registry.get_mut(reception.slot) else { return };
+        let f_cnt = reception.mark.f_cnt;
+        let event = reception.mark.event();
+        if let Some(held) = self.buffer.get_mut(&event) {
+            let recent = Recent { f_cnt, gateway: held.gateway, tmst: held.rx.tmst, heard: held.heard };
+            if reception.is_offered || reception.is_copy_of(&recent) {
+                held.gateways = held.gateways.saturating_add(u8::from(held.gateway != reception.gateway));
+                self.stats.copies += 1;
+            } else {
+                held.gateway = reception.gateway;
+                held.rx = reception.rx;
+                held.heard = reception.heard;
+                held.is_answered = false;
+                held.is_offered = false;
+                self.stats.repeated += 1;
+            }
+            return;
+        }
+        if entry.settled.contains(f_cnt) || entry.taken.contains(f_cnt) {
+            self.stats.copies += 1;
+            return;
+        }
+        let is_served = entry.served.contains(f_cnt);
+        entry.f_cnt_up_next = entry.f_cnt_up_next.max(f_cnt + 1);
+        let held = Held {
+            group,
+            mark: reception.mark,
+            event,
+            phy: Bytes::copy_from_slice(reception.phy),
+            wants: reception.wants,
+            gateway: reception.gateway,
+            rx: reception.rx,
+            heard_at: reception.heard_at,
+            heard: reception.heard,
+            gateways: 1,
+            is_answered: is_served,
+            is_offered: reception.is_offered,
+        };
+        let offer_at = (!reception.is_offered).then(|| now.boot + self.config.offer_wait);
+        self.buffer.insert(held, is_served, offer_at);
+    }
+
+    pub(super) fn make_offers(&mut self, now: Now, out: &mut Vec<Output>) {
+        for _ in 0..OFFERS_BATCH {
+            let Some(held) = self.buffer.pop_offer(now.boot) else { return };
+            self.stats.offers_made += 1;
+            let frame = OfferedFrame { phy: held.phy.clone(), gateway: held.gateway, rx: held.rx, heard_at: held.heard_at };
+            out.push(Output::OfferDue(Offer { group: held.group, event: held.event, mark: held.mark, frame }));
+        }
+    }
+
+    /// A buffered frame as uplink.
+    pub(super) fn buffered_uplink(held: Held) -> Uplink {
+        // It was read when it was buffered.
+        let header = uplink::header(&held.phy).ok();
+        let payload = header.as_ref().map_or(0..0, |header| header.frm_payload.clone());
+        Uplink {
+            event: held.event,
+            group: held.group,
+            device: held.mark.device,
+            session: held.mark.session,
+            f_cnt: held.mark.f_cnt,
+            f_port: header.as_ref().and_then(|header| header.f_port),
+            confirmed: held.wants.ack,
+            frm_payload: held.phy.slice(payload),
+            phy: held.phy,
+            gateway: held.gateway,
+            rx: held.rx,
+            heard_at: held.heard_at,
+            heard_boot: held.heard,
+            kind: UplinkKind::Buffered,
+        }
+    }
+
+    /// The event is on disk or has failed: it is no longer in flight.
+    pub(super) fn land(&mut self, event: &EventId) -> Option<InFlight> {
+        let landed = self.in_flight.remove(event);
+        if landed.is_none() {
+            self.stats.unknown_names += 1;
+        }
+        landed
+    }
+}

@@ -1,0 +1,206 @@
+//! What goes into the bridge and what comes out.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use contracts::ids::{DevEui, Epoch, EventId, GroupId, SessionId};
+use contracts::time::{BootTime, WallTime};
+use serde::{Deserialize, Serialize};
+
+use crate::gwmp::GatewayEui;
+use crate::gwmp::rxpk::RxMeta;
+use crate::mac::downlink::{CounterSource, Window};
+use crate::mac::registry::Refused;
+use crate::mac::session::{Mark, Session, SessionState};
+
+/// Both clocks at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    pub boot: BootTime,
+    pub wall: WallTime,
+}
+
+/// What a node may do for a group of devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It has custody: it receives, delivers and transmits.
+    Serving {
+        epoch: Epoch,
+        /// Until then another node may have transmitted: what was heard before is answered in RX2 only.
+        foreign_lease_end: Option<BootTime>,
+    },
+    /// It had custody and lost its majority: it receives and delivers, and transmits nothing.
+    Fenced,
+    /// Its own devices are in another's custody: as fenced.
+    Following,
+    /// Another's devices, in the other's custody: it buffers, offers what the other lacks, delivers nothing.
+    Standby,
+}
+
+impl Mode {
+    /// Whether uplinks go to this node's owner at once.
+    #[must_use]
+    pub const fn delivers(&self) -> bool {
+        match self {
+            Self::Serving { .. } | Self::Fenced | Self::Following => true,
+            Self::Standby => false,
+        }
+    }
+
+    /// The epoch in which this node may transmit.
+    #[must_use]
+    pub const fn epoch(&self) -> Option<Epoch> {
+        match self {
+            Self::Serving { epoch, .. } => Some(*epoch),
+            Self::Fenced | Self::Following | Self::Standby => None,
+        }
+    }
+}
+
+/// Something that happened.
+#[derive(Debug, Clone)]
+pub enum Input<'a> {
+    /// A datagram on the packet forwarders' port.
+    Datagram { from: SocketAddr, bytes: &'a [u8] },
+    /// Sessions of a group: new ones are added, known ones merged (union of sets, maximum of counters).
+    Register { group: GroupId, sessions: Vec<Session> },
+    /// The contract ended: sessions, keys and buffered frames are forgotten.
+    Remove { group: GroupId },
+    /// Custody of a group; [`Mode::Standby`] before the first.
+    Custody { group: GroupId, mode: Mode },
+    /// These uplinks are on this node's disk. To be told before the peer is told of the progress.
+    Committed { events: Vec<EventId> },
+    /// These could not be stored.
+    CommitFailed { events: Vec<EventId> },
+    /// Downlink counters below the given ones are on the disks of a majority.
+    Reserved { entries: Vec<(DevEui, u32)> },
+    /// Lower bounds of the next downlink counters. To be told before custody begins.
+    CountersFrom { entries: Vec<(DevEui, u32)>, source: CounterSource },
+    /// What the other node has on disk, and what the customer's store acknowledged to it.
+    PeerProgress { served: Vec<Mark>, settled: Vec<Mark> },
+    /// The customer's store acknowledged these to this node.
+    Settled { marks: Vec<Mark> },
+    /// A frame that the other node heard.
+    Offered { frame: OfferedFrame },
+    /// States streamed by the other node.
+    Import { states: Vec<SessionState> },
+    /// Time passed; due at [`super::Bridge::next_due`] or at any other time.
+    Tick,
+}
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// An acknowledgement to a gateway; needs no custody.
+    Send { to: SocketAddr, bytes: Vec<u8> },
+    /// A downlink. The lease is to be checked directly before sending, without waiting in between.
+    Transmit(Transmit),
+    /// To be stored on disk, in order, then named in [`Input::Committed`].
+    Uplink(Uplink),
+    /// The node that serves did not name this frame in time: it is to be offered to it.
+    OfferDue(Offer),
+    /// Downlink counters to be written ahead: then named in [`Input::Reserved`].
+    ReserveWanted { group: GroupId, entries: Vec<(DevEui, u32)> },
+    /// All that was buffered for the group has been given out.
+    Replayed { group: GroupId, frames: u64 },
+    /// A session was not taken.
+    Refused { group: GroupId, device: DevEui, reason: Refused },
+}
+
+/// A downlink, ready to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    pub group: GroupId,
+    /// The epoch whose lease must hold.
+    pub epoch: Epoch,
+    pub device: DevEui,
+    pub f_cnt_down: u32,
+    pub window: Window,
+    pub gateway: GatewayEui,
+    /// The gateway's socket for downlinks.
+    pub to: SocketAddr,
+    /// `PULL_RESP`.
+    pub bytes: Vec<u8>,
+}
+
+/// How an uplink came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UplinkKind {
+    /// Heard just now, newest of its device.
+    Live,
+    /// Offered by the other node, or older than its successor: never answered.
+    Late,
+    /// Heard while in standby.
+    Buffered,
+}
+
+/// A verified, de-duplicated uplink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uplink {
+    pub event: EventId,
+    pub group: GroupId,
+    pub device: DevEui,
+    pub session: SessionId,
+    /// All 32 bits.
+    pub f_cnt: u32,
+    pub f_port: Option<u8>,
+    pub confirmed: bool,
+    /// Still encrypted, with the application session key (with the network session key on port 0).
+    #[serde(with = "base64_bytes")]
+    pub frm_payload: Bytes,
+    /// The whole frame as heard.
+    #[serde(with = "base64_bytes")]
+    pub phy: Bytes,
+    pub gateway: GatewayEui,
+    pub rx: RxMeta,
+    /// When the first copy arrived.
+    pub heard_at: WallTime,
+    /// The same on the clock of leases; of the newest transmission. Meaningful on this machine only.
+    pub heard_boot: BootTime,
+    pub kind: UplinkKind,
+}
+
+impl Uplink {
+    /// Its name for [`Input::Settled`] and [`Input::PeerProgress`].
+    #[must_use]
+    pub const fn mark(&self) -> Mark {
+        Mark { device: self.device, session: self.session, f_cnt: self.f_cnt }
+    }
+}
+
+/// A frame that the peer seems to lack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    pub group: GroupId,
+    pub event: EventId,
+    pub mark: Mark,
+    pub frame: OfferedFrame,
+}
+
+/// A frame on its way to the other node, which verifies it like any other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfferedFrame {
+    #[serde(with = "base64_bytes")]
+    pub phy: Bytes,
+    pub gateway: GatewayEui,
+    pub rx: RxMeta,
+    pub heard_at: WallTime,
+}
+
+mod base64_bytes {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use bytes::Bytes;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        STANDARD.decode(text).map(Bytes::from).map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,249 @@
+//! The pure core: inputs in, outputs out, no I/O, no clock, no randomness.
+//!
+//! An uplink's way: datagram -> packets -> header -> session by address and integrity code -> 32-bit counter -> the set of what is known ->
+//! [`Output::Uplink`] -> the owner's disk -> [`Input::Committed`] -> only now an answer, with a counter that is written ahead.
+//!
+//! # Layout
+//! - [`io`] — inputs and outputs
+//! - `hearing` — from the datagram to the uplink or the buffer
+//! - `answering` — what is owed to devices, what gateways say
+//! - `custody` — registration, modes, replay, progress, streamed state
+
+mod answering;
+mod custody;
+mod hearing;
+pub mod io;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use contracts::ids::{DevEui, Epoch, EventId, GroupId};
+use contracts::time::{BootTime, Millis};
+
+use crate::buffer::{Buffer, Limits};
+use crate::gwmp::gateways::Gateways;
+use crate::gwmp::rxpk::Frame;
+use crate::mac::registry::{Registry, SlotIndex};
+use crate::mac::session::{Mark, SessionState};
+use crate::stats::Stats;
+use answering::{Outstanding, Pending};
+use io::{Input, Mode, Now, Output};
+
+/// At so many downlink counters left out since a device last received one, custody is not given back by itself and an alarm is due
+/// (a device is deaf past a gap of 16,384).
+pub const SKIPPED_ALARM: u32 = 8_192;
+
+/// Buffered frames given out per input.
+const REPLAY_BATCH: u64 = 1_024;
+/// Offers made per input.
+const OFFERS_BATCH: usize = 256;
+const SWEEP_EVERY: Millis = Millis(250);
+const RESERVE_RETRY: Millis = Millis(500);
+const REPLAY_RETRY: Millis = Millis(100);
+
+/// Bounds and waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// A gateway must have a downlink so long before its window opens.
+    pub answer_margin: Millis,
+    /// So long after a frame was heard the serving node's progress should have named it.
+    pub offer_wait: Millis,
+    pub power_dbm: i8,
+    pub sessions_max: usize,
+    pub groups_max: usize,
+    pub gateways_max: usize,
+    /// Uplinks given to the owner and neither committed nor failed.
+    pub in_flight_max: usize,
+    /// Downlinks that wait for their `TX_ACK`.
+    pub outstanding_max: usize,
+    pub buffer: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            answer_margin: Millis(100),
+            offer_wait: Millis(60),
+            power_dbm: 14,
+            sessions_max: 200_000,
+            groups_max: 1_024,
+            gateways_max: 4_096,
+            in_flight_max: 65_536,
+            outstanding_max: 8_192,
+            buffer: Limits::default(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Group {
+    mode: Mode,
+    /// The highest in which this node served.
+    epoch: Epoch,
+    replay: Option<Replay>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Replay {
+    cursor: u64,
+    frames: u64,
+    not_before: BootTime,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct InFlight {
+    slot: SlotIndex,
+    mark: Mark,
+    is_buffered: bool,
+}
+
+/// The state of a bridge. One owner; see [`crate::server`] for the one with the socket.
+#[derive(Debug)]
+pub struct Bridge {
+    config: Config,
+    registry: Registry,
+    groups: BTreeMap<GroupId, Group>,
+    gateways: Gateways,
+    buffer: Buffer,
+    in_flight: HashMap<EventId, InFlight>,
+    /// Answers owed, at most one per session: class A listens after its newest uplink only.
+    pending: BTreeMap<SlotIndex, Pending>,
+    outstanding: BTreeMap<u16, Outstanding>,
+    /// The same by age.
+    sent: VecDeque<(BootTime, u16)>,
+    next_token: u16,
+    /// Reservations to ask for at the end of this input.
+    wanted: Vec<(GroupId, DevEui, u32)>,
+    /// Sessions whose reservation was asked for and not granted.
+    waiting: BTreeSet<SlotIndex>,
+    swept: BootTime,
+    asked: BootTime,
+    frame: Frame,
+    stats: Stats,
+}
+
+impl Bridge {
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            registry: Registry::new(config.sessions_max),
+            groups: BTreeMap::new(),
+            gateways: Gateways::new(config.gateways_max),
+            buffer: Buffer::new(config.buffer),
+            in_flight: HashMap::new(),
+            pending: BTreeMap::new(),
+            outstanding: BTreeMap::new(),
+            sent: VecDeque::new(),
+            next_token: 0,
+            wanted: Vec::new(),
+            waiting: BTreeSet::new(),
+            swept: BootTime(0),
+            asked: BootTime(0),
+            frame: Frame::default(),
+            stats: Stats::default(),
+        }
+    }
+
+    /// Takes one input and appends what is to be done, in order.
+    pub fn apply(&mut self, input: Input<'_>, now: Now, out: &mut Vec<Output>) {
+        match input {
+            Input::Datagram { from, bytes } => self.datagram(from, bytes, now, out),
+            Input::Register { group, sessions } => self.register(group, &sessions, now, out),
+            Input::Remove { group } => self.remove(group),
+            Input::Custody { group, mode } => self.custody(group, mode, now, out),
+            Input::Committed { events } => self.committed(&events, now, out),
+            Input::CommitFailed { events } => self.commit_failed(&events, now),
+            Input::Reserved { entries } => self.reserved(&entries, now, out),
+            Input::CountersFrom { entries, source } => self.counters_from(&entries, source, now, out),
+            Input::PeerProgress { served, settled } => {
+                self.note_served(&served);
+                self.note_settled(&settled);
+            }
+            Input::Settled { marks } => self.note_settled(&marks),
+            Input::Offered { frame } => self.offered(&frame, now, out),
+            Input::Import { states } => self.import(&states, now, out),
+            Input::Tick => self.tick(now, out),
+        }
+        self.flush_wanted(now, out);
+    }
+
+    /// When the next [`Input::Tick`] has something to do, at the latest.
+    #[must_use]
+    pub fn next_due(&self) -> Option<BootTime> {
+        let replay = self.groups.values().filter_map(|group| group.replay).map(|replay| replay.not_before);
+        let reserve = (!self.waiting.is_empty()).then(|| self.asked + RESERVE_RETRY);
+        let has_deadlines = !self.pending.is_empty() || !self.outstanding.is_empty() || self.buffer.len() > 0;
+        let sweep = has_deadlines.then(|| self.swept + SWEEP_EVERY);
+        replay.chain(reserve).chain(sweep).chain(self.buffer.next_offer()).min()
+    }
+
+    fn tick(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.make_offers(now, out);
+        let due: Vec<GroupId> = self
+            .groups
+            .iter()
+            .filter(|(_, group)| group.replay.is_some_and(|replay| replay.not_before <= now.boot))
+            .map(|(id, _)| *id)
+            .collect();
+        for group in due {
+            self.replay(group, now, out);
+        }
+        if now.boot.since(self.swept) >= SWEEP_EVERY {
+            self.swept = now.boot;
+            self.sweep_answers(now);
+            self.buffer.sweep(now.boot);
+        }
+        if !self.waiting.is_empty() && now.boot.since(self.asked) >= RESERVE_RETRY {
+            self.ask_again(now);
+        }
+    }
+
+    /// The next downlink counter of each device, for a release: exact once custody has ended.
+    #[must_use]
+    pub fn exact_counters(&self, group: GroupId) -> Vec<(DevEui, u32)> {
+        let slots = self.registry.group(group);
+        slots.iter().filter_map(|slot| self.registry.get(*slot)).map(|entry| (entry.device, entry.down.next)).collect()
+    }
+
+    /// Up to `max` states of a group's sessions from `cursor` (0 at first) on, and where to go on.
+    #[must_use]
+    pub fn export(&self, group: GroupId, cursor: u32, max: usize) -> (Vec<SessionState>, Option<u32>) {
+        let mut states = Vec::new();
+        for (slot, entry) in self.registry.entries().filter(|(slot, entry)| *slot >= cursor && entry.group == group) {
+            if states.len() == max {
+                return (states, Some(slot));
+            }
+            states.push(entry.state());
+        }
+        (states, None)
+    }
+
+    /// The state of one device's session.
+    #[must_use]
+    pub fn state(&self, device: DevEui) -> Option<SessionState> {
+        let slot = self.registry.slot_of(device)?;
+        self.registry.get(slot).map(crate::mac::session::Entry::state)
+    }
+
+    /// The mode of a group.
+    #[must_use]
+    pub fn mode(&self, group: GroupId) -> Option<Mode> {
+        self.groups.get(&group).map(|group| group.mode)
+    }
+
+    /// Counters and sizes. Walks over all sessions: not for every datagram.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats {
+            buffer_lost: self.buffer.counts.lost,
+            buffer_evicted_served: self.buffer.counts.evicted_served,
+            buffer_frames: self.buffer.len(),
+            buffer_bytes: self.buffer.bytes(),
+            sessions: self.registry.len(),
+            gateways: self.gateways.len(),
+            in_flight: self.in_flight.len(),
+            f_cnt_down_skipped_max: self.registry.entries().map(|(_, entry)| entry.down.skipped).max().unwrap_or(0),
+            ..self.stats.clone()
+        }
+    }
+}

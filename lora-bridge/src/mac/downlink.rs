@@ -1,0 +1,283 @@
+//! Downlinks of class A: counters written ahead, the receive window, the frame.
+
+use contracts::ids::DevAddr;
+use contracts::time::{BootTime, Millis, WallTime};
+use serde::{Deserialize, Serialize};
+
+use super::session::{NwkSKey, ReceiveWindows};
+use crate::gwmp::data_rate::DataRate;
+
+/// Downlink counters are written ahead in blocks of this size, and anew when at most half a block is left.
+pub const BLOCK: u32 = 16;
+
+/// GPS time began at 1980-01-06 00:00:00 UTC.
+const GPS_EPOCH: WallTime = WallTime(315_964_800_000);
+
+/// GPS time is ahead of UTC by so many leap seconds (since 2017-01-01).
+const GPS_LEAP: Millis = Millis::from_secs(18);
+
+/// How a new lower bound of downlink counters is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CounterSource {
+    /// The previous holder released with exact counters.
+    Release,
+    /// The highest reservation that the majority knows; what lies below may have been used.
+    Reservation,
+}
+
+/// The downlink counters of a session: a value is taken at most once, ever, and only below what is written ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DownCounters {
+    /// The next value.
+    pub next: u32,
+    /// Values below this are on the disks of a majority.
+    pub reserved: u32,
+    /// Asked for, answered or not.
+    pub wanted: u32,
+    /// Left out since a downlink was last known to be received.
+    pub skipped: u32,
+    /// `next` is known to be right: told so since this node last stopped serving.
+    is_exact: bool,
+}
+
+impl DownCounters {
+    pub(crate) const fn new(next: u32, reserved: u32) -> Self {
+        Self { next, reserved, wanted: 0, skipped: 0, is_exact: false }
+    }
+
+    /// The next value, if it is written ahead.
+    pub(crate) fn take(&mut self) -> Option<u32> {
+        // The last value of all is left unused, for it has no successor to remember.
+        if self.next >= self.reserved || self.next == u32::MAX {
+            return None;
+        }
+        let value = self.next;
+        self.next += 1;
+        Some(value)
+    }
+
+    /// The bound to ask for, once per block.
+    pub(crate) fn want(&mut self) -> Option<u32> {
+        let left = self.reserved.saturating_sub(self.next);
+        if left > BLOCK / 2 || self.wanted > self.reserved {
+            return None;
+        }
+        self.wanted = self.reserved.max(self.next).saturating_add(BLOCK);
+        (self.wanted > self.reserved).then_some(self.wanted)
+    }
+
+    pub(crate) const fn is_waiting(&self) -> bool {
+        self.wanted > self.reserved
+    }
+
+    pub(crate) fn note_reserved(&mut self, upto: u32) {
+        self.reserved = self.reserved.max(upto);
+    }
+
+    pub(crate) fn note_from(&mut self, next: u32, source: CounterSource) {
+        match source {
+            // Values between were used and counted by the other holder.
+            CounterSource::Release => self.next = self.next.max(next),
+            CounterSource::Reservation => self.skip_to(next.max(self.reserved)),
+        }
+        self.is_exact = true;
+        self.wanted = 0;
+    }
+
+    pub(crate) fn merge(&mut self, next: u32, reserved: u32, skipped: u32) {
+        self.next = self.next.max(next);
+        self.reserved = self.reserved.max(reserved);
+        self.skipped = self.skipped.max(skipped);
+    }
+
+    /// Custody begins: whoever was not told the counter leaves out all that may have been used.
+    pub(crate) fn start(&mut self) {
+        if !self.is_exact {
+            self.skip_to(self.reserved);
+        }
+        self.wanted = 0;
+    }
+
+    /// Custody ends: what another does from now on is not seen.
+    pub(crate) const fn stop(&mut self) {
+        self.is_exact = false;
+    }
+
+    fn skip_to(&mut self, next: u32) {
+        let skipped = next.saturating_sub(self.next);
+        self.skipped = self.skipped.saturating_add(skipped);
+        self.next = self.next.max(next);
+    }
+}
+
+/// The receive window that a downlink is meant for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Window {
+    Rx1,
+    Rx2,
+}
+
+/// What can be heard of an uplink that matters for its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Timing {
+    pub heard: BootTime,
+    pub frequency_hz: Option<u32>,
+    pub data_rate: DataRate,
+    pub rx2_only: bool,
+}
+
+/// The first window that can still be reached: the gateway must have the packet `margin` before it opens.
+pub(crate) fn reachable(windows: &ReceiveWindows, timing: &Timing, margin: Millis, now: BootTime) -> Option<Window> {
+    let is_open = |delay: Millis| now + margin <= timing.heard + delay;
+    let rx1_is_possible = !timing.rx2_only && timing.frequency_hz.is_some() && rx1_rate(windows, timing).is_some();
+    if rx1_is_possible && is_open(windows.rx1_delay()) {
+        Some(Window::Rx1)
+    } else if is_open(windows.rx2_delay()) {
+        Some(Window::Rx2)
+    } else {
+        None
+    }
+}
+
+fn rx1_rate(windows: &ReceiveWindows, timing: &Timing) -> Option<DataRate> {
+    timing.data_rate.slowed(windows.rx1_data_rate_offset)
+}
+
+/// Where and when of a downlink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Slot {
+    pub tmst: u32,
+    pub frequency_hz: u32,
+    pub data_rate: DataRate,
+}
+
+/// The place of `window` for an uplink that ended at `tmst` on the gateway's counter.
+pub(crate) fn slot(windows: &ReceiveWindows, timing: &Timing, window: Window, tmst: u32) -> Slot {
+    let rx2 = (windows.rx2_delay(), windows.rx2_frequency_hz, windows.rx2_data_rate);
+    let (delay, frequency_hz, data_rate) = match (window, timing.frequency_hz, rx1_rate(windows, timing)) {
+        (Window::Rx1, Some(frequency_hz), Some(data_rate)) => (windows.rx1_delay(), frequency_hz, data_rate),
+        (Window::Rx1 | Window::Rx2, _, _) => rx2,
+    };
+    // At most 16 s, far from the limit of 32 bits.
+    let micros = u32::try_from(delay.0 * 1_000).unwrap_or(u32::MAX);
+    Slot { tmst: tmst.wrapping_add(micros), frequency_hz, data_rate }
+}
+
+/// What an uplink asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Wants {
+    /// It is confirmed.
+    pub ack: bool,
+    /// ADRACKReq: any downlink will do.
+    pub any: bool,
+    pub link_check: bool,
+    pub device_time: bool,
+}
+
+impl Wants {
+    pub(crate) const fn is_answer(self) -> bool {
+        self.ack || self.any || self.link_check || self.device_time
+    }
+}
+
+/// The contents of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub ack: bool,
+    /// Margin in dB and number of gateways.
+    pub link_check: Option<(u8, u8)>,
+    /// When the uplink ended.
+    pub device_time: Option<WallTime>,
+}
+
+/// The bytes of an unconfirmed downlink without payload, or `None` if the library cannot build it.
+pub(crate) fn build(dev_addr: DevAddr, key: NwkSKey, f_cnt: u32, answer: Answer) -> Option<Vec<u8>> {
+    let mut commands = lrwn::MACCommandSet::new(Vec::new());
+    if let Some((margin, gw_cnt)) = answer.link_check {
+        commands.push(lrwn::MACCommand::LinkCheckAns(lrwn::LinkCheckAnsPayload { margin, gw_cnt }));
+    }
+    if let Some(at) = answer.device_time {
+        let time_since_gps_epoch = (at.since(GPS_EPOCH) + GPS_LEAP).to_duration();
+        commands.push(lrwn::MACCommand::DeviceTimeAns(lrwn::DeviceTimeAnsPayload { time_since_gps_epoch }));
+    }
+    let mut phy = lrwn::PhyPayload {
+        mhdr: lrwn::MHDR { f_type: lrwn::FType::UnconfirmedDataDown, major: lrwn::Major::LoRaWANR1 },
+        payload: lrwn::Payload::MACPayload(lrwn::MACPayload {
+            fhdr: lrwn::FHDR {
+                devaddr: lrwn::DevAddr::from_be_bytes(*dev_addr.as_bytes()),
+                f_ctrl: lrwn::FCtrl { ack: answer.ack, ..lrwn::FCtrl::default() },
+                f_cnt,
+                f_opts: commands,
+            },
+            f_port: None,
+            frm_payload: None,
+        }),
+        mic: None,
+    };
+    phy.set_downlink_data_mic(lrwn::MACVersion::LoRaWAN1_0, 0, &key.aes()).ok()?;
+    phy.to_vec().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_taken_once_and_below_the_reservation() {
+        let mut down = DownCounters::new(0, 0);
+        assert_eq!(down.take(), None);
+        assert_eq!(down.want(), Some(16));
+        assert_eq!(down.want(), None, "asked already");
+        down.note_reserved(16);
+        let taken: Vec<_> = std::iter::from_fn(|| down.take()).collect();
+        assert_eq!(taken, (0..16).collect::<Vec<_>>());
+        assert_eq!(down.want(), Some(32));
+        down.note_reserved(8);
+        assert_eq!(down.take(), None, "an old reservation gives nothing");
+        let mut half = DownCounters::new(7, 16);
+        assert_eq!(half.want(), None);
+        assert_eq!(half.take(), Some(7));
+        assert_eq!(half.want(), Some(32), "refilled at half");
+        assert_eq!(DownCounters::new(u32::MAX, u32::MAX).take(), None);
+    }
+
+    #[test]
+    fn whoever_was_not_told_the_counter_skips() {
+        let mut unknown = DownCounters::new(3, 16);
+        unknown.start();
+        assert_eq!((unknown.next, unknown.skipped), (16, 13));
+        let mut told = DownCounters::new(3, 16);
+        told.note_from(9, CounterSource::Release);
+        told.start();
+        assert_eq!((told.next, told.skipped), (9, 0));
+        told.stop();
+        told.start();
+        assert_eq!((told.next, told.skipped), (16, 7), "custody was away in between");
+        let mut taken_over = DownCounters::new(3, 16);
+        taken_over.note_from(32, CounterSource::Reservation);
+        assert_eq!((taken_over.next, taken_over.skipped), (32, 29));
+        taken_over.note_from(20, CounterSource::Release);
+        assert_eq!(taken_over.next, 32, "never back");
+    }
+
+    #[test]
+    fn windows_by_table() {
+        let windows = ReceiveWindows::eu868();
+        let lora = DataRate::Lora { spreading_factor: 7, bandwidth_khz: 125 };
+        let timing = Timing { heard: BootTime(1_000), frequency_hz: Some(868_100_000), data_rate: lora, rx2_only: false };
+        let at = |timing: &Timing, now| reachable(&windows, timing, Millis(100), BootTime(now));
+        assert_eq!(at(&timing, 1_900), Some(Window::Rx1));
+        assert_eq!(at(&timing, 1_901), Some(Window::Rx2));
+        assert_eq!(at(&timing, 2_900), Some(Window::Rx2));
+        assert_eq!(at(&timing, 2_901), None);
+        assert_eq!(at(&Timing { rx2_only: true, ..timing }, 1_000), Some(Window::Rx2));
+        assert_eq!(at(&Timing { data_rate: DataRate::Other, ..timing }, 1_000), Some(Window::Rx2));
+        assert_eq!(at(&Timing { frequency_hz: None, ..timing }, 1_000), Some(Window::Rx2));
+        let rx1 = slot(&windows, &timing, Window::Rx1, u32::MAX - 1);
+        assert_eq!(rx1, Slot { tmst: 999_998, frequency_hz: 868_100_000, data_rate: lora });
+        let rx2 = slot(&windows, &timing, Window::Rx2, 5);
+        assert_eq!((rx2.tmst, rx2.frequency_hz, rx2.data_rate.to_string().as_str()), (2_000_005, 869_525_000, "SF12BW125"));
+    }
+}

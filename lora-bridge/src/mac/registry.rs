@@ -1,0 +1,213 @@
+//! All sessions of a bridge: by slot, by device, by address.
+
+use std::collections::HashMap;
+
+use contracts::ids::{DevAddr, DevEui, GroupId};
+
+use super::session::{Entry, Session, SessionState};
+
+/// Devices with the same address cost one integrity check each per frame; more than this are refused.
+pub const SESSIONS_PER_ADDRESS_MAX: usize = 64;
+
+/// Why a session is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("the device belongs to another group")]
+    OtherGroup,
+    #[error("a newer session of the device is registered")]
+    OldSession,
+    #[error("more than {SESSIONS_PER_ADDRESS_MAX} devices have this address")]
+    AddressCrowded,
+    #[error("as many sessions as the bridge may hold are registered")]
+    Full,
+    #[error("receive windows outside of LoRaWAN's range")]
+    ReceiveWindows,
+    #[error("as many groups as the bridge may hold are registered")]
+    Groups,
+}
+
+/// Index of a session.
+pub(crate) type SlotIndex = u32;
+
+/// Sessions in a slab; freed slots are used again.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    slots: Vec<Option<Entry>>,
+    free: Vec<SlotIndex>,
+    by_device: HashMap<DevEui, SlotIndex>,
+    by_address: HashMap<DevAddr, Vec<SlotIndex>>,
+    max: usize,
+}
+
+impl Registry {
+    pub(crate) fn new(max: usize) -> Self {
+        let max = max.min(SlotIndex::MAX as usize);
+        Self { slots: Vec::new(), free: Vec::new(), by_device: HashMap::new(), by_address: HashMap::new(), max }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_device.len()
+    }
+
+    pub(crate) fn get(&self, slot: SlotIndex) -> Option<&Entry> {
+        self.slots.get(slot as usize)?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: SlotIndex) -> Option<&mut Entry> {
+        self.slots.get_mut(slot as usize)?.as_mut()
+    }
+
+    pub(crate) fn slot_of(&self, device: DevEui) -> Option<SlotIndex> {
+        self.by_device.get(&device).copied()
+    }
+
+    pub(crate) fn device_mut(&mut self, device: DevEui) -> Option<(SlotIndex, &mut Entry)> {
+        let slot = self.slot_of(device)?;
+        self.get_mut(slot).map(|entry| (slot, entry))
+    }
+
+    /// The slots of an address: those to try a frame's integrity code with.
+    pub(crate) fn with_address(&self, address: DevAddr) -> &[SlotIndex] {
+        self.by_address.get(&address).map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (SlotIndex, &Entry)> {
+        (0..).zip(&self.slots).filter_map(|(slot, entry)| entry.as_ref().map(|entry| (slot, entry)))
+    }
+
+    /// The slots of a group, ascending.
+    pub(crate) fn group(&self, group: GroupId) -> Vec<SlotIndex> {
+        self.entries().filter(|(_, entry)| entry.group == group).map(|(slot, _)| slot).collect()
+    }
+
+    /// Adds a session; merges into it if it is known; replaces an older session of the device.
+    pub(crate) fn register(&mut self, group: GroupId, session: &Session) -> Result<SlotIndex, Refused> {
+        if !session.receive_windows.are_valid() {
+            return Err(Refused::ReceiveWindows);
+        }
+        if let Some(slot) = self.slot_of(session.device) {
+            return self.renew(slot, group, session);
+        }
+        if self.len() >= self.max {
+            return Err(Refused::Full);
+        }
+        if self.with_address(session.dev_addr).len() >= SESSIONS_PER_ADDRESS_MAX {
+            return Err(Refused::AddressCrowded);
+        }
+        let entry = Entry::new(group, session);
+        let slot = if let Some(slot) = self.free.pop() {
+            self.slots[slot as usize] = Some(entry);
+            slot
+        } else {
+            self.slots.push(Some(entry));
+            // `max` keeps the length below the index type's limit.
+            SlotIndex::try_from(self.slots.len() - 1).map_err(|_| Refused::Full)?
+        };
+        self.by_device.insert(session.device, slot);
+        self.by_address.entry(session.dev_addr).or_default().push(slot);
+        Ok(slot)
+    }
+
+    fn renew(&mut self, slot: SlotIndex, group: GroupId, session: &Session) -> Result<SlotIndex, Refused> {
+        let new = Entry::new(group, session);
+        let crowded = self.with_address(session.dev_addr).len() >= SESSIONS_PER_ADDRESS_MAX;
+        let Some(known) = self.get_mut(slot) else { return Err(Refused::Full) };
+        if known.group != group {
+            return Err(Refused::OtherGroup);
+        }
+        if known.session == new.session {
+            known.receive_windows = session.receive_windows;
+            known.merge(&new.state());
+            return Ok(slot);
+        }
+        let is_same_activation = known.dev_addr == new.dev_addr && known.nwk_s_key == new.nwk_s_key;
+        if is_same_activation && new.reset_ordinal < known.reset_ordinal {
+            return Err(Refused::OldSession);
+        }
+        let old_address = known.dev_addr;
+        if old_address != new.dev_addr && crowded {
+            return Err(Refused::AddressCrowded);
+        }
+        let new_address = new.dev_addr;
+        *known = new;
+        if old_address != new_address {
+            self.forget_address(old_address, slot);
+            self.by_address.entry(new_address).or_default().push(slot);
+        }
+        Ok(slot)
+    }
+
+    /// Removes a session; its memory is used for the next one.
+    pub(crate) fn remove(&mut self, slot: SlotIndex) {
+        if let Some(entry) = self.slots.get_mut(slot as usize).and_then(Option::take) {
+            self.by_device.remove(&entry.device);
+            self.forget_address(entry.dev_addr, slot);
+            self.free.push(slot);
+        }
+    }
+
+    fn forget_address(&mut self, address: DevAddr, slot: SlotIndex) {
+        if let Some(slots) = self.by_address.get_mut(&address) {
+            slots.retain(|other| *other != slot);
+            if slots.is_empty() {
+                self.by_address.remove(&address);
+            }
+        }
+    }
+
+    /// Merges a streamed state into its session. False if that session is not the one registered.
+    pub(crate) fn merge(&mut self, state: &SessionState) -> bool {
+        match self.device_mut(state.device) {
+            Some((_, entry)) if entry.session == state.session => {
+                entry.merge(state);
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mac::session::NwkSKey;
+
+    fn session(device: u64, address: u32) -> Session {
+        Session::new(DevEui::from_u64(device), DevAddr::from_u32(address), NwkSKey::from_bytes([7; 16]))
+    }
+
+    const GROUP: GroupId = GroupId::from_bytes([1; 16]);
+
+    #[test]
+    fn refusals_by_name() {
+        let mut registry = Registry::new(65);
+        for device in 0..64 {
+            assert!(registry.register(GROUP, &session(device, 5)).is_ok());
+        }
+        assert_eq!(registry.register(GROUP, &session(64, 5)), Err(Refused::AddressCrowded));
+        assert_eq!(registry.register(GroupId::from_bytes([2; 16]), &session(3, 5)), Err(Refused::OtherGroup));
+        assert!(registry.register(GROUP, &session(64, 6)).is_ok());
+        assert_eq!(registry.register(GROUP, &session(65, 7)), Err(Refused::Full));
+        let mut odd = session(3, 5);
+        odd.receive_windows.rx1_delay_seconds = 0;
+        assert_eq!(registry.register(GROUP, &odd), Err(Refused::ReceiveWindows));
+        let newer = Session { reset_ordinal: 2, ..session(3, 5) };
+        assert!(registry.register(GROUP, &newer).is_ok());
+        assert_eq!(registry.register(GROUP, &session(3, 5)), Err(Refused::OldSession));
+    }
+
+    #[test]
+    fn registering_again_merges_and_slots_are_used_again() {
+        let mut registry = Registry::new(10);
+        let slot = registry.register(GROUP, &session(1, 5)).expect("room");
+        registry.get_mut(slot).expect("there").note_served(40);
+        let again = Session { f_cnt_up_next: 10, f_cnt_down_next: 3, ..session(1, 5) };
+        assert_eq!(registry.register(GROUP, &again), Ok(slot));
+        let entry = registry.get(slot).expect("there");
+        assert_eq!((entry.f_cnt_up_next, entry.down.next, entry.served.contains(40)), (41, 3, true));
+        registry.remove(slot);
+        assert_eq!((registry.len(), registry.with_address(DevAddr::from_u32(5)).len()), (0, 0));
+        assert_eq!(registry.register(GROUP, &session(2, 9)), Ok(slot));
+        assert_eq!(registry.group(GROUP), [slot]);
+    }
+}
