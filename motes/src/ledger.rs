@@ -1,0 +1,538 @@
+//! The records of motes, radio and gateways: append-only files of JSON lines, flushed as they are written.
+//!
+//! All times are wall-clock microseconds since 1970 of the one machine that runs motes, gateways and nodes.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::airtime::SpreadingFactor;
+use crate::fleet::{DevAddr, Eui64};
+use crate::mote::Window;
+
+/// File of [`MoteRecord`]s.
+pub const MOTES_FILE: &str = "motes.ndjson";
+/// File of [`RadioRecord`]s.
+pub const RADIO_FILE: &str = "radio.ndjson";
+/// File of [`GatewayRecord`]s.
+pub const GATEWAYS_FILE: &str = "gateways.ndjson";
+/// Lines that may wait for the disk before the writers of records wait too.
+const LINES_WAITING_MAX: usize = 65_536;
+/// Longest line that is read back.
+const LINE_BYTES_MAX: usize = 16_384;
+
+/// Why a ledger could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file system refused.
+    #[error("ledger {path}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A line is no record.
+    #[error("ledger {path}, line {line}")]
+    Line {
+        /// Which file.
+        path: PathBuf,
+        /// Line number from 1.
+        line: usize,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A line is longer than any record.
+    #[error("ledger {path}, line {line} has more than {LINE_BYTES_MAX} bytes")]
+    LineTooLong {
+        /// Which file.
+        path: PathBuf,
+        /// Line number from 1.
+        line: usize,
+    },
+    /// The writer ended early; its error was reported when it happened.
+    #[error("the ledger writer is gone")]
+    WriterGone,
+}
+
+/// First line of every ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Number of motes.
+    pub motes: u32,
+    /// Uplinks per 1,000 seconds in all.
+    pub rate_milli: u64,
+    /// Share of confirmed uplinks.
+    pub confirmed_ppm: u32,
+    /// Loss of each link from a mote to a gateway.
+    pub uplink_loss_ppm: u32,
+    /// Loss of each link from a gateway to a mote.
+    pub downlink_loss_ppm: u32,
+    /// The gateways.
+    pub gateways: Vec<Eui64>,
+    /// Start of the run.
+    pub at_us: u64,
+}
+
+/// What a mote knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum MoteRecord {
+    /// Parameters of the run.
+    Start(Start),
+    /// A transmission began.
+    Attempt(Attempt),
+    /// Its windows are over, or it was answered.
+    AttemptEnd(AttemptEnd),
+    /// The uplink is over: sent, acknowledged or given up.
+    UplinkEnd(UplinkEnd),
+    /// A downlink in a window was not accepted.
+    DownlinkDropped(DownlinkDropped),
+}
+
+/// One transmission of an uplink, written when it begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Index of the mote.
+    pub mote: u32,
+    /// Its identifier.
+    pub dev_eui: Eui64,
+    /// The mote's own number of the reading.
+    pub reading: u32,
+    /// The measured value in tenths of a degree Celsius.
+    pub decicelsius: i16,
+    /// Uplink counter, 32 bits.
+    pub f_cnt: u32,
+    /// Asks for an acknowledgement.
+    pub confirmed: bool,
+    /// 1 to 8.
+    pub attempt: u8,
+    /// Start on air.
+    pub start_us: u64,
+    /// End on air; windows count from here.
+    pub end_us: u64,
+    /// Data rate.
+    pub data_rate: SpreadingFactor,
+    /// Frequency.
+    pub frequency_hz: u32,
+}
+
+/// How a transmission ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptEnd {
+    /// Index of the mote.
+    pub mote: u32,
+    /// Its identifier.
+    pub dev_eui: Eui64,
+    /// The mote's own number of the reading.
+    pub reading: u32,
+    /// Uplink counter.
+    pub f_cnt: u32,
+    /// Which attempt.
+    pub attempt: u8,
+    /// Window in which a downlink was accepted; nothing if the windows stayed empty.
+    pub answered: Option<Window>,
+    /// Counter of that downlink.
+    pub f_cnt_down: Option<u32>,
+    /// Whether it acknowledged the uplink.
+    pub ack: bool,
+    /// When the mote knew.
+    pub at_us: u64,
+}
+
+/// How an uplink ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkEnd {
+    /// Index of the mote.
+    pub mote: u32,
+    /// Its identifier.
+    pub dev_eui: Eui64,
+    /// The mote's own number of the reading.
+    pub reading: u32,
+    /// Uplink counter.
+    pub f_cnt: u32,
+    /// Asked for an acknowledgement.
+    pub confirmed: bool,
+    /// Transmissions used.
+    pub attempts: u8,
+    /// Window of the acknowledgement; only for confirmed uplinks.
+    pub acknowledged: Option<Window>,
+    /// When.
+    pub at_us: u64,
+}
+
+/// Why a mote refused a downlink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DropReason {
+    /// Not a data downlink.
+    Malformed,
+    /// For another mote.
+    Address,
+    /// Wrong integrity code.
+    Mic,
+    /// A counter below the next expected one.
+    Replay,
+    /// A counter more than 16,384 above the next expected one.
+    Gap,
+}
+
+/// A downlink that reached a mote and was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DownlinkDropped {
+    /// Index of the mote.
+    pub mote: u32,
+    /// Its identifier.
+    pub dev_eui: Eui64,
+    /// Why.
+    pub reason: DropReason,
+    /// Lower half of the counter, if there was one.
+    pub f_cnt_low: Option<u16>,
+    /// Counter that the mote expected.
+    pub f_cnt_down_next: u32,
+    /// In which window.
+    pub window: Window,
+    /// When.
+    pub at_us: u64,
+}
+
+/// What the radio knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum RadioRecord {
+    /// Parameters of the run.
+    Start(Start),
+    /// An uplink left the air.
+    Frame(Frame),
+    /// A gateway put bytes on the air.
+    Downlink(Downlink),
+}
+
+/// One uplink frame, written at its end on air.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frame {
+    /// Number of the frame in this run, from 0.
+    pub frame: u64,
+    /// Index of the mote.
+    pub mote: u32,
+    /// Its identifier.
+    pub dev_eui: Eui64,
+    /// Uplink counter.
+    pub f_cnt: u32,
+    /// Which attempt.
+    pub attempt: u8,
+    /// Asks for an acknowledgement.
+    pub confirmed: bool,
+    /// End on air.
+    pub end_us: u64,
+    /// Gateways that heard it.
+    pub gateways: Vec<Eui64>,
+}
+
+/// One downlink, written when it starts on air; whatever bytes a gateway was told to send.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Downlink {
+    /// The gateway that transmits.
+    pub gateway: Eui64,
+    /// Start on air.
+    pub start_us: u64,
+    /// End on air.
+    pub end_us: u64,
+    /// The bytes on air, hexadecimal.
+    pub bytes: String,
+    /// Address in the bytes, if they are a data downlink.
+    pub dev_addr: Option<DevAddr>,
+    /// Lower half of the counter in the bytes.
+    pub f_cnt_low: Option<u16>,
+    /// Full counter: the one near the mote's highest so far under which the integrity code is right.
+    pub f_cnt: Option<u32>,
+    /// Acknowledges an uplink.
+    pub ack: bool,
+    /// Index of the mote with that address.
+    pub mote: Option<u32>,
+    /// Its identifier.
+    pub dev_eui: Option<Eui64>,
+    /// The window of the mote that it started in.
+    pub window: Option<Window>,
+    /// The uplink that this window belongs to.
+    pub frame: Option<u64>,
+    /// Whether it reached the mote.
+    pub reached: bool,
+}
+
+/// What a gateway knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum GatewayRecord {
+    /// Parameters of the run.
+    Start(Start),
+    /// A downlink was refused with a `TX_ACK` error.
+    Rejected {
+        /// Which gateway.
+        gateway: Eui64,
+        /// When.
+        at_us: u64,
+        /// Error text as sent, e.g. `TOO_LATE`.
+        error: String,
+        /// Counter value at which it should have been sent.
+        tmst: u32,
+        /// Counter value when the request came.
+        counter: u32,
+        /// The bytes that were not sent, hexadecimal.
+        bytes: String,
+    },
+    /// A datagram from the server was no request that a forwarder understands; dropped without answer.
+    Malformed {
+        /// Which gateway.
+        gateway: Eui64,
+        /// When.
+        at_us: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The gateway's server was changed, or cut off (no address).
+    Server {
+        /// Which gateway.
+        gateway: Eui64,
+        /// When.
+        at_us: u64,
+        /// Address from now on.
+        server: Option<std::net::SocketAddr>,
+    },
+    /// Totals at the end of the run.
+    Totals {
+        /// Which gateway.
+        gateway: Eui64,
+        /// When.
+        at_us: u64,
+        /// The numbers.
+        counts: crate::gateway::Counts,
+    },
+}
+
+#[derive(Debug)]
+enum Line {
+    Motes(Vec<u8>),
+    Radio(Vec<u8>),
+    Gateways(Vec<u8>),
+}
+
+/// Sends records to the writer thread; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    sender: SyncSender<Line>,
+}
+
+impl Ledger {
+    /// Writes down what a mote knows. Waits if the disk is 65,536 lines behind; fails only if the writer is gone.
+    ///
+    /// # Errors
+    /// [`Error::WriterGone`].
+    pub fn record_mote(&self, record: &MoteRecord) -> Result<(), Error> {
+        self.send(Line::Motes(to_line(record)))
+    }
+
+    /// Writes down what the radio knows.
+    ///
+    /// # Errors
+    /// [`Error::WriterGone`].
+    pub fn record_radio(&self, record: &RadioRecord) -> Result<(), Error> {
+        self.send(Line::Radio(to_line(record)))
+    }
+
+    /// Writes down what a gateway knows.
+    ///
+    /// # Errors
+    /// [`Error::WriterGone`].
+    pub fn record_gateway(&self, record: &GatewayRecord) -> Result<(), Error> {
+        self.send(Line::Gateways(to_line(record)))
+    }
+
+    fn send(&self, line: Line) -> Result<(), Error> {
+        self.sender.send(line).map_err(|_| Error::WriterGone)
+    }
+}
+
+fn to_line(record: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(record).expect("records have only string keys and finite numbers");
+    line.push(b'\n');
+    line
+}
+
+/// The thread that owns the files.
+#[derive(Debug)]
+pub struct Writer {
+    thread: JoinHandle<Result<(), Error>>,
+}
+
+impl Writer {
+    /// Waits until everything is written. All clones of the [`Ledger`] must be dropped before.
+    ///
+    /// # Errors
+    /// The first error of the file system.
+    pub fn finish(self) -> Result<(), Error> {
+        self.thread.join().unwrap_or(Err(Error::WriterGone))
+    }
+}
+
+/// Creates `directory` with empty ledgers and starts their writer.
+///
+/// # Errors
+/// [`Error::Io`] if the directory or a file cannot be made. Existing ledgers are replaced.
+pub fn create(directory: &Path) -> Result<(Ledger, Writer), Error> {
+    std::fs::create_dir_all(directory).map_err(|source| Error::Io { path: directory.to_owned(), source })?;
+    let files = [MOTES_FILE, RADIO_FILE, GATEWAYS_FILE].map(|name| LedgerFile::create(directory.join(name)));
+    let [motes, radio, gateways] = files;
+    let files = [motes?, radio?, gateways?];
+    let (sender, receiver) = sync_channel(LINES_WAITING_MAX);
+    let thread = std::thread::spawn(move || write_lines(&receiver, files));
+    Ok((Ledger { sender }, Writer { thread }))
+}
+
+#[derive(Debug)]
+struct LedgerFile {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl LedgerFile {
+    fn create(path: PathBuf) -> Result<Self, Error> {
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path);
+        match file {
+            Ok(file) => Ok(Self { path, file: BufWriter::new(file) }),
+            Err(source) => Err(Error::Io { path, source }),
+        }
+    }
+
+    fn check(&self, result: std::io::Result<()>) -> Result<(), Error> {
+        result.map_err(|source| Error::Io { path: self.path.clone(), source })
+    }
+}
+
+/// Writes what waits, then flushes: a killed process loses at most the lines of the last moment.
+fn write_lines(receiver: &Receiver<Line>, mut files: [LedgerFile; 3]) -> Result<(), Error> {
+    while let Ok(first) = receiver.recv() {
+        let mut next = Some(first);
+        while let Some(line) = next.take() {
+            let (index, bytes) = match line {
+                Line::Motes(bytes) => (0, bytes),
+                Line::Radio(bytes) => (1, bytes),
+                Line::Gateways(bytes) => (2, bytes),
+            };
+            let result = files[index].file.write_all(&bytes);
+            files[index].check(result)?;
+            next = receiver.try_recv().ok();
+        }
+        for file in &mut files {
+            let result = file.file.flush();
+            file.check(result)?;
+        }
+    }
+    Ok(())
+}
+
+/// All that was written down in one run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledgers {
+    /// What the motes know.
+    pub motes: Vec<MoteRecord>,
+    /// What the radio knows.
+    pub radio: Vec<RadioRecord>,
+    /// What the gateways know.
+    pub gateways: Vec<GatewayRecord>,
+}
+
+impl Ledgers {
+    /// Reads the ledgers of a run. A last line without end (its writer was killed) is left out.
+    ///
+    /// # Errors
+    /// [`Error`] if a file is missing or a complete line is no record.
+    pub fn read(directory: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            motes: read_file(&directory.join(MOTES_FILE))?,
+            radio: read_file(&directory.join(RADIO_FILE))?,
+            gateways: read_file(&directory.join(GATEWAYS_FILE))?,
+        })
+    }
+}
+
+fn read_file<Record: DeserializeOwned>(path: &Path) -> Result<Vec<Record>, Error> {
+    let to_error = |source| Error::Io { path: path.to_owned(), source };
+    let mut reader = BufReader::new(File::open(path).map_err(to_error)?);
+    let mut records = Vec::new();
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let limit = u64::try_from(LINE_BYTES_MAX).unwrap_or(u64::MAX);
+        std::io::Read::take(&mut reader, limit).read_until(b'\n', &mut line).map_err(to_error)?;
+        let number = records.len() + 1;
+        if line.last() != Some(&b'\n') {
+            if line.len() == LINE_BYTES_MAX {
+                return Err(Error::LineTooLong { path: path.to_owned(), line: number });
+            }
+            return Ok(records);
+        }
+        let record =
+            serde_json::from_slice(&line).map_err(|source| Error::Line { path: path.to_owned(), line: number, source })?;
+        records.push(record);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(number: u64) -> RadioRecord {
+        RadioRecord::Frame(Frame {
+            frame: number,
+            mote: 1,
+            dev_eui: Eui64(2),
+            f_cnt: 3,
+            attempt: 1,
+            confirmed: false,
+            end_us: 1_700_000_000_000_000,
+            gateways: vec![Eui64(9)],
+        })
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (ledger, writer) = create(directory.path()).expect("a ledger");
+        for number in 0..1_000 {
+            ledger.record_radio(&frame(number)).expect("a writer");
+        }
+        let malformed = GatewayRecord::Malformed { gateway: Eui64(1), at_us: 5, reason: "no JSON".to_owned() };
+        ledger.record_gateway(&malformed).expect("a writer");
+        drop(ledger);
+        writer.finish().expect("written");
+        let read = Ledgers::read(directory.path()).expect("read");
+        assert_eq!(read.radio, (0..1_000).map(frame).collect::<Vec<_>>());
+        assert_eq!((read.motes.len(), read.gateways), (0, vec![malformed]));
+    }
+
+    #[test]
+    fn torn_last_line_is_left_out_and_bad_lines_are_named() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join(RADIO_FILE);
+        let mut bytes = to_line(&frame(1));
+        bytes.extend_from_slice(b"{\"type\":\"frame\",\"fra");
+        std::fs::write(&path, &bytes).expect("written");
+        assert_eq!(read_file::<RadioRecord>(&path).expect("read"), [frame(1)]);
+        bytes.push(b'\n');
+        std::fs::write(&path, &bytes).expect("written");
+        assert!(matches!(read_file::<RadioRecord>(&path), Err(Error::Line { line: 2, .. })));
+        std::fs::write(&path, vec![b' '; LINE_BYTES_MAX + 1]).expect("written");
+        assert!(matches!(read_file::<RadioRecord>(&path), Err(Error::LineTooLong { line: 1, .. })));
+        assert!(matches!(Ledgers::read(directory.path()), Err(Error::Io { .. })));
+    }
+}
