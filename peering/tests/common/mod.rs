@@ -1,6 +1,8 @@
 //! Helpers of the tests: endpoints on loopback, waiting for conditions.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod cluster;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,0 +1,468 @@
+//! The actor that owns the machines of all groups of a node and carries out what they decide, in order: disk, then messages.
+//!
+//! One turn of its loop takes whatever waits (commands, messages, time), lets the machines decide, then syncs the votes of all groups
+//! in one write, and only then sends, packed so that all groups between two nodes share datagrams. It never waits for a peer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::Request;
+use bytes::Bytes;
+use contracts::custody::{Config, Disk, Durable, Effect, Event, Machine, MemberIndex, MemberSet, Message, Readiness};
+use contracts::ids::{Epoch, GroupId, NodeId};
+use contracts::time::{BootTime, Millis};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::group::{Attachment, Group, Signer, drop_reasons};
+use super::hold::Hold;
+use super::statement::BootId;
+use super::view::{Alarm, GroupConfig};
+use super::wire::{self, ATTACHMENT_BYTES_MAX, Item};
+use super::{Error, Setup, Shared};
+use crate::rate::TokenBucket;
+use crate::transport::{Datagram, PeerState};
+
+/// Where peers send messages that are too long for a datagram.
+pub(super) const MESSAGES_PATH: &str = "/custody/messages";
+/// Datagrams taken in one turn.
+const DATAGRAMS_PER_TURN_MAX: usize = 64;
+/// Long messages on their way out at a time; more are dropped, the protocol repeats them.
+const STREAMS_OUT_MAX: usize = 16;
+/// Items of one member per second: twelve a ttl and group at the most, for some hundred groups.
+const ITEMS_PER_SECOND_MAX: u32 = 4_000;
+/// The loop looks around at least so often: at peers that went missing, and at a clock that was suspended.
+const LOOK_AROUND_MS_MAX: Millis = Millis(250);
+
+/// What the handle asks of the actor.
+#[derive(Debug)]
+pub(super) enum Command {
+    Add(Box<GroupConfig>, oneshot::Sender<Result<Hold, Error>>),
+    Remove(GroupId, oneshot::Sender<Result<(), Error>>),
+    Tell(GroupId, Told, oneshot::Sender<Result<(), Error>>),
+    Release { group: GroupId, successor: Option<NodeId>, handover: Bytes, reply: oneshot::Sender<Result<Epoch, Error>> },
+    Stop(oneshot::Sender<()>),
+}
+
+/// What a group's machine is told by the node.
+#[derive(Debug)]
+pub(super) enum Told {
+    Ready(Readiness),
+    Eligible(Vec<NodeId>),
+    HandBackOverdue(Epoch),
+}
+
+/// A release whose outcome is told after the disk has it.
+type Released = (GroupId, oneshot::Sender<Result<Epoch, Error>>, Result<Epoch, Error>);
+
+struct Kept {
+    every: Millis,
+    state: watch::Receiver<PeerState>,
+    items: TokenBucket,
+}
+
+pub(super) struct Driver {
+    setup: Setup,
+    shared: Arc<Shared>,
+    boot: BootId,
+    groups: BTreeMap<GroupId, Group>,
+    peers: BTreeMap<NodeId, Kept>,
+    missing: Vec<NodeId>,
+    streams_out: Arc<Semaphore>,
+    // What one turn leaves to be done at its end, in this order.
+    persists: BTreeMap<GroupId, Durable>,
+    sends: Vec<(GroupId, MemberIndex, Message)>,
+    touched: BTreeSet<GroupId>,
+    released: Vec<Released>,
+}
+
+/// What the actor listens to.
+pub(super) struct Inputs {
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) datagrams: mpsc::Receiver<Datagram>,
+    pub(super) long_messages: mpsc::Receiver<Datagram>,
+}
+
+impl Driver {
+    pub(super) fn new(setup: Setup, shared: Arc<Shared>) -> Self {
+        Self {
+            setup,
+            shared,
+            boot: BootId::of_this_machine(),
+            groups: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            missing: Vec::new(),
+            streams_out: Arc::new(Semaphore::new(STREAMS_OUT_MAX)),
+            persists: BTreeMap::new(),
+            sends: Vec::new(),
+            touched: BTreeSet::new(),
+            released: Vec::new(),
+        }
+    }
+
+    pub(super) async fn run(mut self, mut inputs: Inputs) {
+        let mut batch = Vec::with_capacity(DATAGRAMS_PER_TURN_MAX);
+        let stopped = loop {
+            let wait = self.next_wake().since(self.now()).to_duration();
+            tokio::select! {
+                biased;
+                command = inputs.commands.recv() => match command {
+                    Some(Command::Stop(reply)) => break Some(reply),
+                    Some(command) => self.command(command).await,
+                    None => break None,
+                },
+                Some(message) = inputs.long_messages.recv() => self.receive(&message),
+                taken = inputs.datagrams.recv_many(&mut batch, DATAGRAMS_PER_TURN_MAX) => {
+                    if taken == 0 {
+                        // The transport is gone; what is held runs out by itself.
+                        break None;
+                    }
+                    for datagram in batch.drain(..) {
+                        self.receive(&datagram);
+                    }
+                }
+                () = tokio::time::sleep(wait) => {}
+            }
+            self.look_around();
+            self.tick();
+            self.flush().await;
+        };
+        let now = self.now();
+        for group in self.groups.values_mut() {
+            group.stop(None, now);
+            group.publish(now, &self.missing);
+        }
+        for peer in self.peers.keys() {
+            self.setup.transport.let_cool(*peer);
+        }
+        if let Some(reply) = stopped {
+            let _ = reply.send(());
+        }
+    }
+
+    fn now(&self) -> BootTime {
+        self.setup.clock.boot()
+    }
+
+    fn next_wake(&self) -> BootTime {
+        let now = self.now();
+        let machines = self.groups.values().filter_map(|group| group.machine.next_wake(now));
+        // At least a millisecond, so that a machine that always wants to be woken cannot spin.
+        machines.min().unwrap_or(now + LOOK_AROUND_MS_MAX).clamp(now + Millis(1), now + LOOK_AROUND_MS_MAX)
+    }
+
+    /// Which members went missing or came back.
+    fn look_around(&mut self) {
+        let missing: Vec<_> = self.peers.iter().filter(|(_, kept)| kept.state.borrow().missing).map(|(peer, _)| *peer).collect();
+        if missing != self.missing {
+            self.missing = missing;
+            self.touched.extend(self.groups.keys());
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.now();
+        let due = |group: &&Group| group.machine.next_wake(now).is_some_and(|at| at <= now);
+        let due: Vec<_> = self.groups.values().filter(due).map(|group| group.id).collect();
+        for group in due {
+            self.apply(group, Event::Tick, Attachment::None);
+        }
+    }
+
+    /// Gives one event to one machine and keeps what follows for the end of the turn.
+    fn apply(&mut self, id: GroupId, event: Event, attachment: Attachment) -> Vec<Effect> {
+        let now = self.now();
+        let Some(group) = self.groups.get_mut(&id) else { return Vec::new() };
+        let effects = group.apply(event, attachment, now, (self.setup.entropy)());
+        self.touched.insert(id);
+        for effect in &effects {
+            match effect {
+                Effect::Persist(durable) => {
+                    self.persists.insert(id, *durable);
+                }
+                Effect::Send { to, message } => self.sends.push((id, *to, *message)),
+                Effect::Elected { epoch, .. } => tracing::info!(group = %id, %epoch, "custody gained"),
+                Effect::Fenced { epoch } => tracing::warn!(group = %id, %epoch, "custody ran out without a majority"),
+                Effect::Released { epoch, .. } => tracing::info!(group = %id, %epoch, "custody released"),
+                Effect::Superseded { epoch, by } => tracing::info!(group = %id, %epoch, %by, "custody superseded"),
+                Effect::Dropped(_) => {}
+            }
+        }
+        for _ in drop_reasons(&effects) {
+            self.shared.counters.machine_dropped.add_one();
+        }
+        effects
+    }
+
+    fn receive(&mut self, message: &Datagram) {
+        let counters = &Arc::clone(&self.shared).counters;
+        let now = self.now();
+        let (items, malformed) = wire::read(message.bytes.clone());
+        counters.malformed.add(malformed);
+        for item in items {
+            counters.received.add_one();
+            let Some(kept) = self.peers.get_mut(&message.from) else {
+                counters.strangers.add_one();
+                continue;
+            };
+            if !kept.items.take(now) {
+                counters.rate.add_one();
+                continue;
+            }
+            let id = item.group();
+            let Some(group) = self.groups.get(&id) else {
+                counters.unknown_group.add_one();
+                continue;
+            };
+            let Some(from) = group.member(message.from) else {
+                counters.strangers.add_one();
+                continue;
+            };
+            match group.open(message.from, item.said) {
+                Ok((message, attachment)) => {
+                    self.apply(id, Event::Received { from, message }, attachment);
+                }
+                Err(_) => counters.forged.add_one(),
+            }
+        }
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Add(config, reply) => {
+                let added = self.add(*config).await;
+                let _ = reply.send(added);
+            }
+            Command::Remove(group, reply) => {
+                let _ = reply.send(self.remove(group));
+            }
+            Command::Tell(group, told, reply) => {
+                let _ = reply.send(self.tell(group, told));
+            }
+            Command::Release { group, successor, handover, reply } => match self.release(group, successor, handover) {
+                Ok(epoch) => self.released.push((group, reply, Ok(epoch))),
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                }
+            },
+            // Taken by the loop itself.
+            Command::Stop(_) => {}
+        }
+    }
+
+    async fn add(&mut self, group: GroupConfig) -> Result<Hold, Error> {
+        let id = group.group;
+        if self.groups.contains_key(&id) {
+            return Err(Error::AlreadyThere(id));
+        }
+        let mut config = machine_config(&group, self.setup.transport.me())?;
+        let ttls = self.groups.values().map(|other| other.config.ttl);
+        config.timing.abstain = ttls.chain([group.ttl]).max().unwrap_or(group.ttl);
+        let eligible = member_set(&group, &group.eligible)?;
+        let votes = Arc::clone(&self.setup.votes);
+        let loaded = tokio::task::spawn_blocking(move || votes.load(id)).await.map_err(io::Error::other);
+        let durable = loaded.and_then(|loaded| loaded).map_err(|source| Error::Load { group: id, source })?.unwrap_or_default();
+        let disk = if group.restored { Disk::Restored(durable) } else { Disk::Kept(durable) };
+        // Far below the largest number that is taken, so that it cannot run out.
+        let seq = (self.setup.entropy)() >> 24;
+        let machine = Machine::start(config, disk, eligible, self.now(), seq);
+        let hold = Hold::new(self.setup.clock.clone());
+        let readiness = group.readiness;
+        let group = Group::new(group, machine, hold.clone());
+        self.shared.enter(id, hold.clone(), group.view.subscribe());
+        self.groups.insert(id, group);
+        self.keep_warm();
+        self.apply(id, Event::Ready(readiness), Attachment::None);
+        Ok(hold)
+    }
+
+    fn remove(&mut self, id: GroupId) -> Result<(), Error> {
+        let mut group = self.groups.remove(&id).ok_or(Error::UnknownGroup(id))?;
+        let now = self.now();
+        group.stop(None, now);
+        group.publish(now, &self.missing);
+        self.shared.leave(id);
+        self.keep_warm();
+        Ok(())
+    }
+
+    fn tell(&mut self, id: GroupId, told: Told) -> Result<(), Error> {
+        let group = self.groups.get(&id).ok_or(Error::UnknownGroup(id))?;
+        let event = match told {
+            Told::Ready(readiness) => Event::Ready(readiness),
+            Told::Eligible(nodes) => Event::Eligible(member_set(&group.config, &nodes)?),
+            Told::HandBackOverdue(epoch) => Event::HandBackOverdue { epoch },
+        };
+        self.apply(id, event, Attachment::None);
+        Ok(())
+    }
+
+    fn release(&mut self, id: GroupId, successor: Option<NodeId>, handover: Bytes) -> Result<Epoch, Error> {
+        let group = self.groups.get_mut(&id).ok_or(Error::UnknownGroup(id))?;
+        if handover.len() > ATTACHMENT_BYTES_MAX {
+            return Err(Error::TooLong { bytes: handover.len() });
+        }
+        let named = |node| group.member(node).ok_or(Error::NotAMember { group: id, node });
+        let successor = successor.map(named).transpose()?;
+        if group.machine.holds(self.setup.clock.boot()).is_none() {
+            return Err(Error::NotHolding(id));
+        }
+        group.set_handover(handover);
+        let effects = self.apply(id, Event::Release { successor }, Attachment::None);
+        let epoch = effects.iter().find_map(|effect| match effect {
+            Effect::Released { epoch, .. } => Some(*epoch),
+            Effect::Persist(_)
+            | Effect::Send { .. }
+            | Effect::Elected { .. }
+            | Effect::Fenced { .. }
+            | Effect::Superseded { .. }
+            | Effect::Dropped(_) => None,
+        });
+        epoch.ok_or(Error::NotHolding(id))
+    }
+
+    /// Every member of every group is pinged once per the shortest ttl shared with it.
+    fn keep_warm(&mut self) {
+        let me = self.setup.transport.me();
+        let mut wanted: BTreeMap<NodeId, Millis> = BTreeMap::new();
+        for group in self.groups.values() {
+            for member in group.config.members.iter().filter(|member| **member != me) {
+                let every = wanted.entry(*member).or_insert(group.config.ttl);
+                *every = (*every).min(group.config.ttl);
+            }
+        }
+        let transport = &self.setup.transport;
+        self.peers.retain(|peer, _| {
+            let stays = wanted.contains_key(peer);
+            if !stays {
+                transport.let_cool(*peer);
+            }
+            stays
+        });
+        let now = self.setup.clock.boot();
+        for (peer, every) in &wanted {
+            if self.peers.get(peer).is_none_or(|kept| kept.every != *every) {
+                transport.keep_warm(*peer, *every);
+                let kept =
+                    Kept { every: *every, state: transport.peer(*peer), items: TokenBucket::new(ITEMS_PER_SECOND_MAX, now) };
+                self.peers.insert(*peer, kept);
+            }
+        }
+        self.shared.set_members(wanted.into_keys().collect());
+    }
+
+    /// The end of a turn: disk, then messages, then what the rest of the node sees.
+    async fn flush(&mut self) {
+        if !self.persists.is_empty() {
+            self.persist().await;
+        }
+        self.send();
+        let now = self.now();
+        for id in std::mem::take(&mut self.touched) {
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.publish(now, &self.missing);
+            }
+        }
+        for (group, reply, outcome) in std::mem::take(&mut self.released) {
+            let stopped = self.groups.get(&group).is_none_or(|group| group.alarm.is_some());
+            let _ = reply.send(if stopped { Err(Error::Stopped) } else { outcome });
+        }
+    }
+
+    async fn persist(&mut self) {
+        let batch: Vec<_> = std::mem::take(&mut self.persists).into_iter().collect();
+        let groups: BTreeSet<_> = batch.iter().map(|(group, _)| *group).collect();
+        let votes = Arc::clone(&self.setup.votes);
+        let written = tokio::task::spawn_blocking(move || votes.persist(&batch)).await.map_err(io::Error::other);
+        let Err(error) = written.and_then(|written| written) else { return };
+        // What is on disk now is unknown, so nothing that follows from it may leave: not now, not later.
+        tracing::error!(%error, groups = groups.len(), "votes could not be synced to disk: custody of these groups stops here");
+        self.shared.counters.persist_failed.add_one();
+        self.sends.retain(|(group, _, _)| !groups.contains(group));
+        let now = self.now();
+        for id in groups {
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.stop(Some(Alarm::VoteNotPersisted(error.kind())), now);
+            }
+        }
+    }
+
+    fn send(&mut self) {
+        let now = self.now();
+        let signer = Signer { keypair: &self.setup.keypair, boot: self.boot, now };
+        let mut outgoing: BTreeMap<NodeId, Vec<Bytes>> = BTreeMap::new();
+        for (id, to, message) in std::mem::take(&mut self.sends) {
+            let Some(group) = self.groups.get_mut(&id) else { continue };
+            let Some(peer) = group.node(to) else { continue };
+            let said = group.say(to, message, &signer, &*self.setup.records);
+            match said.and_then(|said| Item::new(id, said).write()) {
+                Some(item) => outgoing.entry(peer).or_default().push(item),
+                None => {
+                    tracing::error!(group = %id, peer = %peer.short(), "a custody message cannot be sent: its attachment is too long");
+                    self.shared.counters.sends_dropped.add_one();
+                }
+            }
+        }
+        for (peer, items) in outgoing {
+            self.send_to(peer, items);
+        }
+    }
+
+    fn send_to(&self, peer: NodeId, items: Vec<Bytes>) {
+        let counters = &self.shared.counters;
+        let Some(bytes_max) = self.setup.transport.datagram_bytes_max(peer) else {
+            counters.sends_dropped.add(items.len() as u64);
+            return;
+        };
+        let (datagrams, too_long) = wire::pack(items, bytes_max);
+        for datagram in datagrams {
+            match self.setup.transport.datagram(peer, datagram) {
+                Ok(()) => counters.datagrams_sent.add_one(),
+                Err(_) => counters.sends_dropped.add_one(),
+            }
+        }
+        for item in too_long {
+            self.send_over_stream(peer, item);
+        }
+    }
+
+    fn send_over_stream(&self, peer: NodeId, item: Bytes) {
+        let Ok(permit) = Arc::clone(&self.streams_out).try_acquire_owned() else {
+            self.shared.counters.sends_dropped.add_one();
+            return;
+        };
+        let (transport, shared) = (Arc::clone(&self.setup.transport), Arc::clone(&self.shared));
+        tokio::spawn(async move {
+            let request = Request::post(MESSAGES_PATH).body(Body::from(item));
+            let answered = match request {
+                Ok(request) => transport.request(peer, request).await.is_ok_and(|response| response.status().is_success()),
+                Err(_) => false,
+            };
+            let counter = if answered { &shared.counters.streams_sent } else { &shared.counters.sends_dropped };
+            counter.add_one();
+            drop(permit);
+        });
+    }
+}
+
+fn member_set(group: &GroupConfig, nodes: &[NodeId]) -> Result<MemberSet, Error> {
+    nodes.iter().map(|node| member_index(group, *node)).collect()
+}
+
+fn member_index(group: &GroupConfig, node: NodeId) -> Result<MemberIndex, Error> {
+    let place = group.members.iter().position(|member| *member == node);
+    let place = place.and_then(|place| u8::try_from(place).ok());
+    place.map(MemberIndex).ok_or(Error::NotAMember { group: group.group, node })
+}
+
+fn machine_config(group: &GroupConfig, me: NodeId) -> Result<Config, Error> {
+    let distinct: BTreeSet<_> = group.members.iter().collect();
+    if distinct.len() != group.members.len() {
+        return Err(Error::MemberTwice(group.group));
+    }
+    let members = u8::try_from(group.members.len()).unwrap_or(u8::MAX);
+    let candidates = member_set(group, &group.candidates)?;
+    let (me, first) = (member_index(group, me)?, member_index(group, group.first_holder)?);
+    Ok(Config::new(me, members, candidates, first, group.ttl)?)
+}

@@ -1,0 +1,82 @@
+//! What the rest of a node sees and says of custody.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use contracts::custody::Readiness;
+use contracts::envelope::Envelope;
+use contracts::ids::{Epoch, GroupId, NodeId};
+use contracts::time::Millis;
+
+use super::certificate::Certificate;
+
+/// A group as a contract in force describes it, and where this node stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupConfig {
+    pub group: GroupId,
+    /// All members in the contract's order: customer, provider, witnesses. This node is one of them.
+    pub members: Vec<NodeId>,
+    /// Who may hold: customer and provider.
+    pub candidates: Vec<NodeId>,
+    /// The candidates that may be voted for at present: the customer, and the provider once it proved its readiness.
+    pub eligible: Vec<NodeId>,
+    /// Whom the contract names for the first custody of a group that never had one.
+    pub first_holder: NodeId,
+    pub ttl: Millis,
+    /// This node's own wish at the start.
+    pub readiness: Readiness,
+    /// The disk with this node's votes was lost, or is a copy of unknown age: it first hears the other members.
+    pub restored: bool,
+}
+
+/// This node's part in a group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Role {
+    /// It holds; see [`super::Hold`] for the check before each act.
+    Holder { epoch: Epoch },
+    /// It held `epoch`, which ran out without a majority, and no later epoch is known here: no downlinks, joins, session changes.
+    Fenced { epoch: Epoch },
+    /// It does not hold. `holder`: whom it last voted for, unless that one released.
+    Follower { epoch: Epoch, holder: Option<NodeId> },
+    /// Its disk was lost; it asks the others what they know.
+    #[default]
+    Recovering,
+    /// It takes no part any more: removed, or stopped by an alarm.
+    Stopped,
+}
+
+/// A release that was accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceivedRelease {
+    pub epoch: Epoch,
+    pub from: NodeId,
+    pub successor: Option<NodeId>,
+    /// The exact counters and log position of the one that stopped; opaque here.
+    pub handover: Bytes,
+    /// The signed statement, as evidence.
+    pub statement: Envelope,
+}
+
+/// Why a group was stopped for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alarm {
+    /// A vote could not be synced to disk.
+    VoteNotPersisted(std::io::ErrorKind),
+}
+
+/// Everything that watchers of a group see; it changes as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CustodyView {
+    pub role: Role,
+    pub voted_epoch: Epoch,
+    pub voted_for: Option<NodeId>,
+    /// The newest one known: this node's own as holder, else one that a holder showed.
+    pub certificate: Option<Arc<Certificate>>,
+    /// While this node holds: the newest write-ahead records of each other member that voted for it, opaque here.
+    pub records: Vec<(NodeId, Bytes)>,
+    /// The last release that was accepted from another member.
+    pub released: Option<Arc<ReceivedRelease>>,
+    /// Members that do not answer pings.
+    pub missing: Vec<NodeId>,
+    pub alarm: Option<Alarm>,
+}
