@@ -1,0 +1,313 @@
+//! Requests and answers, and the limits that the node checks with the functions named `check`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{
+    DEVICES_MAX, DOWNLINK_ID_BYTES_MAX, DevAddr, DevEui, EventId, HexBytes, Key, READING_BYTES_MAX, READINGS_MAX,
+    STATE_KEY_BYTES_MAX,
+};
+
+/// A well-formed request that passes a limit or contradicts itself.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct Refused {
+    /// Which part of the request, as `devices[3].rx1_delay_s`.
+    pub field: String,
+    /// What is wrong with it.
+    pub reason: &'static str,
+}
+
+/// Body of `PUT /v1/devices`: all devices that this tenant serves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Registration {
+    /// At most [`DEVICES_MAX`], each DevEUI once.
+    pub devices: Vec<Device>,
+}
+
+/// A device activated by personalisation, with what the node needs to serve its radio side. The application key is not part of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Its identity.
+    pub dev_eui: DevEui,
+    /// Its address; several devices may share one.
+    pub dev_addr: DevAddr,
+    /// Network session key: checks and makes the integrity codes of frames.
+    pub nwk_s_key: Key,
+    /// Width of its frame counters in bits, 16 or 32 (of which 16 are sent). Default 32.
+    #[serde(default = "default_f_cnt_width")]
+    pub f_cnt_width: u8,
+    /// Delay of the first receive window after an uplink in seconds, 1..=15. Default 1.
+    #[serde(default = "default_rx1_delay_s")]
+    pub rx1_delay_s: u8,
+    /// Data rate index of the second receive window, 0..=15; the region's default if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx2_data_rate: Option<u8>,
+    /// Frequency of the second receive window in Hz; the region's default if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx2_frequency_hz: Option<u32>,
+    /// Whether it may start its counters at 0 again (an ABP device that keeps them in RAM). Default false.
+    #[serde(default)]
+    pub supports_reset: bool,
+}
+
+fn default_f_cnt_width() -> u8 {
+    32
+}
+
+fn default_rx1_delay_s() -> u8 {
+    1
+}
+
+impl Registration {
+    /// Checks limits and ranges.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn check(&self) -> Result<(), Refused> {
+        if self.devices.len() > DEVICES_MAX {
+            return Err(Refused { field: "devices".to_owned(), reason: "too many devices" });
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for (index, device) in self.devices.iter().enumerate() {
+            let refused = |field: &str, reason| Err(Refused { field: format!("devices[{index}].{field}"), reason });
+            if !seen.insert(device.dev_eui) {
+                return refused("dev_eui", "the same device twice");
+            }
+            if device.f_cnt_width != 16 && device.f_cnt_width != 32 {
+                return refused("f_cnt_width", "neither 16 nor 32");
+            }
+            if !(1..=15).contains(&device.rx1_delay_s) {
+                return refused("rx1_delay_s", "not in 1..=15");
+            }
+            if device.rx2_data_rate.is_some_and(|rate| rate > 15) {
+                return refused("rx2_data_rate", "not in 0..=15");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Answer to `PUT /v1/devices`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registered {
+    /// Devices that are served now.
+    pub registered: usize,
+}
+
+/// How an uplink reached the tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UplinkKind {
+    /// As it was heard.
+    Live,
+    /// Below the newest counter of its session, as when another node heard it.
+    Late,
+    /// From the buffer of frames heard for somebody else, after a takeover.
+    Replayed,
+}
+
+/// A line of `GET /v1/uplinks`: a frame whose integrity code the node has checked. Unknown fields are ignored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uplink {
+    /// Position in the stream, rising.
+    pub cursor: u64,
+    /// The same wherever the frame is heard, and different for every other frame.
+    pub event_id: EventId,
+    /// Which device sent it.
+    pub dev_eui: DevEui,
+    /// The address it used.
+    pub dev_addr: DevAddr,
+    /// Session of the device, opaque.
+    pub session: String,
+    /// Frame counter, all 32 bits.
+    pub f_cnt: u32,
+    /// Port; absent if the frame carries no payload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f_port: Option<u8>,
+    /// Whether the device asked for an acknowledgement (the node answers, not the tenant).
+    pub confirmed: bool,
+    /// Payload as sent: encrypted with the application key.
+    pub frm_payload: HexBytes,
+    /// When the first gateway heard it, in milliseconds since 1970.
+    pub heard_at_ms: u64,
+    /// How it came here.
+    pub kind: UplinkKind,
+    /// Custody epoch under which it was taken.
+    pub epoch: u64,
+    /// How it was heard best.
+    pub rx: Reception,
+}
+
+/// Radio side of an uplink.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reception {
+    /// EUI of the gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
+    /// Frequency in Hz.
+    pub frequency_hz: u32,
+    /// As `SF7BW125`.
+    pub data_rate: String,
+    /// Signal strength in dBm.
+    pub rssi_dbm: i16,
+    /// Signal to noise ratio in tenths of a dB.
+    pub snr_tenths_db: i16,
+}
+
+/// Body of `POST /v1/readings`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadingBatch {
+    /// At most [`READINGS_MAX`].
+    pub readings: Vec<Reading>,
+}
+
+/// What an uplink says. There is exactly one for every uplink, also for those that make no sense.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reading {
+    /// The uplink's.
+    pub event_id: EventId,
+    /// The uplink's.
+    pub dev_eui: DevEui,
+    /// The uplink's.
+    pub f_cnt: u32,
+    /// Values by name. At most [`READING_BYTES_MAX`] bytes together with the rest.
+    pub decoded: Map<String, Value>,
+    /// The uplink's.
+    pub heard_at_ms: u64,
+    /// Why the payload, or the rest of it, could not be decoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl ReadingBatch {
+    /// Checks limits.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn check(&self) -> Result<(), Refused> {
+        if self.readings.len() > READINGS_MAX {
+            return Err(Refused { field: "readings".to_owned(), reason: "too many readings" });
+        }
+        for (index, reading) in self.readings.iter().enumerate() {
+            let bytes = serde_json::to_vec(reading).map_or(usize::MAX, |json| json.len());
+            if bytes > READING_BYTES_MAX {
+                return Err(Refused { field: format!("readings[{index}]"), reason: "too large" });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Answer to `POST /v1/readings`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Readings of the batch that are on the node's disk: all of them.
+    pub accepted: usize,
+}
+
+/// What happens to a downlink if a node fails after it may have been sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// Rather lost than sent twice.
+    #[default]
+    AtMostOnce,
+    /// Rather sent twice than lost.
+    AtLeastOnce,
+}
+
+/// Body of `POST /v1/downlinks`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Downlink {
+    /// Chosen by the tenant, at most [`DOWNLINK_ID_BYTES_MAX`] bytes; the same id again is the same downlink.
+    pub id: String,
+    /// To which device.
+    pub dev_eui: DevEui,
+    /// Port, 1..=223.
+    pub f_port: u8,
+    /// Payload as it goes on air: encrypted by the tenant.
+    pub payload: HexBytes,
+    /// Whether the device has to acknowledge it.
+    pub confirmed: bool,
+    /// What to do when it is not known whether it was sent.
+    #[serde(default)]
+    pub delivery: Delivery,
+    /// When it becomes worthless, in milliseconds since 1970.
+    pub expires_at_ms: u64,
+}
+
+impl Downlink {
+    /// Checks limits and ranges.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn check(&self) -> Result<(), Refused> {
+        let refused = |field: &str, reason| Err(Refused { field: field.to_owned(), reason });
+        if self.id.is_empty() || self.id.len() > DOWNLINK_ID_BYTES_MAX {
+            return refused("id", "empty or too long");
+        }
+        if !(1..=223).contains(&self.f_port) {
+            return refused("f_port", "not in 1..=223");
+        }
+        Ok(())
+    }
+}
+
+/// Answer to `POST /v1/downlinks`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queued {
+    /// The downlink's id.
+    pub id: String,
+}
+
+/// Answer to `GET /v1/healthz`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Whether the node serves this tenant now.
+    pub ready: bool,
+}
+
+/// Checks a key of the small values: 1..=64 of `a-z 0-9 . _ -`, not beginning with a dot.
+///
+/// # Errors
+/// Says what is wrong.
+pub fn check_state_key(key: &str) -> Result<(), Refused> {
+    let refused = |reason| Err(Refused { field: "key".to_owned(), reason });
+    if key.is_empty() || key.len() > STATE_KEY_BYTES_MAX {
+        return refused("empty or too long");
+    }
+    if !key.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-')) || key.starts_with('.') {
+        return refused("not of a-z 0-9 . _ -, or a dot at the beginning");
+    }
+    Ok(())
+}
+
+/// An error as the node words it (RFC 9457).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// A URI that names the kind of problem, stable.
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// The kind in words.
+    #[serde(default)]
+    pub title: String,
+    /// HTTP status.
+    #[serde(default)]
+    pub status: u16,
+    /// This occurrence in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} {}", self.status, if self.title.is_empty() { "(no problem document)" } else { &self.title })?;
+        self.detail.as_ref().map_or(Ok(()), |detail| write!(formatter, ": {detail}"))
+    }
+}
