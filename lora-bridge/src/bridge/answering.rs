@@ -170,7 +170,18 @@ impl Bridge {
             Window::Rx2 => self.stats.answers_rx2 += 1,
         }
         let gateway = plan.gateway;
-        out.push(Output::Transmit(Transmit { group, epoch, device, f_cnt_down, window, gateway, to: route.address, bytes }));
+        let event = plan.mark.event();
+        out.push(Output::Transmit(Transmit {
+            group,
+            epoch,
+            device,
+            event,
+            f_cnt_down,
+            window,
+            gateway,
+            to: route.address,
+            bytes,
+        }));
         self.want(slot);
         Attempt::Sent
     }

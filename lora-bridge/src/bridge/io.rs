@@ -70,7 +70,8 @@ pub enum Input<'a> {
     Custody { group: GroupId, mode: Mode },
     /// These uplinks are on this node's disk. To be told before the peer is told of the progress.
     Committed { events: Vec<EventId> },
-    /// These could not be stored.
+    /// These could not be stored, and the owner gives up. Frames that came from the buffer are replayed; a live one is taken as new when
+    /// the device repeats it or the other node offers it, else it is lost.
     CommitFailed { events: Vec<EventId> },
     /// Downlink counters below the given ones are on the disks of a majority.
     Reserved { entries: Vec<(DevEui, u32)> },
@@ -114,6 +115,8 @@ pub struct Transmit {
     /// The epoch whose lease must hold.
     pub epoch: Epoch,
     pub device: DevEui,
+    /// The uplink that is answered.
+    pub event: EventId,
     pub f_cnt_down: u32,
     pub window: Window,
     pub gateway: GatewayEui,
