@@ -1,4 +1,5 @@
-//! How many frames per second one core takes from GWMP JSON to a verified, de-duplicated event. Prints one JSON object.
+//! How many frames per second one core takes from GWMP JSON to a verified, de-duplicated event, and what a session costs in memory. Prints
+//! one JSON object.
 //!
 //! Two gateways hear every frame, eight packets per datagram, so half of the packets are copies.
 
@@ -48,10 +49,37 @@ fn datagram(gateway: u8, frames: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
+/// Resident memory of this process in bytes; 0 where there is no `/proc`.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1_024
+}
+
+/// Time that this thread spent on a core, in seconds; what others do on the machine does not count. `None` where there is no `/proc`.
+fn on_core() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    let nanos: u64 = stat.split_whitespace().next()?.parse().ok()?;
+    Some(nanos as f64 / 1e9)
+}
+
+fn bytes_per_session(now: Now) -> u64 {
+    const SESSIONS: u32 = 100_000;
+    let before = resident();
+    let mut bridge = Bridge::new(Config::default());
+    for n in 0..SESSIONS {
+        let session = Session::new(DevEui::from_u64(n.into()), DevAddr::from_u32(n), NwkSKey::from_bytes(KEY));
+        bridge.apply(Input::Register { group: GROUP, sessions: vec![session] }, now, &mut Vec::new());
+    }
+    assert_eq!(bridge.stats().sessions, SESSIONS as usize);
+    resident().saturating_sub(before) / u64::from(SESSIONS)
+}
+
 fn main() {
+    let now = Now { boot: BootTime(1_000), wall: WallTime(1_000) };
+    let bytes_per_session = bytes_per_session(now);
     let mut bridge = Bridge::new(Config::default());
     let mut out = Vec::new();
-    let now = Now { boot: BootTime(1_000), wall: WallTime(1_000) };
     let session = |n: u32| Session::new(DevEui::from_u64(n.into()), DevAddr::from_u32(n), NwkSKey::from_bytes(KEY));
     bridge.apply(Input::Register { group: GROUP, sessions: (0..DEVICES).map(session).collect() }, now, &mut out);
     let mode = Mode::Serving { epoch: Epoch(1), foreign_lease_end: None };
@@ -61,7 +89,7 @@ fn main() {
     let datagrams: Vec<Vec<u8>> =
         all.chunks(PACKETS_PER_DATAGRAM).flat_map(|frames| [datagram(1, frames), datagram(2, frames)]).collect();
     let from = "127.0.0.1:1".parse().unwrap();
-    let start = Instant::now();
+    let (start, on_core_start) = (Instant::now(), on_core());
     let mut uplinks = 0_u64;
     for bytes in &datagrams {
         out.clear();
@@ -73,12 +101,13 @@ fn main() {
             bridge.apply(Input::Committed { events }, now, &mut out);
         }
     }
-    let seconds = start.elapsed().as_secs_f64();
+    let elapsed = start.elapsed().as_secs_f64();
+    let seconds = on_core().zip(on_core_start).map_or(elapsed, |(end, start)| end - start);
     let stats = bridge.stats();
     assert_eq!(uplinks, all.len() as u64);
     assert_eq!(stats.copies, uplinks);
     println!(
-        r#"{{"frames":{},"unique":{uplinks},"seconds":{seconds:.3},"frames_per_second":{:.0},"unique_per_second":{:.0}}}"#,
+        r#"{{"frames":{},"unique":{uplinks},"core_seconds":{seconds:.3},"elapsed_seconds":{elapsed:.3},"frames_per_second":{:.0},"unique_per_second":{:.0},"bytes_per_session":{bytes_per_session}}}"#,
         stats.packets,
         stats.packets as f64 / seconds,
         uplinks as f64 / seconds
