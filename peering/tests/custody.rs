@@ -86,6 +86,10 @@ async fn the_holder_cut_off_is_fenced_before_the_other_holds() {
     assert!(a.hold.epoch().is_none());
     let epoch = b.holds().await;
     let took = cut_at.elapsed().as_millis();
+    let gained = b.view.borrow().gained.expect("just gained");
+    let (promised, asked) = (gained.last_promise_at.expect("to the customer"), gained.asked_at.expect("of the witness"));
+    assert_eq!(gained.epoch, epoch);
+    assert!(promised + TTL <= asked && asked <= gained.certified_at, "it kept its promise: {gained:?}");
     assert!(epoch > Epoch(1) && took <= TAKEOVER_MS_MAX, "took over {epoch} after {took} ms");
     assert!(fenced.certificate.is_some(), "it still proves that it was elected");
     a.sees("missing members", |view| view.missing == [id(2), id(3)]).await;
@@ -178,6 +182,31 @@ async fn votes_bring_the_newest_records_of_any_length() {
         let long = w.handle.counts().streams_sent;
         assert_eq!(long > 0, length > 1_100, "{length} bytes, {long} streams");
         assert_eq!(w.transport.counts().datagrams_dropped_too_long, 0);
+    }
+}
+
+/// What a witness needs for evidence: its own votes and what the others signed, each once verifiable by anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn signed_statements_can_be_kept() {
+    use custody::statement::{Ask, Grant, Release};
+    let world = World::new();
+    let kept: Arc<Mutex<Vec<custody::Stated>>> = Arc::default();
+    let keeper = Arc::clone(&kept);
+    let mut witness = world.setup(3);
+    witness.statements = Some(Arc::new(move |stated| keeper.lock().expect("kept").push(stated)));
+    let w = Member::start(3, witness, group(3)).await;
+    let (a, b) = (world.member(1).await, world.member(2).await);
+    a.holds().await;
+    a.handle.release(GROUP, Some(id(2)), Bytes::from_static(b"counters")).await.expect("held");
+    all_follow(&[&w], b.id(), b.holds().await).await;
+    let kept = kept.lock().expect("kept");
+    let by = |node, kind: &str| kept.iter().filter(|stated| stated.by == node && stated.envelope.payload_type == kind).count();
+    use contracts::envelope::Statement as _;
+    assert!(by(id(1), Ask::TYPE) > 0 && by(id(1), Release::TYPE) > 0);
+    assert!(by(id(3), Grant::TYPE) > 0, "its own votes too");
+    for stated in kept.iter().filter(|stated| stated.envelope.payload_type == Grant::TYPE) {
+        let grant = stated.envelope.verify::<Grant>().expect("verifies");
+        assert_eq!((grant.signers, grant.statement.group), (vec![stated.by.into()], stated.group));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use contracts::custody::MEMBERS_MAX;
 use contracts::envelope::{self, Envelope};
+use contracts::evidence::CERTIFICATE_BYTES_MAX;
 use contracts::ids::{Epoch, GroupId, NodeId};
 use serde::{Deserialize, Serialize};
 
@@ -18,9 +19,32 @@ pub struct Certificate {
     pub grants: Vec<Envelope>,
 }
 
+impl Certificate {
+    /// As it is put into reports: JSON.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Envelopes and ids hold only what JSON can say; were it otherwise, nothing would verify it.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Reads what [`Certificate::to_bytes`] wrote; it still has to be [verified](verify).
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
+        let found = bytes.len();
+        if found > CERTIFICATE_BYTES_MAX {
+            return Err(Error::Unreadable { reason: format!("{found} bytes, at most {CERTIFICATE_BYTES_MAX} are taken") });
+        }
+        serde_json::from_slice(bytes).map_err(|error| Error::Unreadable { reason: error.to_string() })
+    }
+}
+
 /// Why a certificate proves nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    #[error("this is no certificate: {reason}")]
+    Unreadable { reason: String },
     #[error("the certificate is for {found}, wanted {wanted}")]
     Group { found: GroupId, wanted: GroupId },
     #[error("the certificate is for epoch {found}, wanted {wanted}")]
@@ -115,8 +139,7 @@ mod tests {
     fn a_majority_elects_and_survives_json() {
         for voters in [&[2, 3][..], &[1, 2], &[1, 2, 3], &[1, 3]] {
             let certificate = certificate(voters);
-            let text = serde_json::to_string(&certificate).expect("json");
-            let read: Certificate = serde_json::from_str(&text).expect("reads back");
+            let read = Certificate::from_bytes(&certificate.to_bytes()).expect("reads back");
             assert_eq!(check(&read), Ok(key(2).node_id()), "{voters:?}");
         }
     }
@@ -143,6 +166,15 @@ mod tests {
         assert!(matches!(changed(|c| c.grants[0].cosign(&key(1))), Err(Error::Signer { index: 0 })), "two votes on one paper");
         let many = std::array::from_fn::<u8, 8, _>(|_| 2);
         assert!(matches!(check(&certificate(&many)), Err(Error::TooMany(8))));
+    }
+
+    #[test]
+    fn bytes_that_are_no_certificate_are_refused() {
+        let mut bytes = certificate(&[2, 3]).to_bytes();
+        bytes.extend(std::iter::repeat_n(b' ', CERTIFICATE_BYTES_MAX));
+        for garbage in [&b""[..], b"{}", b"null", &bytes] {
+            assert!(matches!(Certificate::from_bytes(garbage), Err(Error::Unreadable { .. })));
+        }
     }
 
     #[test]

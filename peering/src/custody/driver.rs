@@ -269,7 +269,7 @@ impl Driver {
         let machine = Machine::start(config, disk, eligible, self.now(), seq);
         let hold = Hold::new(self.setup.clock.clone());
         let readiness = group.readiness;
-        let group = Group::new(group, machine, hold.clone());
+        let group = Group::new(group, machine, hold.clone(), self.setup.statements.clone());
         self.shared.enter(id, hold.clone(), group.view.subscribe());
         self.groups.insert(id, group);
         self.keep_warm();
@@ -390,7 +390,8 @@ impl Driver {
 
     fn send(&mut self) {
         let now = self.now();
-        let signer = Signer { keypair: &self.setup.keypair, boot: self.boot, now };
+        let statements = self.setup.statements.as_ref();
+        let signer = Signer { keypair: &self.setup.keypair, boot: self.boot, now, statements };
         let mut outgoing: BTreeMap<NodeId, Vec<Bytes>> = BTreeMap::new();
         for (id, to, message) in std::mem::take(&mut self.sends) {
             let Some(group) = self.groups.get_mut(&id) else { continue };

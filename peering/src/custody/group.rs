@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use contracts::custody::{self, DropReason, Effect, Event, Machine, MemberIndex, Message, RoleName};
-use contracts::envelope::{Envelope, Keypair, Verified};
+use contracts::envelope::{Envelope, Keypair, Statement, Verified};
 use contracts::ids::{Epoch, GroupId, NodeId};
 use contracts::time::BootTime;
 use tokio::sync::watch;
 
+use super::StatementSink;
 use super::certificate::{self, Certificate};
 use super::hold::Hold;
 use super::statement::{Ask, BootId, Digest, Grant, MemberClock, RefusalStatement, Refused, Release};
-use super::view::{Alarm, CustodyView, GroupConfig, ReceivedRelease, Role};
+use super::view::{Alarm, CustodyView, Gained, GroupConfig, ReceivedRelease, Role, Stated};
 use super::wire::{Blob, Said, Signed};
 
 /// What every group of a node signs and stamps with.
@@ -21,9 +22,18 @@ pub(super) struct Signer<'a> {
     pub(super) keypair: &'a Keypair,
     pub(super) boot: BootId,
     pub(super) now: BootTime,
+    pub(super) statements: Option<&'a StatementSink>,
 }
 
 impl Signer<'_> {
+    fn sign<T: Statement>(&self, group: GroupId, statement: &T) -> Signed {
+        let envelope = Envelope::sign(statement, self.keypair);
+        if let Some(statements) = self.statements {
+            statements(Stated { group, by: self.keypair.node_id(), envelope: envelope.clone() });
+        }
+        Signed::new(envelope)
+    }
+
     fn clock(&self) -> MemberClock {
         MemberClock { boot: self.boot, ms: self.now.0 }
     }
@@ -62,16 +72,20 @@ pub(super) struct Group {
     claimed: Epoch,
     grants: BTreeMap<MemberIndex, GrantKept>,
     certificate: Option<Arc<Certificate>>,
+    last_promise_at: Option<BootTime>,
+    asked_at: Option<BootTime>,
+    gained: Option<Gained>,
     fenced: Option<Epoch>,
     received_release: Option<Arc<ReceivedRelease>>,
     /// What goes with this node's own releases, and its signed form once it was sent.
     handover: Bytes,
     sent_release: Option<(Epoch, Signed)>,
     pub(super) alarm: Option<Alarm>,
+    statements: Option<StatementSink>,
 }
 
 impl Group {
-    pub(super) fn new(config: GroupConfig, machine: Machine, hold: Hold) -> Self {
+    pub(super) fn new(config: GroupConfig, machine: Machine, hold: Hold, statements: Option<StatementSink>) -> Self {
         let view = watch::Sender::new(CustodyView::default());
         let mut group = Self {
             id: config.group,
@@ -82,11 +96,15 @@ impl Group {
             claimed: Epoch(0),
             grants: BTreeMap::new(),
             certificate: None,
+            last_promise_at: None,
+            asked_at: None,
+            gained: None,
             fenced: None,
             received_release: None,
             handover: Bytes::new(),
             sent_release: None,
             alarm: None,
+            statements,
         };
         group.publish(BootTime(0), &[]);
         group
@@ -111,7 +129,7 @@ impl Group {
         match said {
             Said::Renew { epoch, seq, certificate: None } => bare(Message::Renew { epoch, seq, certified: false }),
             Said::Renew { epoch, seq, certificate: Some(json) } => {
-                let certificate: Certificate = serde_json::from_slice(&json.0).map_err(|_| Forged)?;
+                let certificate = Certificate::from_bytes(&json.0).map_err(|_| Forged)?;
                 let holder = certificate::verify(&certificate, &self.config.members, self.id, epoch).map_err(|_| Forged)?;
                 if holder != from {
                     return Err(Forged);
@@ -120,14 +138,14 @@ impl Group {
             }
             Said::Renewed { epoch, seq } => bare(Message::Renewed { epoch, seq }),
             Said::Ask(signed) => {
-                let (ask, _) = verify::<Ask>(signed, from)?;
+                let (ask, _) = self.verify::<Ask>(signed, from)?;
                 self.same_group(ask.group)?;
                 bare(Message::Ask { epoch: ask.epoch, seq: ask.seq })
             }
             Said::AskYes { seq, voted_epoch } => bare(Message::AskYes { seq, voted_epoch }),
             Said::Claim { epoch, seq } => bare(Message::Claim { epoch, seq }),
             Said::Grant { signed, records: Blob(records) } => {
-                let (grant, envelope) = verify::<Grant>(signed, from)?;
+                let (grant, envelope) = self.verify::<Grant>(signed, from)?;
                 self.same_group(grant.group)?;
                 if Some(grant.candidate) != self.me() || grant.records != Digest::of(&records) {
                     return Err(Forged);
@@ -136,12 +154,12 @@ impl Group {
                 Ok((message, Attachment::Grant { epoch: grant.epoch, envelope, records }))
             }
             Said::Refusal(signed) => {
-                let (refusal, _) = verify::<RefusalStatement>(signed, from)?;
+                let (refusal, _) = self.verify::<RefusalStatement>(signed, from)?;
                 self.same_group(refusal.group)?;
                 if Some(refusal.candidate) == self.me() { bare(refusal.message()) } else { Err(Forged) }
             }
             Said::Release { signed, handover: Blob(handover) } => {
-                let (release, statement) = verify::<Release>(signed, from)?;
+                let (release, statement) = self.verify::<Release>(signed, from)?;
                 self.same_group(release.group)?;
                 if release.handover != Digest::of(&handover) {
                     return Err(Forged);
@@ -154,6 +172,15 @@ impl Group {
             Said::Query { seq } => bare(Message::Query { seq }),
             Said::QueryAnswer { seq, voted_epoch } => bare(Message::QueryAnswer { seq, voted_epoch }),
         }
+    }
+
+    fn verify<T: Statement>(&self, signed: Signed, from: NodeId) -> Result<(T, Envelope), Forged> {
+        let envelope = signed.envelope::<T>(from);
+        let Verified { statement, .. } = envelope.verify::<T>().map_err(|_| Forged)?;
+        if let Some(statements) = &self.statements {
+            statements(Stated { group: self.id, by: from, envelope: envelope.clone() });
+        }
+        Ok((statement, envelope))
     }
 
     fn same_group(&self, group: GroupId) -> Result<(), Forged> {
@@ -184,9 +211,21 @@ impl Group {
         }
         for effect in &effects {
             match effect {
-                Effect::Elected { epoch, .. } => self.elected(*epoch),
+                Effect::Elected { epoch, .. } => {
+                    self.elected(*epoch);
+                    let (last_promise_at, asked_at) = (self.last_promise_at, self.asked_at);
+                    self.gained = Some(Gained { epoch: *epoch, last_promise_at, asked_at, certified_at: now });
+                }
+                Effect::Send { message: Message::Renewed { .. } | Message::Grant { .. }, .. } => {
+                    (self.last_promise_at, self.asked_at) = (Some(now), None);
+                }
+                Effect::Send { message: Message::Ask { .. }, .. } => {
+                    self.asked_at.get_or_insert(now);
+                }
                 Effect::Fenced { epoch } => self.fenced = Some(*epoch),
-                Effect::Released { .. } | Effect::Superseded { .. } => self.fenced = None,
+                Effect::Released { .. } | Effect::Superseded { .. } => {
+                    (self.fenced, self.asked_at) = (None, None);
+                }
                 Effect::Persist(_) | Effect::Send { .. } | Effect::Dropped(_) => {}
             }
         }
@@ -236,7 +275,7 @@ impl Group {
                 retry_after: refusal.retry_after,
                 clock: signer.clock(),
             };
-            Some(Said::Refusal(Signed::sign(&statement, signer.keypair)))
+            Some(Said::Refusal(signer.sign(group.id, &statement)))
         };
         match message {
             Message::Renew { epoch, seq, certified } => {
@@ -247,7 +286,7 @@ impl Group {
             Message::RenewRefused { epoch, seq, refusal } => refuse(self, Refused::Renewal, epoch, seq, refusal),
             Message::Ask { epoch, seq } => {
                 let statement = Ask { group: self.id, epoch, seq, clock: signer.clock() };
-                Some(Said::Ask(Signed::sign(&statement, signer.keypair)))
+                Some(Said::Ask(signer.sign(self.id, &statement)))
             }
             Message::AskYes { seq, voted_epoch } => Some(Said::AskYes { seq, voted_epoch }),
             Message::AskNo { seq, refusal } => refuse(self, Refused::Ask, Epoch(0), seq, refusal),
@@ -271,7 +310,7 @@ impl Group {
     fn sign_grant(&self, candidate: NodeId, epoch: Epoch, seq: u64, records: &Bytes, signer: &Signer<'_>) -> Signed {
         let records = Digest::of(records);
         let statement = Grant { group: self.id, epoch, candidate, seq, records, clock: signer.clock() };
-        Signed::sign(&statement, signer.keypair)
+        signer.sign(self.id, &statement)
     }
 
     /// A candidacy is a vote for oneself; it is signed once, when the claim is first sent.
@@ -293,7 +332,7 @@ impl Group {
             Some(_) | None => {
                 let handover = Digest::of(&self.handover);
                 let statement = Release { group: self.id, epoch, successor, handover, clock: signer.clock() };
-                Signed::sign(&statement, signer.keypair)
+                signer.sign(self.id, &statement)
             }
         };
         self.sent_release = Some((epoch, signed.clone()));
@@ -302,7 +341,7 @@ impl Group {
 
     fn certificate_json(&self, epoch: Epoch) -> Option<Blob> {
         let certificate = self.certificate.as_ref().filter(|certificate| certificate.epoch == epoch)?;
-        serde_json::to_vec(&**certificate).ok().map(|json| Blob(json.into()))
+        Some(Blob(certificate.to_bytes().into()))
     }
 
     fn role(&self, now: BootTime) -> Role {
@@ -341,6 +380,7 @@ impl Group {
             voted_epoch: durable.voted_epoch,
             voted_for: durable.voted_for.and_then(|member| self.node(member)),
             certificate: self.certificate.clone(),
+            gained: self.gained,
             records,
             released: self.received_release.clone(),
             missing: self.config.members.iter().filter(|member| missing.contains(member)).copied().collect(),
@@ -374,10 +414,4 @@ pub(super) fn drop_reasons(effects: &[Effect]) -> impl Iterator<Item = DropReaso
         | Effect::Released { .. }
         | Effect::Superseded { .. } => None,
     })
-}
-
-fn verify<T: contracts::envelope::Statement>(signed: Signed, from: NodeId) -> Result<(T, Envelope), Forged> {
-    let envelope = signed.envelope::<T>(from);
-    let Verified { statement, .. } = envelope.verify::<T>().map_err(|_| Forged)?;
-    Ok((statement, envelope))
 }

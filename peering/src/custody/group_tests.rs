@@ -39,13 +39,13 @@ fn group_of(me: u8, group: GroupId) -> Group {
         readiness: Readiness::Ready,
         restored: false,
     };
-    Group::new(config, machine, Hold::new(Clock::manual()))
+    Group::new(config, machine, Hold::new(Clock::manual()), None)
 }
 
 /// What `from` says to `to`, as the driver would send it.
 fn say(from: u8, to: u8, message: Message) -> Said {
     let keypair = key(from);
-    let signer = Signer { keypair: &keypair, boot: BootId([1; 16]), now: BootTime(5) };
+    let signer = Signer { keypair: &keypair, boot: BootId([1; 16]), now: BootTime(5), statements: None };
     let records = |_| Bytes::from_static(b"records");
     group_of(from, GROUP).say(MemberIndex(to), message, &signer, &records).expect("can be said")
 }
@@ -136,6 +136,6 @@ fn a_certified_renewal_needs_a_certificate_of_its_sender_and_epoch() {
 fn numbers_that_json_readers_would_bend_are_refused() {
     let clock = MemberClock { boot: BootId([1; 16]), ms: 5 };
     let grant = Grant { group: GROUP, epoch: Epoch(1 << 53), candidate: node(1), seq: 1, records: Digest::of(b""), clock };
-    let said = Said::Grant { signed: Signed::sign(&grant, &key(0)), records: Blob(Bytes::new()) };
+    let said = Said::Grant { signed: Signed::new(Envelope::sign(&grant, &key(0))), records: Blob(Bytes::new()) };
     assert!(group_of(1, GROUP).open(node(0), said).is_err());
 }

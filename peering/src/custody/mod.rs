@@ -40,7 +40,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub use self::certificate::Certificate;
 pub use self::hold::Hold;
-pub use self::view::{Alarm, CustodyView, GroupConfig, ReceivedRelease, Role};
+pub use self::view::{Alarm, CustodyView, Gained, GroupConfig, ReceivedRelease, Role, Stated};
 pub use self::votes::{FileVotes, VoteStore};
 
 use self::driver::{Command, Driver, Inputs, MESSAGES_PATH, Told};
@@ -81,6 +81,10 @@ pub enum Error {
 /// [`wire::ATTACHMENT_BYTES_MAX`] bytes. Called by the actor: it must answer from memory.
 pub type RecordSource = Arc<dyn Fn(GroupId) -> Bytes + Send + Sync>;
 
+/// Gets every signed statement about custody that this node makes or verifies, repetitions too: material for evidence.
+/// Called by the actor: it must only take note.
+pub type StatementSink = Arc<dyn Fn(Stated) + Send + Sync>;
+
 /// Gives 64 fresh random bits.
 pub type Entropy = Arc<dyn Fn() -> u64 + Send + Sync>;
 
@@ -93,14 +97,16 @@ pub struct Setup {
     pub clock: Clock,
     pub votes: Arc<dyn VoteStore>,
     pub records: RecordSource,
+    pub statements: Option<StatementSink>,
     pub entropy: Entropy,
 }
 
 impl Setup {
-    /// With the operating system's randomness and no records.
+    /// With the operating system's randomness, no records and nobody who keeps statements.
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>, keypair: Keypair, clock: Clock, votes: Arc<dyn VoteStore>) -> Self {
-        Self { transport, keypair, clock, votes, records: Arc::new(|_| Bytes::new()), entropy: Arc::new(os_entropy) }
+        let records: RecordSource = Arc::new(|_| Bytes::new());
+        Self { transport, keypair, clock, votes, records, statements: None, entropy: Arc::new(os_entropy) }
     }
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use contracts::custody::Readiness;
 use contracts::envelope::Envelope;
 use contracts::ids::{Epoch, GroupId, NodeId};
-use contracts::time::Millis;
+use contracts::time::{BootTime, Millis};
 
 use super::certificate::Certificate;
 
@@ -57,6 +57,26 @@ pub struct ReceivedRelease {
     pub statement: Envelope,
 }
 
+/// How custody was gained, by this node's own clock: what a report of the takeover says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gained {
+    pub epoch: Epoch,
+    /// When it last promised another member not to vote for somebody else; none since it started.
+    pub last_promise_at: Option<BootTime>,
+    /// When it first asked for custody after that; a successor of a release claims without asking.
+    pub asked_at: Option<BootTime>,
+    /// When the grants were a majority.
+    pub certified_at: BootTime,
+}
+
+/// A signed statement about custody, verified, of this node or of another member. Evidence, to be kept by whoever wants to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stated {
+    pub group: GroupId,
+    pub by: NodeId,
+    pub envelope: Envelope,
+}
+
 /// Why a group was stopped for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Alarm {
@@ -72,6 +92,8 @@ pub struct CustodyView {
     pub voted_for: Option<NodeId>,
     /// The newest one known: this node's own as holder, else one that a holder showed.
     pub certificate: Option<Arc<Certificate>>,
+    /// How this node gained its last custody.
+    pub gained: Option<Gained>,
     /// While this node holds: the newest write-ahead records of each other member that voted for it, opaque here.
     pub records: Vec<(NodeId, Bytes)>,
     /// The last release that was accepted from another member.

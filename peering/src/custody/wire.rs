@@ -5,7 +5,7 @@
 use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use contracts::envelope::{Envelope, KeySignature, Keypair, Statement};
+use contracts::envelope::{Envelope, KeySignature, Statement};
 use contracts::ids::{Epoch, GroupId, NodeId};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -56,8 +56,8 @@ pub(super) struct Signed {
 }
 
 impl Signed {
-    pub(super) fn sign<T: Statement>(statement: &T, keypair: &Keypair) -> Self {
-        let mut envelope = Envelope::sign(statement, keypair);
+    /// Of an envelope with one signature.
+    pub(super) fn new(mut envelope: Envelope) -> Self {
         let signature = envelope.signatures.pop().map(|signature| signature.sig).unwrap_or_default();
         Self { payload: Blob(envelope.payload.into()), signature: Blob(signature.into()) }
     }
