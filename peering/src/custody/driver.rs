@@ -147,9 +147,16 @@ impl Driver {
 
     fn next_wake(&self) -> BootTime {
         let now = self.now();
-        let machines = self.groups.values().filter_map(|group| group.machine.next_wake(now));
         // At least a millisecond, so that a machine that always wants to be woken cannot spin.
-        machines.min().unwrap_or(now + LOOK_AROUND_MS_MAX).clamp(now + Millis(1), now + LOOK_AROUND_MS_MAX)
+        self.next_tick(now).unwrap_or(now + LOOK_AROUND_MS_MAX).clamp(now + Millis(1), now + LOOK_AROUND_MS_MAX)
+    }
+
+    /// When the machines are woken next. Renewals that have time wait a little for those of other groups that are due soon, so that they
+    /// leave together; once together they stay so. Whatever has no time to lose is never kept waiting.
+    fn next_tick(&self, now: BootTime) -> Option<BootTime> {
+        let due: Vec<_> = self.groups.values().filter_map(|group| group.due(now)).collect();
+        let latest = due.iter().map(|due| due.latest).min()?;
+        due.iter().map(|due| due.at).filter(|at| *at <= latest).max()
     }
 
     /// Which members went missing or came back.
@@ -163,6 +170,9 @@ impl Driver {
 
     fn tick(&mut self) {
         let now = self.now();
+        if self.next_tick(now).is_none_or(|at| at > now) {
+            return;
+        }
         let due = |group: &&Group| group.machine.next_wake(now).is_some_and(|at| at <= now);
         let due: Vec<_> = self.groups.values().filter(due).map(|group| group.id).collect();
         for group in due {

@@ -57,6 +57,13 @@ pub(super) enum Attachment {
     Release(ReceivedRelease),
 }
 
+/// When a machine is to be woken, and until when that may be put off.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Due {
+    pub(super) at: BootTime,
+    pub(super) latest: BootTime,
+}
+
 struct GrantKept {
     envelope: Envelope,
     records: Bytes,
@@ -117,6 +124,14 @@ impl Group {
 
     pub(super) fn node(&self, member: MemberIndex) -> Option<NodeId> {
         self.config.members.get(usize::from(member.0)).copied()
+    }
+
+    /// When the machine wants to be woken. A renewal may wait for ttl/8 while half a ttl of the hold is left.
+    pub(super) fn due(&self, now: BootTime) -> Option<Due> {
+        let at = self.machine.next_wake(now)?;
+        let has_time = self.machine.role() == RoleName::Holding && self.machine.view(now).hold_left * 2 >= self.config.ttl;
+        let latest = if has_time { at + self.config.ttl.scaled(1, 8) } else { at };
+        Some(Due { at, latest })
     }
 
     fn me(&self) -> Option<NodeId> {
@@ -355,8 +370,12 @@ impl Group {
             (None, RoleName::Follower | RoleName::Asking | RoleName::Claiming | RoleName::Holding) => match self.fenced {
                 Some(epoch) if durable.voted_epoch == epoch && durable.voted_for == Some(me) => Role::Fenced { epoch },
                 Some(_) | None => {
-                    let holder = voted_for.filter(|_| durable.released.is_none() && durable.voted_epoch > Epoch(0));
-                    Role::Follower { epoch: durable.voted_epoch, holder: holder.filter(|holder| Some(*holder) != self.me()) }
+                    // Who lost a vote may know the winner by its certificate.
+                    let epoch = durable.voted_epoch;
+                    let certified = self.certificate.as_ref().filter(|certificate| certificate.epoch == epoch);
+                    let holder = certified.map(|certificate| certificate.holder).or(voted_for);
+                    let serving = holder.filter(|_| durable.released.is_none() && epoch > Epoch(0));
+                    Role::Follower { epoch, holder: serving.filter(|holder| Some(*holder) != self.me()) }
                 }
             },
         }
