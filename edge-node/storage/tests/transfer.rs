@@ -51,7 +51,8 @@ async fn an_exported_car_is_what_another_writer_makes_and_imports() {
 #[tokio::test]
 async fn a_stream_cut_anywhere_is_named_and_the_next_attempt_needs_only_the_rest() {
     let (bytes, root, blocks, car) = sample().await;
-    for cut in (0..300).chain([262_000, 262_500, 300_000, car.len() - 1]) {
+    // Through the header, the root and the beginning of the first chunk; within chunks; before the last byte.
+    for cut in (0..300).step_by(13).chain([58, 59, 60, 262_000, 262_500, 300_000, car.len() - 1]) {
         let (test, result) = import(&car[..cut], &root).await;
         assert!(matches!(result, Err(Error::Truncated { missing }) if missing > 0), "cut at {cut}: {result:?}");
         assert_eq!(test.store.pins(), [], "cut at {cut}");
@@ -210,8 +211,12 @@ impl BlockSource for Peer {
     }
 }
 
-const SHORT: FetchLimits =
-    FetchLimits { content: Limits { bytes_max: 100_000_000, blocks_max: 1000 }, silence_max: Duration::from_millis(100) };
+/// Long for peers that answer, so that a busy machine does not look like a silent peer; short for those that do not.
+fn limits(peer: &Peer) -> FetchLimits {
+    let silent = peer.car == Behaviour::Silent || peer.block == Behaviour::Silent;
+    let silence_max = if silent { Duration::from_millis(1500) } else { Duration::from_secs(30) };
+    FetchLimits { content: Limits { bytes_max: 100_000_000, blocks_max: 1000 }, silence_max }
+}
 
 #[tokio::test]
 async fn a_fetch_ends_with_the_content_however_the_peer_gives_it() {
@@ -223,7 +228,7 @@ async fn a_fetch_ends_with_the_content_however_the_peer_gives_it() {
         let (test, peer) = (TestStore::new().await, Peer::new(&source, car, Honest));
         let seen = Mutex::new(Vec::<Progress>::new());
         let progress = |progress| seen.lock().unwrap().push(progress);
-        let received = test.store.fetch(&peer, &root, "image", SHORT, &progress).await.unwrap();
+        let received = test.store.fetch(&peer, &root, "image", limits(&peer), &progress).await.unwrap();
         assert_eq!(received.new_blocks, 13);
         assert_eq!(peer.asked_blocks.lock().unwrap().len(), asked);
         assert!(read_all(&test.store, &root).await.unwrap() == bytes);
@@ -234,7 +239,7 @@ async fn a_fetch_ends_with_the_content_however_the_peer_gives_it() {
         assert_eq!(last.bytes_total, Some(received.new_bytes));
         // A second fetch asks nobody for anything.
         let peer = Peer::new(&source, Honest, Honest);
-        assert_eq!(test.store.fetch(&peer, &root, "image", SHORT, &|_| {}).await.unwrap().wire_bytes, 0);
+        assert_eq!(test.store.fetch(&peer, &root, "image", limits(&peer), &|_| {}).await.unwrap().wire_bytes, 0);
         assert_eq!((peer.asked_cars.into_inner(), peer.asked_blocks.lock().unwrap().len()), (0, 0));
     }
 }
@@ -245,7 +250,7 @@ async fn a_failed_fetch_survives_restart_and_garbage_collection_and_goes_on() {
     let bytes = content("resume", 3_000_000);
     let root = source.store.add(&bytes[..], "image").await.unwrap();
     let peer = Peer::new(&source, Behaviour::Breaks(6), Behaviour::Absent);
-    let error = test.store.fetch(&peer, &root, "image", SHORT, &|_| {}).await.unwrap_err();
+    let error = test.store.fetch(&peer, &root, "image", limits(&peer), &|_| {}).await.unwrap_err();
     assert!(matches!(error, Error::Source { source: SourceError::NotFound, .. }) && error.is_transient(), "{error:?}");
     let TestStore { store, directory } = test;
     drop(store);
@@ -253,12 +258,12 @@ async fn a_failed_fetch_survives_restart_and_garbage_collection_and_goes_on() {
     assert_eq!(store.collect_garbage().await.unwrap().blocks, 0);
     assert_eq!(store.usage().blocks, 5);
     let peer = Peer::new(&source, Behaviour::Honest, Behaviour::Honest);
-    let received = store.fetch(&peer, &root, "image", SHORT, &|_| {}).await.unwrap();
+    let received = store.fetch(&peer, &root, "image", limits(&peer), &|_| {}).await.unwrap();
     assert_eq!((received.new_blocks, peer.asked_cars.into_inner()), (8, 0));
     assert!(read_all(&store, &root).await.unwrap() == bytes);
     let fresh = TestStore::new().await;
     let peer = Peer::new(&source, Behaviour::Breaks(3), Behaviour::Silent);
-    let error = fresh.store.fetch(&peer, &root, "image", SHORT, &|_| {}).await.unwrap_err();
+    let error = fresh.store.fetch(&peer, &root, "image", limits(&peer), &|_| {}).await.unwrap_err();
     assert!(matches!(error, Error::Stalled(_)) && error.is_transient(), "{error:?}");
 }
 
@@ -269,10 +274,10 @@ async fn a_lying_peer_is_named_and_nothing_of_it_is_kept() {
     let root = source.store.add(&bytes[..], "image").await.unwrap();
     let test = TestStore::new().await;
     let peer = Peer::new(&source, Behaviour::Absent, Behaviour::Lies);
-    let error = test.store.fetch(&peer, &root, "image", SHORT, &|_| {}).await.unwrap_err();
+    let error = test.store.fetch(&peer, &root, "image", limits(&peer), &|_| {}).await.unwrap_err();
     assert!(matches!(error, Error::HashMismatch(cid) if cid == root) && !error.is_transient(), "{error:?}");
     let peer = Peer::new(&source, Behaviour::Lies, Behaviour::Honest);
-    let error = test.store.fetch(&peer, &root, "image", SHORT, &|_| {}).await.unwrap_err();
+    let error = test.store.fetch(&peer, &root, "image", limits(&peer), &|_| {}).await.unwrap_err();
     assert!(!error.is_transient(), "{error:?}");
     assert_eq!(test.store.usage().blocks, 0);
 }
@@ -287,8 +292,7 @@ async fn missing_content_below_an_absent_node_is_fetched_as_it_becomes_known() {
     test.store.put_block(&root, source.store.get_block(&root).await.unwrap()).await.unwrap();
     assert_eq!(test.store.missing(&root).await.unwrap().len(), 2);
     let peer = Peer::new(&source, Behaviour::Absent, Behaviour::Honest);
-    let limits = FetchLimits::default();
-    let received = test.store.fetch(&peer, &root, "image", limits, &|_| {}).await.unwrap();
+    let received = test.store.fetch(&peer, &root, "image", FetchLimits::default(), &|_| {}).await.unwrap();
     assert_eq!(received.new_blocks, 177);
     assert!(test.store.verify(&root).await.unwrap().is_complete());
 }
