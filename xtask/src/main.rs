@@ -1,1 +1,66 @@
-fn main() {}
+//! The project's own commands: `cargo xtask demo | test | bench | lint`. Standard library only, so that it builds in a second.
+
+mod build;
+mod docker;
+mod tests;
+
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
+
+const USAGE: &str = "\
+cargo xtask demo [--engine embedded|docker|auto] [--motes N] [--seed N] [--json FILE] [--keep]
+    builds Antirio and shows its whole job with real parts; needs root for the embedded engine
+cargo xtask test [--install]
+    every test, then the demo as a test; --install fetches what tests need (apt), else what is missing is said and skipped
+cargo xtask bench takeover [--runs N] [--engine E] [--motes N] [--ttl-ms N] [--json FILE]
+    kill, takeover, return, hand-back, N times: the distribution and its parts
+cargo xtask bench custody | lora | start | peering | model [arguments]
+    the parts alone: the bridge's throughput, the engine's start, round trips, the exhaustive model of custody
+cargo xtask lint
+    rustfmt and clippy over everything";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["demo", rest @ ..] => demo("demo", rest),
+        ["test"] => tests::run(false),
+        ["test", "--install"] => tests::run(true),
+        ["bench", "takeover", rest @ ..] => demo("takeover", rest),
+        ["bench", name, rest @ ..] => bench(name, rest),
+        ["lint"] => lint(),
+        _ => Err(USAGE.to_owned()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Builds, then becomes the demo: signals go to it alone, and its exit status is ours.
+fn demo(command: &str, arguments: &[&str]) -> Result<(), String> {
+    let built = build::everything()?;
+    let failed = built.demo(command).args(arguments).exec();
+    Err(format!("the demo cannot be started: {failed}"))
+}
+
+fn bench(name: &str, arguments: &[&str]) -> Result<(), String> {
+    let (package, example) = match name {
+        "lora" => ("lora-bridge", "throughput"),
+        "start" => ("engine", "start_latency"),
+        "peering" => ("peering", "roundtrip"),
+        "model" | "custody" => ("contracts", "custody_model"),
+        _ => return Err(USAGE.to_owned()),
+    };
+    let mut cargo = Command::new(build::cargo());
+    cargo.args(["run", "--release", "--quiet", "--package", package, "--example", example, "--"]).args(arguments);
+    build::run(&mut cargo)
+}
+
+fn lint() -> Result<(), String> {
+    build::run(Command::new(build::cargo()).args(["fmt", "--all", "--check"]))?;
+    build::run(Command::new(build::cargo()).args(["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"]))
+}

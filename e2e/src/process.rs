@@ -1,0 +1,83 @@
+//! Child processes: started with a log file each, ended by their own ids, never left behind.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, ChildStdin, Command};
+
+/// A process ends within this time of SIGTERM, or is killed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A running child.
+#[derive(Debug)]
+pub struct Process {
+    pub name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `program`; everything that it prints goes to `<directory>/<name>.log`. It dies with this process.
+    pub fn start(name: &str, program: &Path, arguments: &[String], directory: &Path, piped: bool) -> anyhow::Result<Self> {
+        let log = directory.join(format!("{name}.log"));
+        let file = File::options().create(true).append(true).open(&log).with_context(|| log.display().to_string())?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(if piped { Stdio::piped() } else { Stdio::null() }).stdout(file.try_clone()?).stderr(file);
+        // A process group of its own: Ctrl-C on the terminal reaches the demo, which ends the others in order.
+        command.process_group(0).kill_on_drop(true);
+        let child = command.spawn().with_context(|| format!("{} cannot be started", program.display()))?;
+        Ok(Self { name: name.to_owned(), child, log })
+    }
+
+    pub fn take_input(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// `Err` with the end of its log if it has ended.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => anyhow::bail!("{} ended: {status}\n{}", self.name, self.log_end()),
+        }
+    }
+
+    fn log_end(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub async fn kill(mut self) -> anyhow::Result<()> {
+        self.child.start_kill()?;
+        self.child.wait().await?;
+        Ok(())
+    }
+
+    /// SIGTERM, and SIGKILL if it does not end in time.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+            // It may have ended already.
+            let _ended = kill_process(pid, Signal::TERM);
+        }
+        if tokio::time::timeout(GRACE, self.child.wait()).await.is_err() {
+            return self.kill().await;
+        }
+        Ok(())
+    }
+
+    /// Resident memory now and at its highest, in kilobytes.
+    pub fn memory_kb(&self) -> Option<(u64, u64)> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()?)).ok()?;
+        let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).and_then(|l| l.split_whitespace().next()?.parse().ok());
+        Some((field("VmRSS:")?, field("VmHWM:")?))
+    }
+}

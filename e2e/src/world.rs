@@ -1,0 +1,381 @@
+//! Two owners, their nodes, a marketplace, an arbitrator, a cloud and a radio: configuration files and processes.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use contracts::ids::{NodeId, OwnerId};
+use contracts::time::WallTime;
+use edge_node::identity::{KEY_FILE, load_or_create_key};
+use kit::clock::Clock;
+use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::ChildStdin;
+
+use crate::process::Process;
+
+/// EUIs of the two gateways.
+pub const RIO_GATEWAY: &str = "aa555a0000000101";
+pub const PATRAS_GATEWAY: &str = "aa555a0000000102";
+/// How long a process may take to answer after it was started.
+const START_MAX: Duration = Duration::from_secs(20);
+/// Money that each owner pays in.
+const DEPOSIT_UNITS: u32 = 1_000;
+
+/// What a run is to be like.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub programs: PathBuf,
+    pub image: PathBuf,
+    pub engine: String,
+    pub docker_socket: Option<PathBuf>,
+    pub motes: u32,
+    pub rate: String,
+    pub confirmed: String,
+    pub loss: String,
+    pub seed: u64,
+    pub ttl_ms: u64,
+    pub quiet_ms: u64,
+    /// Takeovers after which the contract is settled.
+    pub activations: u32,
+}
+
+/// Keys and addresses of one process.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub node: NodeId,
+    pub api: SocketAddr,
+    pub lora: Option<SocketAddr>,
+}
+
+/// Everything that runs.
+#[derive(Debug)]
+pub struct World {
+    pub settings: Settings,
+    pub directory: PathBuf,
+    pub owners: [OwnerId; 2],
+    pub places: BTreeMap<&'static str, Place>,
+    pub marketplace: SocketAddr,
+    pub arbitrator: SocketAddr,
+    pub http: reqwest::Client,
+    pub clock: Clock,
+    processes: BTreeMap<&'static str, Process>,
+    radio_input: Option<ChildStdin>,
+    pub ledgers: PathBuf,
+    /// When each node's UDP port was open: from, to.
+    pub lives: BTreeMap<&'static str, Vec<(WallTime, Option<WallTime>)>>,
+}
+
+fn free_tcp() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+fn free_udp() -> anyhow::Result<SocketAddr> {
+    Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+impl World {
+    /// Makes keys and picks addresses below `directory`; starts nothing.
+    pub fn prepare(settings: Settings, directory: &Path) -> anyhow::Result<Self> {
+        let key = |path: &str| load_or_create_key(&directory.join(path)).map_err(anyhow::Error::from);
+        let owners = [key("owner1.key")?.owner_id(), key("owner2.key")?.owner_id()];
+        let mut places = BTreeMap::new();
+        for (name, has_lora) in [("rio", true), ("patras", true), ("cloud", false)] {
+            let node = key(&format!("{name}/{KEY_FILE}"))?.node_id();
+            places.insert(name, Place { node, api: free_tcp()?, lora: if has_lora { Some(free_udp()?) } else { None } });
+        }
+        let places_of_services = [("arbitrator", "arbitrator.key"), ("marketplace", "marketplace.key")];
+        let (mut marketplace, mut arbitrator) = (free_tcp()?, free_tcp()?);
+        for (name, path) in places_of_services {
+            let api = if name == "arbitrator" { &mut arbitrator } else { &mut marketplace };
+            *api = free_tcp()?;
+            places.insert(name, Place { node: key(path)?.node_id(), api: *api, lora: None });
+        }
+        Ok(Self {
+            ledgers: directory.join("ledgers"),
+            directory: directory.to_owned(),
+            settings,
+            owners,
+            places,
+            marketplace,
+            arbitrator,
+            http: reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?,
+            clock: Clock::system(),
+            processes: BTreeMap::new(),
+            radio_input: None,
+            lives: BTreeMap::new(),
+        })
+    }
+
+    fn program(&self, name: &str) -> PathBuf {
+        self.settings.programs.join(name)
+    }
+
+    fn place(&self, name: &str) -> &Place {
+        &self.places[name]
+    }
+
+    fn write(&self, name: &str, content: &str) -> anyhow::Result<String> {
+        let path = self.directory.join(name);
+        std::fs::write(&path, content).with_context(|| path.display().to_string())?;
+        Ok(path.display().to_string())
+    }
+
+    fn run_antirio(&mut self, name: &'static str, command: &str, config: &str) -> anyhow::Result<()> {
+        let config = self.write(&format!("{name}.toml"), config)?;
+        let log = std::env::var("ANTIRIO_LOG").unwrap_or_else(|_| "info".to_owned());
+        let arguments = [command.to_owned(), "--config".to_owned(), config, "--log".to_owned(), log];
+        let process = Process::start(name, &self.program("antirio"), &arguments, &self.directory, false)?;
+        self.processes.insert(name, process);
+        Ok(())
+    }
+
+    /// Marketplace and arbitrator, and money in both owners' accounts.
+    pub async fn start_center(&mut self) -> anyhow::Result<()> {
+        let directory = self.directory.display().to_string();
+        let marketplace = format!(
+            "bind = \"{}\"\nround_ms = 200\nstore = {{ sqlite = \"{directory}/marketplace.sqlite\" }}\nsecret_key = {{ file = \"{directory}/marketplace.key\" }}\n",
+            self.marketplace
+        );
+        self.run_antirio("marketplace", "marketplace", &marketplace)?;
+        let operator = load_or_create_key(&self.directory.join("operator.key"))?.key();
+        let arbitrator = format!(
+            "bind = \"{}\"\npeering_bind = \"{}\"\noperators = [\"{operator}\"]\ntick_ms = 100\nstore = {{ sqlite = \"{directory}/arbitrator.sqlite\" }}\nsecret_key = {{ file = \"{directory}/arbitrator.key\" }}\n",
+            self.arbitrator,
+            free_udp()?
+        );
+        self.run_antirio("arbitrator", "arbitrator", &arbitrator)?;
+        self.wait_healthy("marketplace").await?;
+        self.wait_healthy("arbitrator").await?;
+        for owner in self.owners {
+            let arguments = [
+                "credit".to_owned(),
+                format!("--arbitrator=http://{}", self.arbitrator),
+                format!("--operator-key={directory}/operator.key"),
+                format!("--owner={owner}"),
+                format!("--amount={DEPOSIT_UNITS}"),
+                "--log=warn".to_owned(),
+            ];
+            let output = tokio::process::Command::new(self.program("antirio")).args(arguments).output().await?;
+            anyhow::ensure!(output.status.success(), "credit failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+
+    /// Starts a node and waits until its ports are open.
+    pub async fn start_node(&mut self, name: &'static str) -> anyhow::Result<()> {
+        let config = match name {
+            "cloud" => self.node_config(name, "cloud", 0)?,
+            "rio" => self.rio_config()?,
+            _ => self.patras_config()?,
+        };
+        self.run_antirio(name, "node", &config)?;
+        self.wait_healthy(name).await?;
+        let now = self.clock.wall();
+        self.lives.entry(name).or_default().push((now, None));
+        Ok(())
+    }
+
+    fn node_config(&self, name: &str, role: &str, owner: usize) -> anyhow::Result<String> {
+        let (directory, place) = (self.directory.display(), self.place(name));
+        // The peering address stays over restarts, so that peers find the node where they left it.
+        let peering_file = self.directory.join(format!("{name}.peering"));
+        let peering = match std::fs::read_to_string(&peering_file) {
+            Ok(address) => address,
+            Err(_) => {
+                let address = free_udp()?.to_string();
+                std::fs::write(&peering_file, &address)?;
+                address
+            }
+        };
+        let mut text = format!(
+            "name = \"{name}\"\nrole = \"{role}\"\nstate_directory = \"{directory}/{name}\"\nowner_key_file = \"{directory}/owner{}.key\"\n",
+            owner + 1
+        );
+        if name != "cloud" {
+            text += &format!("cloud = \"{}\"\npolicy_file = \"{directory}/{name}.policy.toml\"\n", self.place("cloud").node);
+            let (latitude, longitude) = if name == "rio" { (383_100_000, 217_800_000) } else { (383_300_000, 217_670_000) };
+            text += &format!("position = {{ latitude_e7 = {latitude}, longitude_e7 = {longitude} }}\n");
+        }
+        text += &format!("[peering]\nbind = \"{peering}\"\n[api]\nbind = \"{}\"\n", place.api);
+        text += &format!("[marketplace]\nurl = \"http://{}\"\n", self.marketplace);
+        text += &format!("[arbitrator]\nnode = \"{}\"\nurl = \"http://{}\"\n", self.place("arbitrator").node, self.arbitrator);
+        if let Some(lora) = place.lora {
+            text += &format!("[lora]\nbind = \"{lora}\"\n[engine]\nkind = \"{}\"\n", self.settings.engine);
+            if let Some(socket) = &self.settings.docker_socket {
+                text += &format!("docker_socket = \"{}\"\n", socket.display());
+            }
+        }
+        Ok(text)
+    }
+
+    fn policy_head(&self) -> String {
+        let arbitrator = self.place("arbitrator").node;
+        format!("currency = \"EUR\"\nwitnesses = [\"{arbitrator}\"]\narbitrator = \"{arbitrator}\"\nconcession = \"linear\"\n")
+    }
+
+    fn rio_config(&self) -> anyhow::Result<String> {
+        let settings = &self.settings;
+        let policy = self.policy_head()
+            + &format!(
+                "[customer]\nbid_per_day = \"4000000\"\nbid_per_day_max = \"8000000\"\nserved_hour_cost_max = \"1000000\"\nincluded_hours = 24\nserved_hours_max = 10\n\
+                 stake_max = \"500000000\"\nprovider_stake_min = \"10000000\"\nreputation_min_permille = 0\ndays = 1\nmargin_permille = 500\n\
+                 [customer.terms]\nttl = {}\ndeadline = {}\nhandback_quiet = {}\nhandback_deadline = 60000\ngrace = 2000\ncounter_block = 16\n\
+                 buffer_frames_max = 65536\nbuffer_bytes_max = 33554432\nbuffer_hours_max = 24\nmirror = false\nactivations_max = {}\n",
+                settings.ttl_ms,
+                settings.ttl_ms * 2,
+                settings.quiet_ms,
+                settings.activations
+            );
+        self.write("rio.policy.toml", &policy)?;
+        let directory = self.directory.display();
+        let service = format!("[service]\nname = \"lora\"\nimage = \"{}\"\nconfiguration = \"{directory}/devices.json\"\n", settings.image.display());
+        Ok(self.node_config("rio", "edge", 0)? + &service)
+    }
+
+    fn patras_config(&self) -> anyhow::Result<String> {
+        let settings = &self.settings;
+        let policy = self.policy_head()
+            + &format!(
+                "[provider]\nreserve_permille = 100\nradio_range_m = 15000\ncapabilities = [\"lora:EU868\"]\nask_per_day = \"6000000\"\nask_per_day_min = \"3000000\"\n\
+                 served_hour_cost = \"100000\"\nstake_max = \"500000000\"\ndeadline_min = {}\ndays_max = 30\nhandback_quiet_max = 600000\n\
+                 [provider.capacity]\ncpu_millis = 4000\nmemory_bytes = 4000000000\nstorage_bytes = 8000000000\nbandwidth_bps = 10000000\nuptime_s = 31536000\n\
+                 interfaces = [{{ kind = \"lora\", region = \"EU868\", slots = 20000 }}]\n",
+                settings.ttl_ms * 3 / 2
+            );
+        self.write("patras.policy.toml", &policy)?;
+        self.node_config("patras", "edge", 1)
+    }
+
+    /// The fleet's devices as the customer's configuration.
+    pub async fn provision(&self) -> anyhow::Result<()> {
+        let list = self.directory.join("provisioning.json");
+        let settings = &self.settings;
+        let output = tokio::process::Command::new(self.program("antirio-radio"))
+            .args(["--seed", &settings.seed.to_string(), "--motes", &settings.motes.to_string(), "--provisioning-only", "--provisioning"])
+            .arg(&list)
+            .output()
+            .await?;
+        anyhow::ensure!(output.status.success(), "provisioning failed: {}", String::from_utf8_lossy(&output.stderr));
+        let list: serde_json::Value = serde_json::from_slice(&std::fs::read(&list)?)?;
+        let devices = list["devices"].as_array().context("a provisioning list has devices")?;
+        let of = |device: &serde_json::Value| {
+            json!({"dev_eui": device["dev_eui"], "dev_addr": device["dev_addr"], "nwk_s_key": device["nwk_s_key"], "app_s_key": device["app_s_key"], "codec": "cayenne-lpp"})
+        };
+        let configuration = json!({"devices": devices.iter().map(of).collect::<Vec<_>>()});
+        self.write("devices.json", &configuration.to_string())?;
+        Ok(())
+    }
+
+    pub async fn start_radio(&mut self) -> anyhow::Result<()> {
+        let settings = &self.settings;
+        let gateway = |eui: &str, name: &str| format!("--gateway={eui}@{}", self.place(name).lora.map(|a| a.to_string()).unwrap_or_default());
+        let arguments = [
+            format!("--seed={}", settings.seed),
+            format!("--motes={}", settings.motes),
+            format!("--rate={}", settings.rate),
+            format!("--confirmed={}", settings.confirmed),
+            format!("--loss={}", settings.loss),
+            format!("--ledgers={}", self.ledgers.display()),
+            "--quit-on-eof".to_owned(),
+            gateway(RIO_GATEWAY, "rio"),
+            gateway(PATRAS_GATEWAY, "patras"),
+        ];
+        let mut radio = Process::start("radio", &self.program("antirio-radio"), &arguments, &self.directory, true)?;
+        self.radio_input = radio.take_input();
+        self.processes.insert("radio", radio);
+        Ok(())
+    }
+
+    async fn tell_radio(&mut self, command: &str) -> anyhow::Result<()> {
+        let input = self.radio_input.as_mut().context("the radio runs")?;
+        input.write_all(format!("{command}\n").as_bytes()).await?;
+        Ok(input.flush().await?)
+    }
+
+    /// No new readings; waits until no confirmed uplink is under way, or the bound has passed.
+    pub async fn drain_radio(&mut self, bound: Duration) -> anyhow::Result<()> {
+        self.tell_radio("stop-sending").await?;
+        self.tell_radio(&format!("drain {}", bound.as_millis())).await?;
+        self.wait_radio_says("\"drained\"", bound + Duration::from_secs(10)).await
+    }
+
+    /// Ends the radio; its ledgers are flushed.
+    pub async fn quit_radio(&mut self) -> anyhow::Result<()> {
+        self.tell_radio("quit").await?;
+        self.wait_radio_says("\"stopped\"", Duration::from_secs(10)).await?;
+        match self.processes.remove("radio") {
+            Some(radio) => radio.stop().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn wait_radio_says(&mut self, what: &str, bound: Duration) -> anyhow::Result<()> {
+        let log = self.directory.join("radio.log");
+        let said = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains(what));
+        let waited = tokio::time::timeout(bound, async {
+            while !said() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        waited.await.with_context(|| format!("the radio did not say {what} in time"))
+    }
+
+    async fn wait_healthy(&mut self, name: &'static str) -> anyhow::Result<()> {
+        let url = format!("http://{}/healthz", self.place(name).api);
+        let begun = std::time::Instant::now();
+        loop {
+            if self.http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success()) {
+                return Ok(());
+            }
+            self.check(name)?;
+            anyhow::ensure!(begun.elapsed() < START_MAX, "{name} does not answer at {url}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// `Err` if a process that should run has ended.
+    pub fn check(&mut self, name: &str) -> anyhow::Result<()> {
+        self.processes.get_mut(name).with_context(|| format!("{name} was not started"))?.check()
+    }
+
+    pub fn check_all(&mut self) -> anyhow::Result<()> {
+        self.processes.values_mut().try_for_each(Process::check)
+    }
+
+    /// SIGKILL; returns the moment directly before it.
+    pub async fn kill(&mut self, name: &'static str) -> anyhow::Result<WallTime> {
+        let process = self.processes.remove(name).with_context(|| format!("{name} does not run"))?;
+        let now = self.clock.wall();
+        process.kill().await?;
+        if let Some(last) = self.lives.get_mut(name).and_then(|lives| lives.last_mut()) {
+            last.1 = Some(now);
+        }
+        Ok(now)
+    }
+
+    /// Resident memory of every process, in megabytes: now, highest.
+    pub fn memory_mb(&self) -> BTreeMap<String, (f64, f64)> {
+        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        let mb = |kb: u64| (kb as f64 / 1_024.0 * 10.0).round() / 10.0;
+        self.processes.iter().filter_map(|(name, p)| p.memory_kb().map(|(now, high)| ((*name).to_owned(), (mb(now), mb(high))))).collect()
+    }
+
+    pub fn process_id(&self, name: &str) -> Option<u32> {
+        self.processes.get(name).and_then(Process::id)
+    }
+
+    /// Ends everything, nodes before the center, and removes what they left on this machine.
+    pub async fn stop(&mut self) {
+        self.radio_input = None;
+        for name in ["radio", "rio", "patras", "cloud", "arbitrator", "marketplace"] {
+            if let Some(process) = self.processes.remove(name)
+                && let Err(error) = process.stop().await
+            {
+                eprintln!("{name} could not be ended: {error:#}");
+            }
+        }
+    }
+}

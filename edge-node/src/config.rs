@@ -1,0 +1,183 @@
+//! Configuration of a node: one TOML file, a pure function from text to [`Config`]. Defaults work for a LAN.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use contracts::geo::Position;
+use contracts::ids::NodeId;
+use contracts::node_record::Role;
+use serde::{Deserialize, Serialize};
+
+/// What a node is and does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Lower-case letters, digits and hyphens.
+    pub name: String,
+    pub role: Role,
+    /// Everything that the node keeps.
+    pub state_directory: PathBuf,
+    /// The owner's secret key file, if it lies on this machine; it signs the node record at start. Without it the record file in the state directory is used.
+    #[serde(default)]
+    pub owner_key_file: Option<PathBuf>,
+    #[serde(default)]
+    pub position: Option<Position>,
+    pub peering: Peering,
+    pub api: Api,
+    #[serde(default)]
+    pub marketplace: Option<Url>,
+    #[serde(default)]
+    pub arbitrator: Option<Arbitrator>,
+    /// The cloud that receives this edge's readings.
+    #[serde(default)]
+    pub cloud: Option<NodeId>,
+    #[serde(default)]
+    pub lora: Option<Lora>,
+    #[serde(default)]
+    pub engine: Engine,
+    /// The owner's policy ([`crate::dmu::policy`]); without one the node neither insures nor is insured.
+    #[serde(default)]
+    pub policy_file: Option<PathBuf>,
+    /// The services that this edge runs for itself and may insure.
+    #[serde(default)]
+    pub service: Option<Service>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peering {
+    /// UDP address of the peering endpoint.
+    pub bind: SocketAddr,
+    /// Addresses under which others reach it; by default the bound one.
+    #[serde(default)]
+    pub announce: Vec<SocketAddr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Api {
+    /// TCP address of the operator API; loopback, because it knows no passwords.
+    pub bind: SocketAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Url {
+    pub url: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arbitrator {
+    pub node: NodeId,
+    pub url: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    /// UDP address for packet forwarders (GWMP); 1700 is customary.
+    pub bind: SocketAddr,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Engine {
+    #[serde(default)]
+    pub kind: EngineKind,
+    /// The Docker engine's socket.
+    #[serde(default)]
+    pub docker_socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineKind {
+    Embedded,
+    Docker,
+    /// Whatever the machine can do, embedded first.
+    #[default]
+    Auto,
+}
+
+/// A service of the owner's own: an image and its configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Names the group of devices; stays when the file is edited.
+    pub name: String,
+    /// Image tar (OCI layout or `docker save`).
+    pub image: PathBuf,
+    /// JSON: `{"devices": [{dev_eui, dev_addr, nwk_s_key, app_s_key, codec}]}`.
+    pub configuration: PathBuf,
+    #[serde(default = "default_memory_bytes")]
+    pub memory_bytes_max: u64,
+    #[serde(default = "default_cpu_millis")]
+    pub cpu_millis_max: u64,
+}
+
+const fn default_memory_bytes() -> u64 {
+    64 << 20
+}
+
+const fn default_cpu_millis() -> u64 {
+    1_000
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the configuration is no valid TOML of its form: {0}")]
+    Toml(#[from] toml::de::Error),
+    #[error("{field}: {reason}")]
+    Field { field: &'static str, reason: &'static str },
+}
+
+impl Config {
+    /// Reads the text of a configuration file.
+    ///
+    /// # Errors
+    /// Unknown or missing fields, wrong types, or values that cannot work together.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let config: Self = toml::from_str(text)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let unless = |holds: bool, field, reason| if holds { Ok(()) } else { Err(Error::Field { field, reason }) };
+        unless(matches!(self.role, Role::Edge | Role::Cloud), "role", "a node is an edge or a cloud")?;
+        unless(self.api.bind.ip().is_loopback(), "api.bind", "the operator API knows no passwords: bind it to loopback")?;
+        unless(self.position.is_none_or(Position::is_valid), "position", "not a place on the earth")?;
+        unless(self.service.is_none() || self.lora.is_some(), "lora", "a service for LoRa devices needs a [lora] section")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLOUD: &str = r#"
+        name = "cloud"
+        role = "cloud"
+        state_directory = "/var/lib/antirio"
+        [peering]
+        bind = "127.0.0.1:7100"
+        [api]
+        bind = "127.0.0.1:7101"
+    "#;
+
+    #[test]
+    fn a_short_file_is_enough() {
+        let config = Config::parse(CLOUD).expect("valid");
+        assert_eq!((config.role, config.engine.kind), (Role::Cloud, EngineKind::Auto));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let unknown = Config::parse(&CLOUD.replace("role =", "rolle =")).expect_err("unknown field");
+        assert!(unknown.to_string().contains("rolle"), "{unknown}");
+        let open = Config::parse(&CLOUD.replace("127.0.0.1:7101", "0.0.0.0:7101")).expect_err("API for everybody");
+        assert!(open.to_string().starts_with("api.bind"), "{open}");
+    }
+}

@@ -1,0 +1,70 @@
+//! What all parts of a node share.
+
+use std::sync::Arc;
+
+use contracts::blueprint::Blueprint;
+use contracts::envelope::Envelope;
+use contracts::ids::{GroupId, NodeId, OwnerId};
+use kit::clock::Clock;
+use peering::Transport;
+use storage::BlockStore;
+
+use crate::agreements::Agreements;
+use crate::config::Config;
+use crate::directory::Directory;
+use crate::dmu::policy::Policy;
+use crate::edge2edge::client::Client;
+use crate::identity::Identity;
+use crate::orchestrator::Orchestrator;
+use crate::readings::log::Log;
+use crate::readings::north::Destinations;
+use crate::store::Store;
+use crate::timeline::Timeline;
+
+/// Handles to the parts; cheap to clone behind its `Arc`.
+#[derive(Debug)]
+pub struct Core {
+    pub config: Config,
+    pub identity: Identity,
+    pub owner: OwnerId,
+    /// This node's own signed record.
+    pub record: Envelope,
+    pub clock: Clock,
+    pub policy: Option<Policy>,
+    pub store: Store,
+    pub log: Log,
+    pub destinations: Destinations,
+    /// Images and sealed configuration by content id.
+    pub content: BlockStore,
+    /// Absent on a node that runs no containers.
+    pub orchestrator: Option<Orchestrator>,
+    pub directory: Directory,
+    pub agreements: Agreements,
+    pub client: Client,
+    pub timeline: Timeline,
+    /// The services that this edge runs for its owner.
+    pub own_service: Option<OwnService>,
+}
+
+/// A service of the owner's own, loaded and ready to run.
+#[derive(Debug, Clone)]
+pub struct OwnService {
+    pub group: GroupId,
+    /// Images by content id, limits; `needs` is filled in by the estimate when insurance is looked for.
+    pub blueprint: Blueprint,
+    /// The configuration as the owner wrote it, application keys included.
+    pub configuration: axum::body::Bytes,
+    pub registration: tenant::Registration,
+}
+
+impl Core {
+    #[must_use]
+    pub fn me(&self) -> NodeId {
+        self.identity.keypair.node_id()
+    }
+
+    #[must_use]
+    pub fn transport(&self) -> &Arc<dyn Transport> {
+        self.client.transport()
+    }
+}

@@ -1,0 +1,169 @@
+//! The insured node's guard: serves while it holds custody, follows while the provider does, and comes back.
+
+use contracts::contract::{Contract, State};
+use contracts::evidence::HandbackReport;
+use contracts::envelope::Envelope;
+use contracts::ids::{Epoch, GroupId};
+use lora_bridge::bridge::io::Mode;
+use peering::custody::{CustodyView, Role};
+use tokio::sync::watch;
+
+use super::reservations::{self, Members};
+use super::{Error, Parts, begin_serving, ended, join, leave, progress, restore, returning};
+use crate::agreements::Agreement;
+use crate::tenants;
+use crate::timeline::Event;
+
+/// What the guard remembers between two views of custody.
+#[derive(Debug, Default)]
+struct Memory {
+    /// The epoch in which this node serves.
+    serving: Option<Epoch>,
+    /// The provider held custody since this node last did.
+    provider_held: bool,
+}
+
+/// Runs until the contract has ended and the devices are served without a lease again.
+pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
+    let contract = &agreement.contract;
+    let group = contract.group;
+    let service = parts.core.own_service.as_ref().filter(|s| s.group == group).ok_or(Error::Lacking("service of this group"))?;
+    if agreement.state.is_in_force() {
+        let sessions = tenants::http::sessions(&service.registration);
+        let ends = parts.links.open(group, &sessions);
+        let (members, members_taken) = watch::channel(Members::default());
+        let (serves, serves_taken) = watch::channel(false);
+        let mut side_tasks = tokio::task::JoinSet::new();
+        side_tasks.spawn(reservations::run(parts.clone(), group, ends.reserve, members_taken));
+        side_tasks.spawn(progress::run(parts.clone(), group, contract.provider.node, ends.outgoing, serves_taken));
+        restore(parts, group, sessions).await?;
+        let guard = Guard { parts, agreement, members, serves };
+        tokio::select! {
+            biased;
+            () = ended(parts, agreement.id) => {}
+            stopped = guard.follow_custody() => stopped?,
+        }
+    }
+    serve_alone(parts, group).await?;
+    parts.core.agreements.set_wiped(agreement.id).await?;
+    Ok(())
+}
+
+/// The contract is over: nobody else may serve these devices, so no lease is needed.
+async fn serve_alone(parts: &Parts, group: GroupId) -> Result<(), Error> {
+    let epoch = parts.custody.subscribe(group).map_or(Epoch(0), |view| view.borrow().voted_epoch);
+    leave(parts, group).await?;
+    let Some(service) = &parts.core.own_service else { return Ok(()) };
+    alone(parts, group, epoch, tenants::http::sessions(&service.registration)).await
+}
+
+/// Serves without a contract: counters are reserved on this disk only.
+pub(crate) async fn alone(parts: &Parts, group: GroupId, epoch: Epoch, sessions: Vec<lora_bridge::mac::session::Session>) -> Result<(), Error> {
+    let mut ends = parts.links.open(group, &sessions);
+    let (members, members_taken) = watch::channel(Members::default());
+    tokio::spawn(async move {
+        // Nobody is told, but the queue must not fill up.
+        let _members = members;
+        while ends.outgoing.recv().await.is_some() {}
+    });
+    tokio::spawn(reservations::run(parts.clone(), group, ends.reserve, members_taken));
+    restore(parts, group, sessions).await?;
+    parts.leases.set_alone(group);
+    parts.links.set_epoch(group, epoch);
+    parts.bridge.custody(group, Mode::Serving { epoch, foreign_lease_end: None }).await?;
+    Ok(())
+}
+
+struct Guard<'a> {
+    parts: &'a Parts,
+    agreement: &'a Agreement,
+    members: watch::Sender<Members>,
+    serves: watch::Sender<bool>,
+}
+
+impl Guard<'_> {
+    fn contract(&self) -> &Contract {
+        &self.agreement.contract
+    }
+
+    async fn follow_custody(&self) -> Result<(), Error> {
+        let group = self.contract().group;
+        let is_first = parts_never_voted(self.parts, group);
+        let hold = join(self.parts, self.agreement).await?;
+        let mut view = self.parts.custody.subscribe(group).ok_or(peering::custody::Error::UnknownGroup(group))?;
+        let mut memory = Memory { provider_held: matches!(self.agreement.state, State::TakenOver { .. } | State::HandingBack { .. }), ..Memory::default() };
+        if is_first {
+            // Nobody was ever voted for, and only this node may be the first: it serves on until it holds.
+            self.parts.core.timeline.push(Event::Armed { contract: self.agreement.id, group });
+        } else {
+            self.parts.leases.set_held(group, hold.clone());
+            self.parts.bridge.custody(group, Mode::Following).await?;
+        }
+        loop {
+            let now = view.borrow_and_update().clone();
+            match now.role {
+                Role::Holder { epoch } => self.hold(epoch, &now, &mut memory, &hold).await?,
+                Role::Fenced { epoch } => self.stop_serving(epoch, Mode::Fenced, &mut memory).await?,
+                Role::Follower { holder, epoch } => {
+                    memory.provider_held |= holder == Some(self.contract().provider.node);
+                    if !(is_first && memory.serving.is_none() && holder.is_none()) {
+                        self.stop_serving(epoch, Mode::Following, &mut memory).await?;
+                    }
+                }
+                Role::Recovering => {}
+                Role::Stopped => return Err(Error::Custody(peering::custody::Error::Stopped)),
+            }
+            let provider = self.contract().provider.node;
+            let follows_provider = matches!(now.role, Role::Follower { holder: Some(holder), .. } if holder == provider);
+            tokio::select! {
+                biased;
+                changed = view.changed() => changed.map_err(|_| peering::custody::Error::UnknownGroup(group))?,
+                () = returning::catch_up(self.parts, self.contract()), if follows_provider => {}
+            }
+        }
+    }
+
+    async fn hold(&self, epoch: Epoch, view: &CustodyView, memory: &mut Memory, hold: &peering::custody::Hold) -> Result<(), Error> {
+        if memory.serving == Some(epoch) {
+            return Ok(());
+        }
+        let group = self.contract().group;
+        let others = self.contract().members().into_iter().filter(|m| *m != self.parts.core.me()).collect();
+        self.members.send_replace(Members { others, epoch: Some(epoch) });
+        begin_serving(self.parts, group, epoch, view, memory.provider_held).await?;
+        self.parts.leases.set_held(group, hold.clone());
+        self.serves.send_replace(true);
+        memory.serving = Some(epoch);
+        let certificate = view.certificate.clone();
+        self.parts.core.timeline.push(Event::CustodyGained { group, epoch, certificate: certificate.as_ref().map(|c| super::certificate_id(c)) });
+        if std::mem::take(&mut memory.provider_held) {
+            self.parts.core.timeline.push(Event::HandedBack { group, epoch });
+            let report = HandbackReport {
+                contract: self.agreement.id,
+                group,
+                node: self.parts.core.me(),
+                epoch,
+                certificate: certificate.map(|c| c.to_bytes()).unwrap_or_default(),
+                held_at: self.parts.core.clock.wall(),
+            };
+            crate::market::evidence::post(&self.parts.core, Envelope::sign(&report, &self.parts.core.identity.keypair));
+        }
+        Ok(())
+    }
+
+    async fn stop_serving(&self, epoch: Epoch, mode: Mode, memory: &mut Memory) -> Result<(), Error> {
+        let group = self.contract().group;
+        self.parts.bridge.custody(group, mode).await?;
+        self.serves.send_replace(false);
+        if let Some(served) = memory.serving.take() {
+            self.parts.core.timeline.push(Event::CustodyLost { group, epoch: served });
+            tracing::info!(%group, %served, now = %epoch, "custody is no longer here");
+        }
+        Ok(())
+    }
+}
+
+/// Whether this node never took part in custody of the group.
+fn parts_never_voted(parts: &Parts, group: GroupId) -> bool {
+    parts.votes.load(group).is_ok_and(|vote| vote.is_none_or(|v| v.voted_epoch == Epoch(0)))
+}

@@ -1,0 +1,270 @@
+//! Insurance in force: who serves the devices of a contract, and how custody moves without a reading lost.
+//!
+//! One guard per contract in force at each party. It watches custody and does, in the order that the handover protocol demands, what follows
+//! from it: counters before transmission, disk before progress, stop before release.
+//!
+//! - [`customer`], [`provider`] — the two guards
+//! - [`progress`] — what is served and settled, told to the other party
+//! - [`reservations`] — downlink counters on the disks of a majority before they are used
+//! - [`reserved`] — what this node knows to be reserved, for votes
+//! - [`returning`] — the customer's way back to level
+
+pub mod customer;
+pub mod progress;
+pub mod provider;
+pub mod reservations;
+pub mod reserved;
+pub mod returning;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use contracts::contract::State;
+use contracts::custody::Readiness;
+use contracts::ids::{ContractId, Epoch, GroupId, NodeId, StatementId};
+use contracts::write_ahead::Reserved;
+use lora_bridge::bridge::io::Mode;
+use lora_bridge::mac::downlink::CounterSource;
+use lora_bridge::mac::session::Session;
+use lora_bridge::server::BridgeHandle;
+use peering::custody::{Certificate, CustodyHandle, CustodyView, GroupConfig, Hold, VoteStore};
+use sha2::{Digest as _, Sha256};
+use tokio::task::JoinHandle;
+
+use crate::agreements::Agreement;
+use crate::core::Core;
+use crate::edge2edge::messages::Handover;
+use crate::lora::leases::Leases;
+use crate::lora::links::Links;
+
+/// Why a guard cannot do its work now; it tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("custody")]
+    Custody(#[from] peering::custody::Error),
+    #[error("the bridge")]
+    Bridge(#[from] lora_bridge::server::Error),
+    #[error("the database")]
+    Store(#[from] crate::store::Error),
+    #[error("the containers")]
+    Orchestrator(#[from] crate::orchestrator::Error),
+    #[error("the content")]
+    Migration(#[from] crate::migration::Error),
+    #[error("the reading log")]
+    Log(#[from] crate::readings::log::Error),
+    #[error("the peer")]
+    Peer(#[from] crate::edge2edge::client::Error),
+    #[error("the tenant's socket")]
+    Socket(#[from] std::io::Error),
+    #[error("a contract")]
+    Agreement(#[from] crate::agreements::Error),
+    #[error("this node has no {0}, which the contract needs")]
+    Lacking(&'static str),
+}
+
+/// What guards work with beyond the core.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    pub core: Arc<Core>,
+    pub custody: CustodyHandle,
+    pub votes: Arc<dyn VoteStore>,
+    pub bridge: BridgeHandle,
+    pub leases: Leases,
+    pub links: Links,
+    pub reserved: reserved::ReservedByGroup,
+    /// Below it each tenant's socket directory.
+    pub tenants_directory: PathBuf,
+    pub visits: provider::Visits,
+}
+
+/// Starts and ends guards as contracts come into force and end. Runs for ever.
+pub async fn run(parts: Parts) {
+    let mut changed = parts.core.agreements.changed();
+    let mut guards: BTreeMap<ContractId, JoinHandle<()>> = BTreeMap::new();
+    loop {
+        changed.borrow_and_update();
+        for agreement in parts.core.agreements.list() {
+            let is_guarded = guards.get(&agreement.id).is_some_and(|guard| !guard.is_finished());
+            if !is_guarded && needs_guard(&agreement, parts.core.me()) {
+                guards.insert(agreement.id, tokio::spawn(guard(parts.clone(), agreement.id)));
+            }
+        }
+        let _again = tokio::time::timeout(std::time::Duration::from_secs(5), changed.changed()).await;
+    }
+}
+
+/// A party has work to do from the moment the provider is ready until keys are wiped.
+fn needs_guard(agreement: &Agreement, me: NodeId) -> bool {
+    let is_party = agreement.contract.customer.node == me || agreement.contract.provider.node == me;
+    is_party && !agreement.wiped && is_armed_or_ended(agreement.state)
+}
+
+pub(crate) const fn is_armed_or_ended(state: State) -> bool {
+    match state {
+        State::Standby { .. } | State::TakenOver { .. } | State::HandingBack { .. } | State::Disputed { .. } | State::Ended { .. } => true,
+        State::Proposed | State::Agreed | State::Preparing => false,
+    }
+}
+
+/// One guard, tried again until the contract is wound up.
+async fn guard(parts: Parts, id: ContractId) {
+    let mut pause = std::time::Duration::from_millis(100);
+    loop {
+        let Some(agreement) = parts.core.agreements.get(id) else { return };
+        let is_customer = agreement.contract.customer.node == parts.core.me();
+        let ran = if is_customer { Box::pin(customer::run(&parts, &agreement)).await } else { Box::pin(provider::run(&parts, &agreement)).await };
+        match ran {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::warn!(contract = %id, error = &error as &dyn std::error::Error, "the guard starts anew");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(std::time::Duration::from_secs(5));
+            }
+        }
+    }
+}
+
+/// Waits until the contract has ended.
+pub(crate) async fn ended(parts: &Parts, id: ContractId) {
+    let mut changed = parts.core.agreements.changed();
+    loop {
+        changed.borrow_and_update();
+        match parts.core.agreements.get(id) {
+            Some(agreement) if agreement.state.is_in_force() => {}
+            Some(_) | None => return,
+        }
+        if changed.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The group of a contract as the custody driver wants it.
+pub(crate) fn group_config(agreement: &Agreement) -> GroupConfig {
+    let contract = &agreement.contract;
+    let candidates = vec![contract.customer.node, contract.provider.node];
+    GroupConfig {
+        group: contract.group,
+        members: contract.members(),
+        eligible: candidates.clone(),
+        candidates,
+        first_holder: contract.customer.node,
+        ttl: contract.terms.ttl,
+        readiness: Readiness::Ready,
+        restored: false,
+    }
+}
+
+/// Joins the group, again if an earlier run of this guard already had.
+pub(crate) async fn join(parts: &Parts, agreement: &Agreement) -> Result<Hold, Error> {
+    match parts.custody.add_group(group_config(agreement)).await {
+        Ok(hold) => Ok(hold),
+        Err(peering::custody::Error::AlreadyThere(group)) => Ok(parts.custody.hold(group).ok_or(peering::custody::Error::UnknownGroup(group))?),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Leaves the group; not being in it is fine.
+pub(crate) async fn leave(parts: &Parts, group: GroupId) -> Result<(), Error> {
+    match parts.custody.remove_group(group).await {
+        Ok(()) | Err(peering::custody::Error::UnknownGroup(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sets the downlink counters of a new custody: exactly where the last holder stopped if it released to us, else above everything that a
+/// majority knows to be reserved. Durable before it counts.
+pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, view: &CustodyView) -> Result<(), Error> {
+    let mut known = crate::store::reserved::list(&parts.core.store, group).await?;
+    for (member, bytes) in &view.records {
+        match Reserved::from_bytes(bytes) {
+            Ok(records) => known.merge(&records),
+            Err(error) => tracing::warn!(%member, %error, "a vote came with records that cannot be read"),
+        }
+    }
+    let bounds: Vec<_> = known.bounds().collect();
+    crate::store::reserved::raise(&parts.core.store, group, &bounds).await?;
+    parts.reserved.merge(group, &known);
+    let entries = bounds.iter().map(|b| (b.device, b.upto)).collect();
+    let handover = view.released.as_ref().filter(|r| r.epoch.next() == epoch && r.successor == Some(parts.core.me()));
+    match handover.and_then(|r| serde_json::from_slice::<Handover>(&r.handover).ok()) {
+        Some(exact) => {
+            let named: std::collections::BTreeSet<_> = exact.counters.iter().map(|(device, _)| *device).collect();
+            let others = bounds.iter().filter(|b| !named.contains(&b.device)).map(|b| (b.device, b.upto)).collect();
+            parts.bridge.counters_from(others, CounterSource::Reservation).await?;
+            parts.bridge.counters_from(exact.counters, CounterSource::Release).await?;
+        }
+        None => parts.bridge.counters_from(entries, CounterSource::Reservation).await?,
+    }
+    Ok(())
+}
+
+/// Begins to serve: counters first, then transmissions.
+pub(crate) async fn begin_serving(parts: &Parts, group: GroupId, epoch: Epoch, view: &CustodyView, after_another: bool) -> Result<(), Error> {
+    take_counters(parts, group, epoch, view).await?;
+    parts.links.set_epoch(group, epoch);
+    let foreign_lease_end = after_another.then(|| parts.core.clock.boot());
+    parts.bridge.custody(group, Mode::Serving { epoch, foreign_lease_end }).await?;
+    Ok(())
+}
+
+/// Puts the bridge's memory of a group in line with the disk after a restart.
+pub(crate) async fn restore(parts: &Parts, group: GroupId, sessions: Vec<Session>) -> Result<(), Error> {
+    parts.bridge.register(group, sessions).await?;
+    let (served, settled) = crate::store::uplinks::marks(&parts.core.store, group).await?;
+    parts.bridge.peer_progress(served, settled).await?;
+    let known = crate::store::reserved::list(&parts.core.store, group).await?;
+    parts.bridge.counters_from(known.bounds().map(|b| (b.device, b.upto)).collect(), CounterSource::Reservation).await?;
+    parts.reserved.merge(group, &known);
+    Ok(())
+}
+
+/// Names a certificate in the timeline: SHA-256 of its bytes.
+pub(crate) fn certificate_id(certificate: &Certificate) -> StatementId {
+    StatementId::from_bytes(Sha256::digest(certificate.to_bytes()).into())
+}
+
+/// A slot that guards share, e.g. with HTTP handlers.
+#[derive(Debug, Default)]
+pub(crate) struct Shared<T>(Mutex<T>);
+
+impl<T> Shared<T> {
+    pub(crate) fn with<R>(&self, act: impl FnOnce(&mut T) -> R) -> R {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Planned end of this node: whatever it holds goes to the other party at once, without waiting for a lease to run out.
+pub async fn release_all(parts: &Parts) {
+    let me = parts.core.me();
+    for agreement in parts.core.agreements.list().into_iter().filter(|a| a.state.is_in_force()) {
+        let contract = &agreement.contract;
+        let group = contract.group;
+        let successor = if contract.customer.node == me { contract.provider.node } else { contract.customer.node };
+        if parts.custody.hold(group).and_then(|hold| hold.epoch()).is_none() {
+            continue;
+        }
+        let released = async {
+            let counters = parts.bridge.release(group, Mode::Following).await?;
+            let handover = serde_json::to_vec(&Handover { counters }).unwrap_or_default();
+            Ok::<_, Error>(parts.custody.release(group, Some(successor), handover.into()).await?)
+        };
+        match released.await {
+            Ok(epoch) => {
+                parts.core.timeline.push(crate::timeline::Event::Released { group, epoch });
+                heard_release(parts, group).await;
+            }
+            Err(error) => tracing::warn!(%group, error = &error as &dyn std::error::Error, "custody was not released"),
+        }
+    }
+}
+
+/// Gives the releases time to arrive: until somebody else holds, within one ttl of the longest profile in use here.
+async fn heard_release(parts: &Parts, group: GroupId) {
+    const WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+    let Some(mut view) = parts.custody.subscribe(group) else { return };
+    let me = parts.core.me();
+    let taken = view.wait_for(|v| v.voted_for.is_some_and(|holder| holder != me));
+    let _taken_or_not = tokio::time::timeout(WAIT_MAX, taken).await;
+}

@@ -1,0 +1,126 @@
+//! Tells the other party what is served and settled, and offers it what it lacks.
+//!
+//! Progress is gathered for a few milliseconds. If it cannot be told, it is not queued up: once the peer is back it gets whole session
+//! states, which say the same and cannot be out of order.
+
+use std::time::Duration;
+
+use contracts::ids::{GroupId, NodeId};
+use lora_bridge::mac::session::Mark;
+use tokio::sync::{mpsc, watch};
+
+use super::{Error, Parts};
+use crate::edge2edge::messages::{FRAMES_MAX, Frames, MARKS_MAX, Progress, STATES_MAX, Sessions};
+use crate::lora::links::Outgoing;
+
+/// How long progress gathers.
+const LINGER: Duration = Duration::from_millis(8);
+/// First and longest pause after the peer did not answer.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Runs until the link is closed. `serves` says whether this node holds custody: only then it tells what it served.
+pub async fn run(parts: Parts, group: GroupId, peer: NodeId, mut outgoing: mpsc::Receiver<Outgoing>, serves: watch::Receiver<bool>) {
+    let mut pause = PAUSE.0;
+    let mut states_due = true;
+    let mut batch = Vec::new();
+    while outgoing.recv_many(&mut batch, MARKS_MAX).await > 0 {
+        tokio::time::sleep(LINGER).await;
+        while let Ok(more) = outgoing.try_recv() {
+            batch.push(more);
+        }
+        states_due |= parts.links.take_overflow(group);
+        let is_serving = *serves.borrow();
+        let told = async {
+            // A node in standby knows nothing that the node that serves does not.
+            if states_due && is_serving {
+                push_states(&parts, group, peer).await?;
+            }
+            tell(&parts, group, peer, std::mem::take(&mut batch), is_serving).await
+        };
+        match told.await {
+            Ok(()) => {
+                states_due &= !is_serving;
+                pause = PAUSE.0;
+            }
+            Err(error) => {
+                tracing::debug!(%peer, %error, "progress was not told; whole states follow");
+                states_due = true;
+                batch.clear();
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE.1);
+            }
+        }
+    }
+}
+
+async fn tell(parts: &Parts, group: GroupId, peer: NodeId, batch: Vec<Outgoing>, is_serving: bool) -> Result<(), Error> {
+    let mut progress = Progress::default();
+    let mut frames = Vec::new();
+    for outgoing in batch {
+        match outgoing {
+            Outgoing::Served(marks) if is_serving => progress.served.extend(marks),
+            Outgoing::Served(_) => {}
+            Outgoing::Settled(marks) => progress.settled.extend(marks),
+            Outgoing::Offer(frame) => frames.push(frame),
+        }
+    }
+    let client = &parts.core.client;
+    for part in parts_of(progress) {
+        let () = client.post(peer, &format!("/peer/v1/groups/{group}/progress"), &part).await?;
+    }
+    for frames in frames.chunks(FRAMES_MAX) {
+        let () = client.post(peer, &format!("/peer/v1/groups/{group}/frames"), &Frames { frames: frames.to_vec() }).await?;
+    }
+    Ok(())
+}
+
+/// Cuts progress into messages within the limit.
+fn parts_of(progress: Progress) -> Vec<Progress> {
+    let half = MARKS_MAX / 2;
+    let messages = progress.served.len().div_ceil(half).max(progress.settled.len().div_ceil(half));
+    let part = |marks: &[Mark], n: usize| marks.chunks(half).nth(n).unwrap_or_default().to_vec();
+    (0..messages).map(|n| Progress { served: part(&progress.served, n), settled: part(&progress.settled, n) }).collect()
+}
+
+async fn push_states(parts: &Parts, group: GroupId, peer: NodeId) -> Result<(), Error> {
+    let mut cursor = 0;
+    loop {
+        let (states, next) = parts.bridge.export(group, cursor, STATES_MAX).await?;
+        let () = parts.core.client.post(peer, &format!("/peer/v1/groups/{group}/sessions"), &Sessions { states, next }).await?;
+        match next {
+            Some(next) => cursor = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Fetches the peer's session states into the bridge.
+pub(crate) async fn pull_states(parts: &Parts, group: GroupId, peer: NodeId) -> Result<(), Error> {
+    let mut cursor = 0;
+    loop {
+        let page: Sessions = parts.core.client.get(peer, &format!("/peer/v1/groups/{group}/sessions?cursor={cursor}")).await?;
+        parts.bridge.import(page.states).await?;
+        match page.next {
+            Some(next) if next > cursor => cursor = next,
+            Some(_) | None => return Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::ids::{DevEui, SessionId};
+
+    use super::*;
+
+    #[test]
+    fn progress_is_cut_without_losing_a_mark() {
+        let mark = |f_cnt| Mark { device: DevEui::from_u64(1), session: SessionId::from_bytes([1; 8]), f_cnt };
+        let progress = Progress { served: (0..10_000).map(mark).collect(), settled: (0..3).map(mark).collect() };
+        let parts = parts_of(progress.clone());
+        assert!(parts.iter().all(|p| p.served.len() + p.settled.len() <= MARKS_MAX));
+        assert_eq!(parts.iter().flat_map(|p| p.served.clone()).collect::<Vec<_>>(), progress.served);
+        assert_eq!(parts.iter().flat_map(|p| p.settled.clone()).collect::<Vec<_>>(), progress.settled);
+        assert!(parts_of(Progress::default()).is_empty());
+    }
+}

@@ -1,0 +1,358 @@
+//! The insurer's guard: keeps the containers prepared and the frames buffered, takes over when it gains custody, and gives back.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use contracts::contract::Contract;
+use contracts::envelope::Envelope;
+use contracts::evidence::{ReleaseReport, TakeoverReport};
+use contracts::ids::{Epoch, GroupId};
+use contracts::time::{BootTime, WallTime};
+use lora_bridge::bridge::io::Mode;
+use peering::custody::{CustodyView, Role};
+use tokio::sync::watch;
+
+use super::reservations::{self, Members};
+use super::{Error, Parts, Shared, begin_serving, ended, join, leave, progress, restore};
+use crate::agreements::Agreement;
+use crate::edge2edge::messages::{Handover, LevelAnswer};
+use crate::migration::{self, PURPOSE_APPLICATION, PURPOSE_NETWORK};
+use crate::orchestrator::plan::Desired;
+use crate::store::uplinks;
+use crate::tenants::{self, Tenant, TenantSocket};
+use crate::timeline::Event;
+
+/// The tenant has so long to connect after it was started before an alarm is raised.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// After custody went, the tenant has so long to decode what was heard before.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// A customer that was silent for so long has to be quiet anew.
+const VISIT_GAP_MS_MAX: u64 = 3_000;
+
+/// Since when the customers of groups are back, and when they last asked; shared with the HTTP handlers.
+#[derive(Debug, Clone, Default)]
+pub struct Visits(Arc<Shared<BTreeMap<GroupId, Visit>>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Visit {
+    first: BootTime,
+    last: BootTime,
+}
+
+impl Visits {
+    /// Notes that the customer asked; returns since when it is back without a longer silence, and whether this is the first time.
+    fn note(&self, group: GroupId, now: BootTime) -> (BootTime, bool) {
+        self.0.with(|visits| {
+            let fresh = Visit { first: now, last: now };
+            let visit = visits.entry(group).or_insert(fresh);
+            let is_new = visit.last == visit.first && visit.first == now;
+            if now.since(visit.last).0 > VISIT_GAP_MS_MAX {
+                *visit = fresh;
+            }
+            visit.last = now;
+            (visit.first, is_new)
+        })
+    }
+
+    fn forget(&self, group: GroupId) {
+        self.0.with(|visits| visits.remove(&group));
+    }
+}
+
+/// Runs until the contract has ended and its keys are wiped.
+pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
+    let contract = &agreement.contract;
+    if agreement.state.is_in_force() {
+        let sessions = open_network(parts, contract).await?;
+        let ends = parts.links.open(contract.group, &sessions);
+        let (members, members_taken) = watch::channel(Members::default());
+        let (serves, serves_taken) = watch::channel(false);
+        let mut side_tasks = tokio::task::JoinSet::new();
+        side_tasks.spawn(reservations::run(parts.clone(), contract.group, ends.reserve, members_taken));
+        side_tasks.spawn(progress::run(parts.clone(), contract.group, contract.customer.node, ends.outgoing, serves_taken));
+        restore(parts, contract.group, sessions).await?;
+        let socket = prepare(parts, agreement).await?;
+        let guard = Guard { parts, agreement, socket, members, serves, replayed: ends.replayed };
+        tokio::select! {
+            biased;
+            () = ended(parts, agreement.id) => guard.wind_up().await?,
+            stopped = guard.follow_custody() => stopped?,
+        }
+    }
+    wipe(parts, agreement).await
+}
+
+async fn open_network(parts: &Parts, contract: &Contract) -> Result<Vec<lora_bridge::mac::session::Session>, Error> {
+    let form = |e: String| Error::Migration(migration::Error::Form(e));
+    let cid = storage::parse_cid(&contract.network_configuration).map_err(migration::Error::from)?;
+    let json = migration::open_sealed(&parts.core.content, &cid, &parts.core.identity.unsealing, PURPOSE_NETWORK).await?;
+    let registration: tenant::Registration = serde_json::from_slice(&json).map_err(|e| form(e.to_string()))?;
+    registration.check().map_err(|e| form(e.to_string()))?;
+    let sessions = tenants::http::sessions(&registration);
+    match sessions.iter().find(|s| !contract.devices.contains(&s.device)) {
+        Some(foreign) => Err(form(format!("device {} is not in the contract", foreign.device))),
+        None => Ok(sessions),
+    }
+}
+
+/// Socket, containers (created, waiting), the customer's session states.
+async fn prepare(parts: &Parts, agreement: &Agreement) -> Result<TenantSocket, Error> {
+    let contract = &agreement.contract;
+    let group = contract.group;
+    let orchestrator = parts.core.orchestrator.as_ref().ok_or(Error::Lacking("container engine"))?;
+    let tenant = Tenant::new(group, parts.core.log.clone(), Some(parts.bridge.clone()), contract.devices.clone());
+    let socket = TenantSocket::open(tenant, &socket_directory(parts, group))?;
+    let started = parts.core.clock.boot();
+    orchestrator.deploy(group, &contract.blueprint, socket.directory().to_owned(), Desired::Prepared).await?;
+    parts.core.timeline.push(Event::Prepared { contract: agreement.id, create_ms: parts.core.clock.boot().since(started).0 });
+    parts.core.destinations.set(group, contract.readings_to);
+    if let Err(error) = progress::pull_states(parts, group, contract.customer.node).await {
+        tracing::info!(error = &error as &dyn std::error::Error, "the customer's session states will come with its progress");
+    }
+    Ok(socket)
+}
+
+fn socket_directory(parts: &Parts, group: GroupId) -> PathBuf {
+    parts.tenants_directory.join(group.to_string())
+}
+
+struct Guard<'a> {
+    parts: &'a Parts,
+    agreement: &'a Agreement,
+    socket: TenantSocket,
+    members: watch::Sender<Members>,
+    serves: watch::Sender<bool>,
+    replayed: watch::Receiver<Option<u64>>,
+}
+
+impl Guard<'_> {
+    fn contract(&self) -> &Contract {
+        &self.agreement.contract
+    }
+
+    async fn follow_custody(&self) -> Result<(), Error> {
+        let group = self.contract().group;
+        let hold = join(self.parts, self.agreement).await?;
+        self.parts.leases.set_held(group, hold);
+        self.parts.core.timeline.push(Event::Armed { contract: self.agreement.id, group });
+        let mut view = self.parts.custody.subscribe(group).ok_or(peering::custody::Error::UnknownGroup(group))?;
+        let mut serving = None;
+        loop {
+            let now = view.borrow_and_update().clone();
+            match now.role {
+                Role::Holder { epoch } if serving != Some(epoch) => {
+                    let is_renewed = serving.replace(epoch).is_some();
+                    self.take_over(epoch, &now, is_renewed).await?;
+                }
+                Role::Holder { .. } | Role::Recovering => {}
+                Role::Fenced { .. } | Role::Follower { .. } => {
+                    if let Some(epoch) = serving.take() {
+                        self.stand_by(epoch).await?;
+                    }
+                }
+                Role::Stopped => return Err(Error::Custody(peering::custody::Error::Stopped)),
+            }
+            view.changed().await.map_err(|_| peering::custody::Error::UnknownGroup(group))?;
+        }
+    }
+
+    /// Certificate in hand: containers and bridge at the same time; live frames are not held back behind the replay.
+    async fn take_over(&self, epoch: Epoch, view: &CustodyView, is_renewed: bool) -> Result<(), Error> {
+        let (parts, group) = (self.parts, self.contract().group);
+        let certified = Moment::now(parts);
+        parts.core.timeline.push(Event::CustodyGained { group, epoch, certificate: view.certificate.as_ref().map(|c| super::certificate_id(c)) });
+        parts.visits.forget(group);
+        let others = self.contract().members().into_iter().filter(|m| *m != parts.core.me()).collect();
+        self.members.send_replace(Members { others, epoch: Some(epoch) });
+        self.socket.tenant.set_epoch(epoch);
+        let start = self.start_services();
+        let serve = begin_serving(parts, group, epoch, view, !is_renewed);
+        let (started, served) = tokio::join!(start, serve);
+        served?;
+        self.serves.send_replace(true);
+        let start_us = started?;
+        let serving = Moment::now(parts);
+        parts.core.timeline.push(Event::TakenOver { group, epoch, start_us });
+        tokio::spawn(watch_replay(parts.clone(), group, epoch, self.replayed.clone()));
+        self.report_takeover(epoch, view, certified, serving);
+        Ok(())
+    }
+
+    /// Lets the prepared containers go, with their configuration, and waits for the tenant's first word. Microseconds that it took.
+    async fn start_services(&self) -> Result<u64, Error> {
+        let (parts, contract) = (self.parts, self.contract());
+        let orchestrator = parts.core.orchestrator.as_ref().ok_or(Error::Lacking("container engine"))?;
+        let mut connected = self.socket.tenant.connected();
+        connected.borrow_and_update();
+        let begun = parts.core.clock.boot_micros();
+        let cid = storage::parse_cid(&contract.application_configuration).map_err(migration::Error::from)?;
+        let configuration = migration::open_sealed(&parts.core.content, &cid, &parts.core.identity.unsealing, PURPOSE_APPLICATION).await?;
+        self.socket.tenant.set_configuration(Some(Bytes::from(configuration)));
+        orchestrator.run(contract.group).await?;
+        if tokio::time::timeout(CONNECT_MAX, connected.changed()).await.is_err() {
+            parts.core.timeline.push(Event::Alarm { what: format!("the tenant of {} did not connect", contract.group) });
+        }
+        Ok(parts.core.clock.boot_micros() - begun)
+    }
+
+    fn report_takeover(&self, epoch: Epoch, view: &CustodyView, certified: Moment, serving: Moment) {
+        let ttl = self.contract().terms.ttl;
+        let report = TakeoverReport {
+            contract: self.agreement.id,
+            group: self.contract().group,
+            node: self.parts.core.me(),
+            epoch,
+            certificate: view.certificate.as_ref().map(|c| c.to_bytes()).unwrap_or_default(),
+            // The last promise ended at the latest when this node asked; it was given one ttl before.
+            last_promise_at: certified.wall - ttl,
+            asked_at: certified.wall,
+            certified_at: certified.wall,
+            serving_at: serving.wall,
+        };
+        crate::market::evidence::post(&self.parts.core, Envelope::sign(&report, &self.parts.core.identity.keypair));
+    }
+
+    /// Custody went: nothing new is answered, what was heard is still decoded, then the containers are prepared anew.
+    async fn stand_by(&self, epoch: Epoch) -> Result<(), Error> {
+        let (parts, group) = (self.parts, self.contract().group);
+        parts.bridge.custody(group, Mode::Standby).await?;
+        self.serves.send_replace(false);
+        parts.core.timeline.push(Event::CustodyLost { group, epoch });
+        parts.visits.forget(group);
+        self.drain().await?;
+        self.socket.tenant.set_configuration(None);
+        if let Some(orchestrator) = &parts.core.orchestrator {
+            orchestrator.stand_by(group).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the tenant has decoded everything that is for it, within a bound.
+    async fn drain(&self) -> Result<(), Error> {
+        let (parts, group) = (self.parts, self.contract().group);
+        let mut readings = parts.core.log.readings_changed();
+        let drained = async {
+            loop {
+                readings.borrow_and_update();
+                if uplinks::list_undecoded(&parts.core.store, group, 0, 1).await?.is_empty() {
+                    return Ok::<(), crate::store::Error>(());
+                }
+                if readings.changed().await.is_err() {
+                    return Ok(());
+                }
+            }
+        };
+        tokio::time::timeout(DRAIN_MAX, drained).await.unwrap_or(Ok(()))?;
+        Ok(())
+    }
+
+    /// The contract ended. Whoever is served now is served for the grace, then released to nobody.
+    async fn wind_up(&self) -> Result<(), Error> {
+        let (parts, group) = (self.parts, self.contract().group);
+        if parts.custody.hold(group).and_then(|h| h.epoch()).is_some() {
+            tokio::time::sleep(self.contract().terms.grace.to_duration()).await;
+            let counters = parts.bridge.release(group, Mode::Standby).await?;
+            let handover = serde_json::to_vec(&Handover { counters }).unwrap_or_default();
+            match parts.custody.release(group, None, handover.into()).await {
+                Ok(_) | Err(peering::custody::Error::NotHolding(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.drain().await
+    }
+}
+
+/// Foreign keys, sessions, frames and content go; readings that the customer's cloud did not take yet stay until it does.
+async fn wipe(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
+    let (contract, group) = (&agreement.contract, agreement.contract.group);
+    leave(parts, group).await?;
+    parts.leases.remove(group);
+    parts.bridge.remove(group).await?;
+    parts.links.close(group);
+    if let Some(orchestrator) = &parts.core.orchestrator {
+        orchestrator.remove(group).await?;
+        for service in &contract.blueprint.services {
+            let in_use = parts.core.agreements.list().iter().any(|a| a.id != agreement.id && !a.wiped && a.contract.blueprint.services.iter().any(|s| s.image_id == service.image_id));
+            if let (false, Ok(image)) = (in_use, service.image_id.parse()) {
+                let _absent_or_in_use = orchestrator.engine().remove_image(&image).await;
+            }
+        }
+    }
+    for pin in parts.core.content.pins().into_iter().filter(|pin| pin.label == agreement.id.to_string()) {
+        parts.core.content.unpin(&pin.cid, &pin.label).await.map_err(migration::Error::from)?;
+    }
+    let _busy_now = parts.core.content.collect_garbage().await;
+    crate::store::tenant_state::wipe(&parts.core.store, group).await?;
+    uplinks::wipe(&parts.core.store, group).await?;
+    let directory = socket_directory(parts, group);
+    if directory.exists() {
+        std::fs::remove_dir_all(&directory)?;
+    }
+    parts.core.agreements.set_wiped(agreement.id).await?;
+    parts.core.timeline.push(Event::Wiped { contract: agreement.id });
+    Ok(())
+}
+
+/// Says when everything that had been buffered at the takeover is with the customer's cloud.
+async fn watch_replay(parts: Parts, group: GroupId, epoch: Epoch, mut replayed: watch::Receiver<Option<u64>>) {
+    let begun = parts.core.clock.boot();
+    let mut settled = parts.core.log.settled();
+    let Ok(frames) = replayed.wait_for(Option::is_some).await.map(|frames| frames.unwrap_or(0)) else { return };
+    let Ok(upto) = uplinks::last_open(&parts.core.store, group).await else { return };
+    while uplinks::has_open(&parts.core.store, group, upto).await.unwrap_or(false) {
+        match settled.recv().await {
+            Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+            Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+        }
+    }
+    parts.core.timeline.push(Event::ReplaySettled { group, epoch, frames, elapsed_ms: parts.core.clock.boot().since(begun).0 });
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    wall: WallTime,
+}
+
+impl Moment {
+    fn now(parts: &Parts) -> Self {
+        Self { wall: parts.core.clock.wall() }
+    }
+}
+
+/// The customer asked for open uplinks: it is back.
+pub(crate) fn note_visit(parts: &Parts, group: GroupId) {
+    let (_, is_first) = parts.visits.note(group, parts.core.clock.boot());
+    if is_first {
+        parts.core.timeline.push(Event::CustomerReturned { group });
+    }
+}
+
+/// The customer says that it is level up to a place in this node's log: if nothing is behind that place and the quiet time is over, this node
+/// stops and releases custody to it.
+pub(crate) async fn answer_level(parts: &Parts, agreement: &Agreement, epoch: Epoch, upto: u64) -> Result<LevelAnswer, Error> {
+    let (contract, group) = (&agreement.contract, agreement.contract.group);
+    let Some(held) = parts.custody.hold(group).and_then(|hold| hold.epoch()) else { return Ok(LevelAnswer::NotHolding) };
+    if held != epoch {
+        return Ok(LevelAnswer::NotHolding);
+    }
+    let now = parts.core.clock.boot();
+    let (since, _) = parts.visits.note(group, now);
+    let quiet = now.since(since);
+    if quiet < contract.terms.handback_quiet {
+        return Ok(LevelAnswer::Wait { quiet: contracts::time::Millis(contract.terms.handback_quiet.0 - quiet.0) });
+    }
+    if uplinks::last_open(&parts.core.store, group).await? > upto {
+        return Ok(LevelAnswer::Behind);
+    }
+    let counters = parts.bridge.release(group, Mode::Standby).await?;
+    let handover = serde_json::to_vec(&Handover { counters }).unwrap_or_default();
+    let released = parts.custody.release(group, Some(contract.customer.node), handover.into()).await?;
+    parts.core.timeline.push(Event::Released { group, epoch: released });
+    let report =
+        ReleaseReport { contract: agreement.id, group, node: parts.core.me(), epoch: released, released_at: parts.core.clock.wall() };
+    crate::market::evidence::post(&parts.core, Envelope::sign(&report, &parts.core.identity.keypair));
+    Ok(LevelAnswer::Released { epoch: released })
+}

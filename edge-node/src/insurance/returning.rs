@@ -1,0 +1,64 @@
+//! The customer's way back: it takes over what the provider heard and made, says that it is level, and is given custody.
+
+use std::time::Duration;
+
+use contracts::contract::Contract;
+use contracts::envelope::Envelope;
+use contracts::ids::Epoch;
+
+use super::{Error, Parts, progress};
+use crate::edge2edge::messages::{Level, LevelAnswer, LevelReport, OpenUplinks};
+use crate::timeline::Event;
+
+/// Between two looks at the provider's log.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// Pause after the provider did not answer.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Catches up with the provider until custody changes (the caller then drops this). Never returns by itself.
+pub(super) async fn catch_up(parts: &Parts, contract: &Contract) {
+    let mut cursor = 0;
+    let mut imported = 0;
+    let mut has_said_level = false;
+    loop {
+        match step(parts, contract, &mut cursor, &mut imported).await {
+            Ok(LevelAnswer::Released { epoch }) => {
+                tracing::info!(group = %contract.group, %epoch, "custody was released to this node");
+                tokio::time::sleep(INTERVAL).await;
+            }
+            Ok(LevelAnswer::Wait { .. }) if !has_said_level => {
+                has_said_level = true;
+                parts.core.timeline.push(Event::Level { group: contract.group, imported });
+            }
+            Ok(LevelAnswer::Wait { .. } | LevelAnswer::Behind | LevelAnswer::NotHolding) => tokio::time::sleep(INTERVAL).await,
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "cannot catch up with the provider now");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Fetches what is open, stores it, fetches the sessions, then says level.
+async fn step(parts: &Parts, contract: &Contract, cursor: &mut u64, imported: &mut u64) -> Result<LevelAnswer, Error> {
+    let (group, provider) = (contract.group, contract.provider.node);
+    loop {
+        let page: OpenUplinks = parts.core.client.get(provider, &format!("/peer/v1/groups/{group}/open?after={cursor}")).await?;
+        let marks = page.uplinks.iter().map(|open| lora_bridge::mac::session::Mark { device: open.uplink.device, session: open.uplink.session, f_cnt: open.uplink.f_cnt }).collect();
+        let open: Vec<_> = page.uplinks.into_iter().filter(|open| open.uplink.group == group).map(|open| (open.uplink, open.decoded)).collect();
+        *imported += open.len() as u64;
+        if !open.is_empty() {
+            parts.core.log.import(open).await?;
+            parts.bridge.peer_progress(marks, Vec::new()).await?;
+        }
+        *cursor = page.upto.max(*cursor);
+        if !page.more {
+            break;
+        }
+    }
+    progress::pull_states(parts, group, provider).await?;
+    let epoch = parts.custody.subscribe(group).map_or(Epoch(0), |view| view.borrow().voted_epoch);
+    let level = Level { group, node: parts.core.me(), epoch, upto: *cursor };
+    let report = LevelReport { level: Envelope::sign(&level, &parts.core.identity.keypair) };
+    Ok(parts.core.client.post(provider, &format!("/peer/v1/groups/{group}/level"), &report).await?)
+}

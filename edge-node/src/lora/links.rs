@@ -1,0 +1,134 @@
+//! Where what the bridge says of a group goes: progress and offers to the other party, reservations to the members.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use contracts::ids::{DevAddr, DevEui, Epoch, GroupId, SessionId};
+use lora_bridge::bridge::io::OfferedFrame;
+use lora_bridge::mac::session::{Mark, Session};
+use tokio::sync::{mpsc, watch};
+
+/// What waits for a group's sender at most; beyond it progress is sent as whole session states, and offers are made again by the bridge.
+const WAITING_MAX: usize = 4_096;
+
+/// Something for the other party or the members.
+#[derive(Debug)]
+pub enum Outgoing {
+    Served(Vec<Mark>),
+    Settled(Vec<Mark>),
+    Offer(OfferedFrame),
+}
+
+/// The ends of a group's link that its guard takes.
+#[derive(Debug)]
+pub struct LinkEnds {
+    pub outgoing: mpsc::Receiver<Outgoing>,
+    pub reserve: mpsc::UnboundedReceiver<Vec<(DevEui, u32)>>,
+    /// Frames given out by the replay of a takeover that ended.
+    pub replayed: watch::Receiver<Option<u64>>,
+}
+
+#[derive(Debug)]
+struct Link {
+    epoch: Epoch,
+    devices: BTreeMap<DevEui, (DevAddr, SessionId)>,
+    outgoing: mpsc::Sender<Outgoing>,
+    /// Bounded by the bridge: it asks again only for what was not granted.
+    reserve: mpsc::UnboundedSender<Vec<(DevEui, u32)>>,
+    replayed: watch::Sender<Option<u64>>,
+    /// Something could not be queued: whole states are due.
+    overflowed: bool,
+}
+
+/// Where an uplink belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub dev_addr: DevAddr,
+    pub epoch: Epoch,
+}
+
+/// All groups' links; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Links(Arc<RwLock<BTreeMap<GroupId, Link>>>);
+
+impl Links {
+    /// Opens the link of a group; an earlier one of the same group is closed.
+    #[must_use]
+    pub fn open(&self, group: GroupId, sessions: &[Session]) -> LinkEnds {
+        let (outgoing, outgoing_taken) = mpsc::channel(WAITING_MAX);
+        let (reserve, reserve_taken) = mpsc::unbounded_channel();
+        let replayed = watch::Sender::new(None);
+        let ends = LinkEnds { outgoing: outgoing_taken, reserve: reserve_taken, replayed: replayed.subscribe() };
+        let devices = sessions.iter().map(|s| (s.device, (s.dev_addr, s.id()))).collect();
+        let mut links = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let epoch = links.get(&group).map_or(Epoch(0), |known| known.epoch);
+        links.insert(group, Link { epoch, devices, outgoing, reserve, replayed, overflowed: false });
+        ends
+    }
+
+    pub fn close(&self, group: GroupId) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
+    }
+
+    pub fn set_epoch(&self, group: GroupId, epoch: Epoch) {
+        if let Some(link) = self.0.write().unwrap_or_else(PoisonError::into_inner).get_mut(&group) {
+            link.epoch = epoch;
+        }
+    }
+
+    /// The session of a device, as it was registered.
+    #[must_use]
+    pub fn session(&self, group: GroupId, device: DevEui) -> Option<SessionId> {
+        let links = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        links.get(&group).and_then(|link| link.devices.get(&device)).map(|(_, session)| *session)
+    }
+
+    pub(super) fn place(&self, group: GroupId, device: DevEui) -> Place {
+        let links = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let link = links.get(&group);
+        let dev_addr = link.and_then(|l| l.devices.get(&device)).map_or(DevAddr::from_u32(0), |(address, _)| *address);
+        Place { dev_addr, epoch: link.map_or(Epoch(0), |l| l.epoch) }
+    }
+
+    /// Whether something was dropped since the last call.
+    #[must_use]
+    pub fn take_overflow(&self, group: GroupId) -> bool {
+        let mut links = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        links.get_mut(&group).is_some_and(|link| std::mem::take(&mut link.overflowed))
+    }
+
+    fn send(&self, group: GroupId, outgoing: Outgoing) {
+        let mut links = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get_mut(&group)
+            && link.outgoing.try_send(outgoing).is_err()
+        {
+            link.overflowed = true;
+        }
+    }
+
+    pub(super) fn served(&self, group: GroupId, marks: Vec<Mark>) {
+        self.send(group, Outgoing::Served(marks));
+    }
+
+    pub fn settled(&self, group: GroupId, marks: Vec<Mark>) {
+        self.send(group, Outgoing::Settled(marks));
+    }
+
+    pub(super) fn offer(&self, group: GroupId, frame: OfferedFrame) {
+        self.send(group, Outgoing::Offer(frame));
+    }
+
+    pub(super) fn reserve(&self, group: GroupId, entries: Vec<(DevEui, u32)>) {
+        let links = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get(&group) {
+            let _closed = link.reserve.send(entries);
+        }
+    }
+
+    pub(super) fn replayed(&self, group: GroupId, frames: u64) {
+        let links = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get(&group) {
+            link.replayed.send_replace(Some(frames));
+        }
+    }
+}

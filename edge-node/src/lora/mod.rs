@@ -1,0 +1,100 @@
+//! The node's side of the LoRa bridge: puts uplinks on disk before they count, and tells those who wait for them.
+//!
+//! - [`leases`] — what the bridge asks directly before each downlink
+//! - [`links`] — where progress, offers and reservations of a group go
+
+pub mod leases;
+pub mod links;
+
+use std::collections::BTreeMap;
+
+use contracts::ids::GroupId;
+use lora_bridge::bridge::io::{Output, Uplink as HeardUplink, UplinkKind};
+use lora_bridge::mac::session::Mark;
+use lora_bridge::server::BridgeHandle;
+use tokio::sync::mpsc;
+
+use crate::readings::log::Log;
+use crate::readings::{Kind, Reception, Uplink};
+use crate::timeline::{Event, Timeline};
+use links::Links;
+
+/// Takes the bridge's outputs for ever. Uplinks are committed in the order in which they came; nothing counts as served before.
+pub async fn consume(mut outputs: mpsc::Receiver<Vec<Output>>, bridge: BridgeHandle, log: Log, links: Links, timeline: Timeline) {
+    while let Some(mut batch) = outputs.recv().await {
+        // What came meanwhile shares the transaction.
+        while let Ok(more) = outputs.try_recv() {
+            batch.extend(more);
+        }
+        let mut heard = Vec::new();
+        for output in batch {
+            match output {
+                Output::Uplink(uplink) => heard.push(uplink),
+                Output::OfferDue(offer) => links.offer(offer.group, offer.frame),
+                Output::ReserveWanted { group, entries } => links.reserve(group, entries),
+                Output::Replayed { group, frames } => links.replayed(group, frames),
+                Output::Refused { group, device, reason } => {
+                    timeline.push(Event::Alarm { what: format!("session of {device} in {group} refused: {reason:?}") });
+                }
+                Output::Send { .. } | Output::Transmit(_) => debug_assert!(false, "the server of the bridge sends these itself"),
+            }
+        }
+        if !heard.is_empty() && commit(heard, &bridge, &log, &links).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn commit(heard: Vec<HeardUplink>, bridge: &BridgeHandle, log: &Log, links: &Links) -> Result<(), lora_bridge::server::Error> {
+    let events = heard.iter().map(|u| u.event).collect();
+    let mut marks: BTreeMap<GroupId, Vec<Mark>> = BTreeMap::new();
+    for uplink in &heard {
+        marks.entry(uplink.group).or_default().push(uplink.mark());
+    }
+    let uplinks = heard.into_iter().map(|uplink| stored(uplink, links)).collect();
+    match log.append(uplinks).await {
+        Ok(()) => {
+            bridge.committed(events).await?;
+            for (group, marks) in marks {
+                links.served(group, marks);
+            }
+            Ok(())
+        }
+        Err(error) => {
+            tracing::error!(%error, "uplinks were not stored and are not served");
+            bridge.commit_failed(events).await
+        }
+    }
+}
+
+fn stored(uplink: HeardUplink, links: &Links) -> Uplink {
+    let place = links.place(uplink.group, uplink.device);
+    Uplink {
+        event: uplink.event,
+        group: uplink.group,
+        device: uplink.device,
+        dev_addr: place.dev_addr,
+        session: uplink.session,
+        f_cnt: uplink.f_cnt,
+        f_port: uplink.f_port,
+        confirmed: uplink.confirmed,
+        frm_payload: hex::encode(&uplink.frm_payload),
+        phy: hex::encode(&uplink.phy),
+        heard_at: uplink.heard_at,
+        kind: match uplink.kind {
+            UplinkKind::Live => Kind::Live,
+            UplinkKind::Late => Kind::Late,
+            UplinkKind::Buffered => Kind::Replayed,
+        },
+        epoch: place.epoch,
+        deliver: true,
+        rx: Reception {
+            gateway: uplink.gateway.to_string(),
+            tmst: uplink.rx.tmst.unwrap_or(0),
+            frequency_hz: uplink.rx.frequency_hz.unwrap_or(0),
+            data_rate: uplink.rx.data_rate.to_string(),
+            rssi_dbm: uplink.rx.rssi_dbm.unwrap_or(0),
+            snr_tenth_db: uplink.rx.snr_decibel_tenths.unwrap_or(0),
+        },
+    }
+}

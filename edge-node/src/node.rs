@@ -1,0 +1,385 @@
+//! Puts a node together and runs it: from configuration to listeners, and down again in order.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use contracts::envelope::{Envelope, Keypair};
+use contracts::ids::Epoch;
+use contracts::node_record::{NodeRecord, Role};
+use kit::clock::Clock;
+use lora_bridge::bridge::io::Mode;
+use lora_bridge::bridge::{self, Bridge};
+use peering::custody::{CustodyHandle, FileVotes, Setup};
+use peering::{AddressBook, Endpoint, Transport};
+use storage::BlockStore;
+use tokio::net::TcpListener;
+
+use crate::agreements::Agreements;
+use crate::config::{Config, EngineKind};
+use crate::core::{Core, OwnService};
+use crate::directory::Directory;
+use crate::dmu::policy::Policy;
+use crate::edge2edge::client::Client;
+use crate::identity::{self, Identity};
+use crate::insurance::{self, Parts, reserved::ReservedByGroup};
+use crate::lora::leases::Leases;
+use crate::lora::links::Links;
+use crate::orchestrator::Orchestrator;
+use crate::orchestrator::plan::Desired;
+use crate::readings::inbox::Inbox;
+use crate::readings::log::Log;
+use crate::readings::north::{self, Destinations};
+use crate::store::Store;
+use crate::tenants::{self, Tenant, TenantSocket};
+use crate::timeline::{Event, Timeline};
+use crate::{api, edge2edge, lora, market, service};
+
+/// Content that a node stores at most, in bytes.
+const CONTENT_BYTES_MAX: u64 = 8 << 30;
+/// Settled readings are kept so long on the edge that made them.
+const KEEP_SETTLED: contracts::time::Millis = contracts::time::Millis::from_secs(24 * 3_600);
+/// Between two prunings.
+const PRUNE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// Why a node does not start. The text is for its operator.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{path}: {source}")]
+    File { path: String, source: std::io::Error },
+    #[error("{0} is in use by another process: one node per state directory")]
+    Locked(String),
+    #[error("the policy file is refused")]
+    Policy(#[from] crate::dmu::policy::Error),
+    #[error("no identity")]
+    Identity(#[from] identity::Error),
+    #[error("the node's database cannot be used")]
+    Store(#[from] crate::store::Error),
+    #[error("the content store cannot be used")]
+    Storage(#[from] storage::Error),
+    #[error("no container engine: run `antirio doctor`")]
+    Engine(#[from] engine::Error),
+    #[error("the name of the node cannot be part of container names")]
+    Name(#[from] engine::spec::Error),
+    #[error("peers cannot be served")]
+    Peering(#[from] peering::endpoint::BindError),
+    #[error("custody cannot be kept")]
+    Custody(#[from] peering::custody::Error),
+    #[error("packet forwarders cannot be served")]
+    Bridge(#[from] lora_bridge::server::Error),
+    #[error("the operator API cannot listen on {address}")]
+    Api { address: SocketAddr, source: std::io::Error },
+    #[error("contracts cannot be read")]
+    Agreements(#[from] crate::agreements::Error),
+    #[error("node records cannot be read")]
+    Directory(#[from] crate::directory::Error),
+    #[error("the owner's service cannot be loaded")]
+    Service(#[from] crate::migration::Error),
+    #[error("the owner's service cannot be started")]
+    Insurance(#[from] insurance::Error),
+    #[error("no node record: give owner_key_file, or put a signed record into the state directory")]
+    NoRecord(#[source] identity::Error),
+}
+
+/// A node that runs; what the process and the tests need of it.
+#[derive(Debug)]
+pub struct Node {
+    pub core: Arc<Core>,
+    pub endpoint: Endpoint,
+    pub custody: CustodyHandle,
+    pub parts: Option<Parts>,
+    pub inbox: Option<Inbox>,
+    /// Where the operator API listens.
+    pub api: SocketAddr,
+    listener: TcpListener,
+    _lock: std::fs::File,
+    _own_tenant: Option<TenantSocket>,
+}
+
+/// Starts a node and runs it until `shutdown` resolves.
+///
+/// # Errors
+/// [`Error`] if it cannot start.
+pub async fn run(config: Config, clock: Clock, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
+    let node = Box::pin(start(config, clock)).await?;
+    node.serve(shutdown).await
+}
+
+fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.display().to_string();
+    move |source| Error::File { path, source }
+}
+
+/// One live process per state directory, which is one per key.
+fn lock(directory: &Path) -> Result<std::fs::File, Error> {
+    std::fs::create_dir_all(directory).map_err(file_error(directory))?;
+    let path = directory.join("lock");
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(file_error(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Locked(path.display().to_string())),
+        Err(std::fs::TryLockError::Error(source)) => Err(file_error(&path)(source)),
+    }
+}
+
+fn read_policy(config: &Config) -> Result<Option<Policy>, Error> {
+    let Some(path) = &config.policy_file else { return Ok(None) };
+    let text = std::fs::read_to_string(path).map_err(file_error(path))?;
+    Ok(Some(Policy::parse(&text)?))
+}
+
+/// The node's signed record: made anew with the owner's key if it is here, else as it was put into the state directory.
+fn record(config: &Config, identity: &Identity, bound: SocketAddr, clock: &Clock) -> Result<Envelope, Error> {
+    let Some(owner_key_file) = &config.owner_key_file else {
+        return identity::read_record(&config.state_directory).map_err(Error::NoRecord);
+    };
+    let owner: Keypair = identity::load_or_create_key(owner_key_file)?;
+    let addresses = if config.peering.announce.is_empty() { vec![bound] } else { config.peering.announce.clone() };
+    let record = NodeRecord {
+        node: identity.keypair.node_id(),
+        owner: owner.owner_id(),
+        name: config.name.clone(),
+        role: config.role,
+        addresses,
+        sealing_key: identity.unsealing.public(),
+        position: config.position,
+        record_epoch: clock.wall().0,
+    };
+    Ok(identity::write_record(&config.state_directory, &record, &owner, &identity.keypair)?)
+}
+
+async fn open_engine(config: &Config, needed: bool) -> Result<Option<(Orchestrator, engine::Kind)>, Error> {
+    if !needed {
+        return Ok(None);
+    }
+    let state = &config.state_directory;
+    let mut selection = engine::select::Config::new(config.name.parse()?, state.join("run"), state.join("images"));
+    if let Some(socket) = &config.engine.docker_socket {
+        selection.docker_socket.clone_from(socket);
+    }
+    let wanted = match config.engine.kind {
+        EngineKind::Embedded => engine::select::Selection::Embedded,
+        EngineKind::Docker => engine::select::Selection::Docker,
+        EngineKind::Auto => engine::select::Selection::Auto,
+    };
+    let selected = engine::select::select(wanted, &selection).await?;
+    let kind = selected.engine.kind();
+    Ok(Some((Orchestrator::start(selected.engine), kind)))
+}
+
+/// Everything up to the point where only serving is missing.
+async fn start(config: Config, clock: Clock) -> Result<Node, Error> {
+    let lock = lock(&config.state_directory)?;
+    let state = config.state_directory.clone();
+    let identity = Identity::load_or_create(&state)?;
+    let policy = read_policy(&config)?;
+    let store = Store::open(&state.join("node.db")).await?;
+    let content = BlockStore::open(state.join("content"), CONTENT_BYTES_MAX).await?;
+    let runs_containers = config.service.is_some() || policy.as_ref().is_some_and(|p| p.provider.is_some());
+    let engine = open_engine(&config, runs_containers).await?;
+    let addresses = AddressBook::new();
+    let endpoint = open_endpoint(&config, &identity, addresses.clone(), &clock).await?;
+    let record = record(&config, &identity, endpoint.local_address().unwrap_or(config.peering.bind), &clock)?;
+    let directory = Directory::open(store.clone(), addresses).await?;
+    let own = directory.put(&record).await?;
+    let own_service = match (&config.service, &engine) {
+        (Some(service), Some((orchestrator, _))) => Some(service::load(identity.keypair.node_id(), service, &content, orchestrator.engine().as_ref()).await?),
+        _ => None,
+    };
+    let timeline = Timeline::new(clock.clone());
+    let engine_name = engine.as_ref().map_or_else(|| "none".to_owned(), |(_, kind)| kind.to_string());
+    timeline.push(Event::Started { node: config.name.clone(), engine: engine_name });
+    let core = Arc::new(Core {
+        owner: own.owner,
+        record,
+        policy,
+        log: Log::start(store.clone()),
+        destinations: Destinations::default(),
+        content,
+        orchestrator: engine.map(|(orchestrator, _)| orchestrator),
+        directory,
+        agreements: Agreements::open(store.clone()).await?,
+        client: Client::new(Arc::new(endpoint.clone())),
+        timeline,
+        own_service,
+        store,
+        clock,
+        identity,
+        config,
+    });
+    assemble(core, endpoint, lock).await
+}
+
+async fn open_endpoint(config: &Config, identity: &Identity, addresses: AddressBook, clock: &Clock) -> Result<Endpoint, Error> {
+    // Strangers may connect (a stranger is how every contract begins); what they may ask is decided route by route.
+    let admit = Arc::new(|_| true);
+    let mut peering = peering::endpoint::Config::new(identity.keypair.secret(), config.peering.bind, admit, clock.clone());
+    peering.addresses = addresses;
+    Ok(Endpoint::bind(peering).await?)
+}
+
+async fn assemble(core: Arc<Core>, endpoint: Endpoint, lock: std::fs::File) -> Result<Node, Error> {
+    let reserved = ReservedByGroup::default();
+    let votes_path = core.config.state_directory.join("votes.json");
+    let votes = Arc::new(FileVotes::open(&votes_path).map_err(file_error(&votes_path))?);
+    let transport: Arc<dyn Transport> = Arc::new(endpoint.clone());
+    let mut setup = Setup::new(transport, core.identity.keypair.clone(), core.clock.clone(), Arc::clone(&votes) as _);
+    let records = reserved.clone();
+    setup.records = Arc::new(move |group| records.bytes(group));
+    let (custody, custody_router) = peering::custody::start(setup)?;
+    let inbox = (core.config.role == Role::Cloud).then(|| Inbox::start(core.store.clone(), core.clock.clone()));
+    let parts = match &core.config.lora {
+        Some(lora) => Some(open_bridge(&core, lora.bind, custody.clone(), votes, reserved).await?),
+        None => None,
+    };
+    let own_tenant = match (&parts, &core.own_service) {
+        (Some(parts), Some(service)) => Some(run_own_service(parts, service).await?),
+        _ => None,
+    };
+    let context = edge2edge::http::Context { parts: parts.clone(), core: Arc::clone(&core), inbox: inbox.clone() };
+    let agent = market::Agent::start(Arc::clone(&core));
+    // Fallbacks of merged routers would clash: only the first has one.
+    endpoint.serve(edge2edge::http::router(context).merge(market::router(agent)).merge(custody_router));
+    start_side_tasks(&core, parts.clone());
+    let address = core.config.api.bind;
+    let api_error = |source| Error::Api { address, source };
+    let listener = TcpListener::bind(address).await.map_err(api_error)?;
+    let api = listener.local_addr().map_err(api_error)?;
+    Ok(Node { core, endpoint, custody, parts, inbox, api, listener, _lock: lock, _own_tenant: own_tenant })
+}
+
+fn start_side_tasks(core: &Arc<Core>, parts: Option<Parts>) {
+    let north = north::run(core.log.clone(), core.client.clone(), core.destinations.clone(), core.identity.keypair.clone(), core.clock.clone());
+    tokio::spawn(north);
+    if let Some(parts) = parts {
+        tokio::spawn(tell_settled(parts.clone()));
+        tokio::spawn(insurance::run(parts));
+    }
+    tokio::spawn(prune(Arc::clone(core)));
+}
+
+async fn open_bridge(core: &Arc<Core>, bind: SocketAddr, custody: CustodyHandle, votes: Arc<FileVotes>, reserved: ReservedByGroup) -> Result<Parts, Error> {
+    let socket = lora_bridge::server::bind(bind).await?;
+    let leases = Leases::default();
+    let asked = leases.clone();
+    let lease: lora_bridge::server::Lease = Arc::new(move |group, epoch| asked.holds(group, epoch));
+    let (bridge, outputs) = lora_bridge::server::spawn(socket, Bridge::new(bridge::Config::default()), core.clock.clone(), lease);
+    let links = Links::default();
+    tokio::spawn(lora::consume(outputs, bridge.clone(), core.log.clone(), links.clone(), core.timeline.clone()));
+    Ok(Parts {
+        core: Arc::clone(core),
+        custody,
+        votes,
+        bridge,
+        leases,
+        links,
+        reserved,
+        tenants_directory: core.config.state_directory.join("tenants"),
+        visits: insurance::provider::Visits::default(),
+    })
+}
+
+/// The owner's own tenant runs with and without a contract; whether its devices are transmitted for is the lease's business.
+async fn run_own_service(parts: &Parts, service: &OwnService) -> Result<TenantSocket, Error> {
+    let core = &parts.core;
+    let sessions = tenants::http::sessions(&service.registration);
+    let devices = sessions.iter().map(|s| s.device).collect();
+    let tenant = Tenant::new(service.group, core.log.clone(), Some(parts.bridge.clone()), devices);
+    tenant.set_configuration(Some(service.configuration.clone()));
+    let directory = parts.tenants_directory.join(service.group.to_string());
+    let socket = TenantSocket::open(tenant, &directory).map_err(file_error(&directory))?;
+    if let Some(cloud) = core.config.cloud {
+        core.destinations.set(service.group, cloud);
+    }
+    let is_insured = core.agreements.in_force(service.group).is_some_and(|a| insurance::is_armed_or_ended(a.state));
+    if is_insured {
+        // Follows until its guard knows more: it receives, logs and delivers, and does not transmit.
+        drop(parts.links.open(service.group, &sessions));
+        insurance::restore(parts, service.group, sessions).await?;
+        parts.bridge.custody(service.group, Mode::Following).await.map_err(insurance::Error::from)?;
+    } else {
+        insurance::customer::alone(parts, service.group, Epoch(0), sessions).await?;
+    }
+    let orchestrator = core.orchestrator.as_ref().ok_or(insurance::Error::Lacking("container engine"))?;
+    let begun = core.clock.boot_micros();
+    let mut connected = socket.tenant.connected();
+    orchestrator.deploy(service.group, &service.blueprint, directory, Desired::Running).await.map_err(insurance::Error::from)?;
+    let (timeline, group, clock) = (core.timeline.clone(), service.group, core.clock.clone());
+    tokio::spawn(async move {
+        if connected.changed().await.is_ok() {
+            timeline.push(Event::ServiceStarted { group, start_us: clock.boot_micros() - begun });
+        }
+    });
+    Ok(socket)
+}
+
+/// What the customer's cloud acknowledged goes to the bridge and to the other party.
+async fn tell_settled(parts: Parts) {
+    use tokio::sync::broadcast::error::RecvError;
+    let mut settled = parts.core.log.settled();
+    loop {
+        match settled.recv().await {
+            Ok(names) => {
+                let mut by_group = std::collections::BTreeMap::<_, Vec<_>>::new();
+                for name in names.iter() {
+                    let mark = lora_bridge::mac::session::Mark { device: name.device, session: name.session, f_cnt: name.f_cnt };
+                    by_group.entry(name.group).or_default().push(mark);
+                }
+                for (group, marks) in by_group {
+                    if parts.bridge.settled(marks.clone()).await.is_err() {
+                        return;
+                    }
+                    parts.links.settled(group, marks);
+                }
+            }
+            // Marks that were missed here come with whole session states, and from the disk after a restart.
+            Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "settled marks were missed"),
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+async fn prune(core: Arc<Core>) {
+    loop {
+        tokio::time::sleep(PRUNE_INTERVAL).await;
+        match crate::store::uplinks::prune(&core.store, core.clock.wall() - KEEP_SETTLED).await {
+            Ok(pruned) => tracing::debug!(pruned, "old readings pruned"),
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "old readings cannot be pruned"),
+        }
+    }
+}
+
+impl Node {
+    /// Serves the operator API until `shutdown` resolves, then goes down in order: custody first, so that nobody waits for a lease.
+    ///
+    /// # Errors
+    /// The API's listener failed.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
+        let address = self.api;
+        let router = api::router(api::Context { core: Arc::clone(&self.core), parts: self.parts.clone(), inbox: self.inbox.clone(), custody: self.custody.clone() });
+        tracing::info!(node = %self.core.me(), %address, "serving");
+        let (stop, mut stopped) = tokio::sync::watch::channel(false);
+        tokio::spawn(async move {
+            shutdown.await;
+            stop.send_replace(true);
+        });
+        let served = axum::serve(self.listener, router);
+        let ended = tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stop| *stop) => Ok(()),
+            served = served => served.map_err(|source| Error::Api { address, source }),
+        };
+        if let Some(parts) = &self.parts {
+            insurance::release_all(parts).await;
+        }
+        self.custody.stop().await;
+        if let Some(orchestrator) = &self.core.orchestrator
+            && let Err(error) = orchestrator.shut_down().await
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "containers are left for the next start");
+        }
+        self.core.store.close().await;
+        ended
+    }
+}

@@ -1,0 +1,212 @@
+//! The reading log: one task writes, whatever waits goes into one synced transaction (group commit).
+//!
+//! Nothing is *served* before it is in here; nothing is forgotten before the customer's cloud acknowledged it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use contracts::ids::GroupId;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Decoded, Name, Uplink};
+use crate::store::{self, Store, uplinks};
+
+/// At most this many commands wait for the writer; beyond it callers wait.
+const QUEUE_MAX: usize = 1_024;
+/// At most this many commands share one transaction.
+const BATCH_COMMANDS_MAX: usize = 256;
+
+/// Why something is not in the log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("the reading log has stopped")]
+    Stopped,
+    #[error("the reading log cannot write; see the node's log")]
+    Failed,
+}
+
+enum Change {
+    Append(Vec<Uplink>),
+    Publish(GroupId, Vec<Decoded>),
+    Settle(Vec<Name>),
+    Import(Vec<(Uplink, Option<String>)>),
+}
+
+struct Command {
+    change: Change,
+    done: oneshot::Sender<Result<u64, Error>>,
+}
+
+/// A handle to the log; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Log {
+    commands: mpsc::Sender<Command>,
+    store: Store,
+    signals: Signals,
+}
+
+/// Counters that rise when there is something new to look for.
+#[derive(Debug, Clone)]
+struct Signals {
+    /// Per group: uplinks wait for the tenant.
+    uplinks: Arc<Mutex<BTreeMap<GroupId, watch::Sender<u64>>>>,
+    /// Readings wait for the cloud.
+    readings: watch::Sender<u64>,
+    /// Uplinks were settled.
+    settled: tokio::sync::broadcast::Sender<Arc<Vec<Name>>>,
+}
+
+impl Signals {
+    fn group(&self, group: GroupId) -> watch::Sender<u64> {
+        let mut groups = self.uplinks.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.entry(group).or_insert_with(|| watch::Sender::new(0)).clone()
+    }
+}
+
+impl Log {
+    /// Starts the writer task; it ends when every handle is gone.
+    #[must_use]
+    pub fn start(store: Store) -> Self {
+        let (commands, waiting) = mpsc::channel(QUEUE_MAX);
+        let signals = Signals { uplinks: Arc::default(), readings: watch::Sender::new(0), settled: tokio::sync::broadcast::Sender::new(1_024) };
+        tokio::spawn(write_all(store.clone(), waiting, signals.clone()));
+        Self { commands, store, signals }
+    }
+
+    #[must_use]
+    pub const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Writes uplinks; when this returns they are on disk.
+    ///
+    /// # Errors
+    /// [`Error`]; then none of them may be served or acknowledged.
+    pub async fn append(&self, uplinks: Vec<Uplink>) -> Result<(), Error> {
+        self.send(Change::Append(uplinks)).await.map(|_| ())
+    }
+
+    /// Writes what the tenant of `group` decoded; returns how many were new. When this returns they are on disk.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn publish(&self, group: GroupId, readings: Vec<Decoded>) -> Result<u64, Error> {
+        self.send(Change::Publish(group, readings)).await
+    }
+
+    /// Marks readings as acknowledged by the customer's cloud.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn settle(&self, names: Vec<Name>) -> Result<(), Error> {
+        self.send(Change::Settle(names)).await.map(|_| ())
+    }
+
+    /// Takes over what another node heard and made.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn import(&self, open: Vec<(Uplink, Option<String>)>) -> Result<(), Error> {
+        self.send(Change::Import(open)).await.map(|_| ())
+    }
+
+    /// Rises whenever uplinks of `group` may wait for its tenant.
+    #[must_use]
+    pub fn uplinks_changed(&self, group: GroupId) -> watch::Receiver<u64> {
+        self.signals.group(group).subscribe()
+    }
+
+    /// Rises whenever readings may wait for the cloud.
+    #[must_use]
+    pub fn readings_changed(&self) -> watch::Receiver<u64> {
+        self.signals.readings.subscribe()
+    }
+
+    /// Uplinks as they are settled.
+    #[must_use]
+    pub fn settled(&self) -> tokio::sync::broadcast::Receiver<Arc<Vec<Name>>> {
+        self.signals.settled.subscribe()
+    }
+
+    async fn send(&self, change: Change) -> Result<u64, Error> {
+        let (done, answer) = oneshot::channel();
+        self.commands.send(Command { change, done }).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)?
+    }
+}
+
+async fn write_all(store: Store, mut waiting: mpsc::Receiver<Command>, signals: Signals) {
+    let mut batch = Vec::new();
+    while waiting.recv_many(&mut batch, BATCH_COMMANDS_MAX).await > 0 {
+        let outcome = write_batch(&store, &batch).await;
+        match outcome {
+            Ok(counts) => {
+                for (command, count) in batch.drain(..).zip(counts) {
+                    announce(&signals, &command.change);
+                    let _gone = command.done.send(Ok(count));
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, commands = batch.len(), "the reading log cannot write");
+                for command in batch.drain(..) {
+                    let _gone = command.done.send(Err(Error::Failed));
+                }
+            }
+        }
+    }
+}
+
+/// All or nothing, synced when it returns; per command how many rows counted.
+async fn write_batch(store: &Store, batch: &[Command]) -> store::Result<Vec<u64>> {
+    let mut transaction = uplinks::begin(store).await?;
+    let mut counts = Vec::with_capacity(batch.len());
+    for command in batch {
+        let mut count = 0;
+        match &command.change {
+            Change::Append(list) => {
+                for uplink in list {
+                    uplinks::insert(&mut transaction, uplink).await?;
+                }
+            }
+            Change::Publish(group, list) => {
+                for reading in list {
+                    count += u64::from(uplinks::publish(&mut transaction, *group, reading).await?);
+                }
+            }
+            Change::Settle(list) => {
+                for name in list {
+                    uplinks::settle(&mut transaction, name.event()).await?;
+                }
+            }
+            Change::Import(list) => {
+                for (uplink, decoded) in list {
+                    uplinks::import(&mut transaction, uplink, decoded.as_deref()).await?;
+                }
+            }
+        }
+        counts.push(count);
+    }
+    transaction.commit().await?;
+    Ok(counts)
+}
+
+fn announce(signals: &Signals, change: &Change) {
+    let rise = |count: &mut u64| *count += 1;
+    match change {
+        Change::Append(list) => {
+            for uplink in list.iter().filter(|u| u.deliver) {
+                signals.group(uplink.group).send_modify(rise);
+            }
+        }
+        Change::Publish(..) => signals.readings.send_modify(rise),
+        Change::Settle(names) => {
+            let _nobody = signals.settled.send(Arc::new(names.clone()));
+        }
+        Change::Import(list) => {
+            for (uplink, _) in list {
+                signals.group(uplink.group).send_modify(rise);
+            }
+            signals.readings.send_modify(rise);
+        }
+    }
+}

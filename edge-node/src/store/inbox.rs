@@ -1,0 +1,97 @@
+//! What a cloud node received: every reading once, by event id.
+
+use contracts::envelope::Envelope;
+use contracts::ids::{NodeId, StatementId};
+use contracts::time::WallTime;
+use sqlx::Row as _;
+
+use super::uplinks::reading;
+use super::{Error, Result, Store, bytes, signed, unsigned};
+use crate::readings::Reading;
+
+/// A reading as the cloud has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Received {
+    pub seq: u64,
+    pub reading: Reading,
+    pub delivered_by: NodeId,
+    pub received_at: WallTime,
+}
+
+/// A batch on its way in.
+#[derive(Debug)]
+pub struct Batch {
+    pub from: NodeId,
+    pub received_at: WallTime,
+    pub proof_id: StatementId,
+    pub proof: Envelope,
+    pub readings: Vec<Reading>,
+}
+
+/// Writes whole batches in one transaction; returns for each how many of its readings were new.
+///
+/// # Errors
+/// The database failed; then nothing of it is there.
+pub async fn insert_all(store: &Store, batches: &[Batch]) -> Result<Vec<u64>> {
+    let mut transaction = store.writer.begin().await?;
+    let mut counts = Vec::with_capacity(batches.len());
+    for batch in batches {
+        let proof = serde_json::to_string(&batch.proof).map_err(|e| Error::Row { table: "batch_proof", reason: e.to_string() })?;
+        sqlx::query("INSERT INTO batch_proof (id, envelope, received_at) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING")
+            .bind(batch.proof_id.as_bytes().as_slice())
+            .bind(proof)
+            .bind(signed(batch.received_at.0))
+            .execute(&mut *transaction)
+            .await?;
+        let mut new = 0;
+        for reading in &batch.readings {
+            let done = sqlx::query(
+                "INSERT INTO inbox (event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, decoded, delivered_by, received_at, proof)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
+            )
+            .bind(reading.event.as_uuid().as_bytes().as_slice())
+            .bind(reading.group.as_bytes().as_slice())
+            .bind(reading.device.as_bytes().as_slice())
+            .bind(reading.session.as_bytes().as_slice())
+            .bind(i64::from(reading.f_cnt))
+            .bind(signed(reading.heard_at.0))
+            .bind(reading.kind.as_str())
+            .bind(signed(reading.epoch.0))
+            .bind(reading.decoded.get())
+            .bind(batch.from.as_bytes().as_slice())
+            .bind(signed(batch.received_at.0))
+            .bind(batch.proof_id.as_bytes().as_slice())
+            .execute(&mut *transaction)
+            .await?;
+            new += done.rows_affected();
+        }
+        counts.push(new);
+    }
+    transaction.commit().await?;
+    Ok(counts)
+}
+
+/// Readings behind the cursor, in the order of arrival.
+///
+/// # Errors
+/// The database failed or a row is unreadable.
+pub async fn list(store: &Store, after: u64, limit: u32) -> Result<Vec<Received>> {
+    let rows = sqlx::query(
+        "SELECT seq, event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, decoded, delivered_by, received_at FROM inbox
+         WHERE seq > ? ORDER BY seq LIMIT ?",
+    )
+    .bind(signed(after))
+    .bind(limit)
+    .fetch_all(&store.reader)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Received {
+                seq: unsigned("inbox", row.try_get("seq")?)?,
+                reading: reading("inbox", row)?,
+                delivered_by: NodeId::from_bytes(bytes("inbox", row.try_get("delivered_by")?)?),
+                received_at: WallTime(unsigned("inbox", row.try_get("received_at")?)?),
+            })
+        })
+        .collect()
+}

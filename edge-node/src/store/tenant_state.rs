@@ -1,0 +1,44 @@
+//! Small values that tenants keep with their node.
+
+use contracts::ids::GroupId;
+
+use super::{Result, Store};
+
+/// # Errors
+/// The database failed.
+pub async fn get(store: &Store, group: GroupId, key: &str) -> Result<Option<Vec<u8>>> {
+    let value = sqlx::query_scalar("SELECT value FROM tenant_state WHERE group_id = ? AND key = ?")
+        .bind(group.as_bytes().as_slice())
+        .bind(key)
+        .fetch_optional(&store.reader)
+        .await?;
+    Ok(value)
+}
+
+/// Writes a value unless the tenant would then have more than `keys_max` keys; says whether it was written.
+///
+/// # Errors
+/// The database failed.
+pub async fn put(store: &Store, group: GroupId, key: &str, value: &[u8], keys_max: u32) -> Result<bool> {
+    let written = sqlx::query(
+        "INSERT INTO tenant_state (group_id, key, value)
+         SELECT ?1, ?2, ?3 WHERE (SELECT count(*) FROM tenant_state WHERE group_id = ?1 AND key <> ?2) < ?4
+         ON CONFLICT (group_id, key) DO UPDATE SET value = excluded.value",
+    )
+    .bind(group.as_bytes().as_slice())
+    .bind(key)
+    .bind(value)
+    .bind(keys_max)
+    .execute(&store.writer)
+    .await?;
+    Ok(written.rows_affected() == 1)
+}
+
+/// Forgets everything that the tenant of a group kept.
+///
+/// # Errors
+/// The database failed.
+pub async fn wipe(store: &Store, group: GroupId) -> Result<()> {
+    sqlx::query("DELETE FROM tenant_state WHERE group_id = ?").bind(group.as_bytes().as_slice()).execute(&store.writer).await?;
+    Ok(())
+}

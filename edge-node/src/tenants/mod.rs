@@ -1,0 +1,150 @@
+//! Tenants: containers of this node's owner or of others, each behind a Unix socket in a directory of its own.
+//!
+//! A tenant has no network. Through its socket it gets its configuration, registers its devices, follows its uplinks and hands in
+//! readings; the protocol is the crate `tenant`. A tenant that floods or lingers costs bounded memory and nobody else's time.
+//!
+//! - [`http`] — the routes
+
+pub mod http;
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use axum::body::Bytes;
+use contracts::ids::{Epoch, GroupId};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use lora_bridge::server::BridgeHandle;
+use tokio::net::UnixListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+use crate::readings::log::Log;
+
+/// Name of the socket in the tenant's directory.
+pub const SOCKET_NAME: &str = "node.sock";
+/// Connections of one tenant at a time; more wait in the kernel's queue.
+pub const CONNECTIONS_MAX: usize = 16;
+/// The time a tenant has for the head of a request.
+const REQUEST_HEAD: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What the routes of one tenant work with.
+#[derive(Debug)]
+pub struct Tenant {
+    pub group: GroupId,
+    log: Log,
+    bridge: Option<BridgeHandle>,
+    /// The opened configuration; absent while the tenant may not have it.
+    configuration: RwLock<Option<Bytes>>,
+    /// The devices that this tenant may register.
+    devices: std::collections::BTreeSet<contracts::ids::DevEui>,
+    /// Rises with every configuration that is fetched: the tenant is up.
+    connected: watch::Sender<u64>,
+    /// Custody under which uplinks are handed out now.
+    epoch: watch::Sender<Epoch>,
+}
+
+impl Tenant {
+    #[must_use]
+    pub fn new(group: GroupId, log: Log, bridge: Option<BridgeHandle>, devices: std::collections::BTreeSet<contracts::ids::DevEui>) -> Self {
+        let (connected, epoch) = (watch::Sender::new(0), watch::Sender::new(Epoch(0)));
+        Self { group, log, bridge, configuration: RwLock::new(None), devices, connected, epoch }
+    }
+
+    /// Gives the tenant its configuration, or takes it back.
+    pub fn set_configuration(&self, configuration: Option<Bytes>) {
+        *self.configuration.write().unwrap_or_else(PoisonError::into_inner) = configuration;
+    }
+
+    fn configuration(&self) -> Option<Bytes> {
+        self.configuration.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Rises whenever the tenant fetched its configuration.
+    #[must_use]
+    pub fn connected(&self) -> watch::Receiver<u64> {
+        self.connected.subscribe()
+    }
+
+    pub fn set_epoch(&self, epoch: Epoch) {
+        self.epoch.send_replace(epoch);
+    }
+}
+
+/// An open tenant socket; dropped, it closes and its connections end.
+#[derive(Debug)]
+pub struct TenantSocket {
+    pub tenant: Arc<Tenant>,
+    directory: PathBuf,
+    accepting: JoinHandle<()>,
+}
+
+impl Drop for TenantSocket {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl TenantSocket {
+    /// Opens the socket below `directory` (made if need be). The directory is what is mounted into the container.
+    ///
+    /// # Errors
+    /// The directory or socket cannot be made.
+    pub fn open(tenant: Tenant, directory: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(directory)?;
+        // The tenant's user may look the socket up but not list or change the directory; the parent keeps everybody else out.
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o711))?;
+        let path = directory.join(SOCKET_NAME);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+        let tenant = Arc::new(tenant);
+        let accepting = tokio::spawn(accept(listener, http::router(Arc::clone(&tenant))));
+        Ok(Self { tenant, directory: directory.to_owned(), accepting })
+    }
+
+    /// What is mounted into the container.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+}
+
+/// Serves connections until it is aborted; with it all connections end.
+async fn accept(listener: UnixListener, router: axum::Router) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = tokio::select! {
+            biased;
+            _ended = connections.join_next(), if !connections.is_empty() => { drop(place); continue }
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "a tenant's connection could not be taken");
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            },
+        };
+        let service = TowerToHyperService::new(router.clone());
+        connections.spawn(async move {
+            let _place = place;
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(REQUEST_HEAD)
+                .max_buf_size(64 << 10)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            if let Err(error) = served {
+                tracing::debug!(%error, "a tenant's connection ended");
+            }
+        });
+    }
+}

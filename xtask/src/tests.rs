@@ -1,0 +1,50 @@
+//! Every test of the workspace, then the demo itself as a test, with each engine that this machine can use.
+
+use std::process::Command;
+
+use crate::build::{self, Built, cargo};
+use crate::docker::{self, Docker};
+
+pub fn run(install: bool) -> Result<(), String> {
+    if install {
+        docker::install()?;
+    }
+    let engine = Docker::start();
+    let mut tests = Command::new(cargo());
+    tests.args(["test", "--release", "--workspace", "--quiet"]);
+    match &engine {
+        Ok(docker) => {
+            tests.env("ANTIRIO_DOCKER_SOCKET", docker.socket());
+        }
+        Err(missing) if install => return Err(format!("the tests need a Docker engine: {missing}")),
+        Err(missing) => println!("SKIPPED tests with a Docker engine: {missing}; `cargo xtask test --install` installs and starts one"),
+    }
+    let built = build::everything()?;
+    build::run(&mut tests)?;
+    demo(&built, "embedded", None, install)?;
+    if let Ok(docker) = &engine {
+        demo(&built, "docker", Some(docker), install)?;
+    }
+    println!("all tests passed");
+    Ok(())
+}
+
+/// The demo's exit status says whether anything owed was lost, doubled, reused or unbalanced.
+fn demo(built: &Built, engine: &str, docker: Option<&Docker>, is_required: bool) -> Result<(), String> {
+    let doctor = Command::new("id").arg("-u").output().map_err(|error| format!("id: {error}"))?;
+    let is_root = doctor.stdout.trim_ascii() == b"0";
+    if engine == "embedded" && !is_root {
+        if is_required {
+            return Err("the demo with the embedded engine needs root".to_owned());
+        }
+        println!("SKIPPED the demo with the embedded engine: it needs root");
+        return Ok(());
+    }
+    println!("== the demo as a test, {engine} engine ==");
+    let mut command = built.demo("demo");
+    command.args(["--engine", engine]);
+    if let Some(docker) = docker {
+        command.arg("--docker-socket").arg(docker.socket());
+    }
+    build::run(&mut command)
+}
