@@ -144,6 +144,16 @@ impl Standing {
         u32::try_from(days).unwrap_or(u32::MAX)
     }
 
+    /// When [`advance`] may have something to do next; none once it ended.
+    #[must_use]
+    pub fn due_at(&self, contract: &Contract) -> Option<WallTime> {
+        match (self.state.is_in_force(), self.state) {
+            (false, _) => None,
+            (true, State::Disputed { .. }) => self.dispute.map(|dispute| dispute.at + DISPUTE_WINDOW),
+            (true, _) => self.open_challenge.as_ref().map(|open| open.answer_by).into_iter().chain([contract.valid_until]).min(),
+        }
+    }
+
     fn end_activation(&mut self, at: WallTime) {
         if let Some(since) = self.serving_since.take() {
             self.served = self.served + at.since(since);

@@ -1,0 +1,116 @@
+//! The HTTP side: routes, what every request goes through, errors as problem documents. A handler reads, calls the service, shows.
+
+mod events;
+mod handlers;
+mod input;
+mod problem;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use kit::problem::Problem;
+use tokio::sync::{Semaphore, watch};
+use utoipa::OpenApi as _;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::config::Limits;
+use crate::metrics::Metrics;
+use crate::service::Service;
+
+pub(crate) use input::{Body, Id};
+pub use problem::Refusal;
+
+/// A body is at most this long: a contract of the largest payload in base64 with signatures and node records.
+pub const BODY_BYTES_MAX: usize = 1_600_000;
+/// A request, its body included, is answered within this time.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What handlers share.
+#[derive(Debug)]
+pub struct App {
+    pub service: Arc<Service>,
+    in_flight: Semaphore,
+    streams: Arc<Semaphore>,
+    /// Set when the process drains: streams end.
+    stopping: watch::Receiver<bool>,
+}
+
+impl App {
+    #[must_use]
+    pub fn new(service: Arc<Service>, limits: Limits, stopping: watch::Receiver<bool>) -> Arc<Self> {
+        let places = |n: u32| Semaphore::new(usize::try_from(n).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS));
+        let (in_flight, streams) = (places(limits.requests_in_flight_max), Arc::new(places(limits.event_streams_max)));
+        Arc::new(Self { service, in_flight, streams, stopping })
+    }
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "Antirio arbitrator",
+    description = "Signed statements in; contracts in force, money held and settled, verdicts out. Writes are idempotent by statement id; errors are RFC 9457 problem documents."
+))]
+struct Document;
+
+/// All routes on one screen.
+fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(handlers::describe_arbitrator))
+        .routes(routes!(handlers::register_node, handlers::get_node))
+        .routes(routes!(handlers::create_contract, handlers::list_contracts))
+        .routes(routes!(handlers::get_contract))
+        .routes(routes!(handlers::add_evidence, handlers::list_evidence))
+        .routes(routes!(handlers::get_verdict))
+        .routes(routes!(handlers::take_order))
+        .routes(routes!(handlers::list_accounts))
+        .routes(routes!(handlers::list_transfers))
+        .routes(routes!(handlers::get_reputation))
+        .routes(routes!(events::stream_events))
+        .routes(routes!(handlers::check_health))
+        .routes(routes!(handlers::check_readiness))
+        .routes(routes!(handlers::read_metrics))
+        .routes(routes!(handlers::read_openapi))
+}
+
+/// The OpenAPI 3.1 document, pretty JSON with a newline at its end.
+#[must_use]
+pub fn openapi() -> String {
+    let (_, document) = routes().split_for_parts();
+    let mut text = serde_json::to_string_pretty(&document).unwrap_or_default(); // plain data always serialises
+    text.push('\n');
+    text
+}
+
+/// The server as a service, without its connections.
+pub fn router(app: Arc<App>) -> Router {
+    let (router, _) = routes().split_for_parts();
+    router
+        .fallback(|| async { Problem::not_found("no such path; /openapi.json lists them all") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this path does not take this method")
+        })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn_with_state(Arc::clone(&app), guard))
+        .with_state(app)
+}
+
+/// Limits number and time of requests, counts.
+async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let response = match app.in_flight.try_acquire() {
+        Err(_) => Problem::unavailable("too many requests at a time").into_response(),
+        Ok(_place) => tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
+            let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "the request took too long");
+            problem.detail(format_args!("a request and its body have {} s", REQUEST_TIMEOUT.as_secs())).into_response()
+        }),
+    };
+    app.service.metrics.requests.inc();
+    if let Some(name) = response.extensions().get::<problem::Name>() {
+        Metrics::count(&app.service.metrics.problems, &name.0);
+    }
+    response
+}

@@ -1,0 +1,224 @@
+//! The running arbitrator: store, endpoint, witness, time rules, connections, and their orderly end.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use contracts::envelope::{Envelope, Keypair};
+use contracts::node_record::{NodeRecord, Role};
+use contracts::sealed::UnsealingKey;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use kit::clock::Clock;
+use peering::{AddressBook, Endpoint, endpoint};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tower::ServiceExt as _;
+
+use crate::config::{self, Config, StoreConfig};
+use crate::http::{self, App};
+use crate::service::{self, Parts, Service};
+use crate::store::{self, Memory, Sqlite, Store};
+use crate::witness::{self, Admitted};
+
+/// A client sends its request's head within this time.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Open requests are given this long when the process drains.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// HTTP connections at a time; more wait.
+pub const CONNECTIONS_MAX: usize = 4_096;
+
+/// Why the arbitrator does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the configuration cannot be used")]
+    Config(#[from] config::Error),
+    #[error("the store cannot be opened")]
+    Store(#[from] store::Error),
+    #[error("the service cannot start")]
+    Service(#[from] service::Error),
+    #[error("the peering endpoint cannot start")]
+    Endpoint(#[from] endpoint::BindError),
+    #[error("the witness cannot start")]
+    Witness(#[from] witness::Error),
+}
+
+/// Runs until `shutdown` resolves, then drains: no new connections, streams end, open requests finish, votes stop.
+///
+/// # Errors
+/// Only at the start; a running arbitrator answers errors as problems and logs them.
+pub async fn run(config: Config, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
+    run_with(config, listener, Clock::system(), shutdown).await
+}
+
+/// As [`run`], with a clock handed in.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(
+    config: Config,
+    listener: TcpListener,
+    clock: Clock,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), Error> {
+    config.validate()?;
+    let keypair = config.secret_key.load()?;
+    let store: Arc<dyn Store> = match &config.store {
+        StoreConfig::Memory => Arc::new(Memory::default()),
+        StoreConfig::Sqlite(path) => Arc::new(Sqlite::open(path).await?),
+    };
+    let (admitted, addresses) = (Admitted::default(), AddressBook::new());
+    let endpoint = bind(&config, &keypair, &admitted, &addresses, &clock).await?;
+    let record = node_record(&config, &keypair, &endpoint, &clock);
+    let parts = Parts {
+        store,
+        keypair: keypair.clone(),
+        record,
+        operators: config.operators.clone(),
+        clock: clock.clone(),
+        nodes_max: config.limits.nodes_max,
+    };
+    let service = Arc::new(Service::new(parts).await?);
+    let transport = Arc::new(endpoint.clone());
+    let witness = witness::start(Arc::clone(&service), transport, keypair, clock, admitted, addresses).await?;
+    let (stop, stopping) = watch::channel(false);
+    let every = Duration::from_millis(config.tick_ms);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(witness.run(every, stopping.clone()));
+    tasks.spawn(Arc::clone(&service).run_ticks(every, stopping.clone()));
+    let id = service.me();
+    tracing::info!(%id, http = ?listener.local_addr().ok(), peering = ?endpoint.local_address(), "the arbitrator is open");
+    let app = App::new(service, config.limits, stopping.clone());
+    let mut connections = pin!(serve(listener, http::router(app), stopping));
+    tokio::select! {
+        biased;
+        () = shutdown => {}
+        () = &mut connections => {}
+    }
+    stop.send_replace(true);
+    connections.await;
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a task of the arbitrator failed");
+        }
+    }
+    endpoint.close().await;
+    tracing::info!("the arbitrator is closed");
+    Ok(())
+}
+
+async fn bind(
+    config: &Config,
+    keypair: &Keypair,
+    admitted: &Admitted,
+    addresses: &AddressBook,
+    clock: &Clock,
+) -> Result<Endpoint, endpoint::BindError> {
+    let admitted = admitted.clone();
+    let admit: endpoint::Admit = Arc::new(move |node| admitted.contains(node));
+    let settings = endpoint::Config::new(keypair.secret(), config.peering_bind, admit, clock.clone());
+    Endpoint::bind(endpoint::Config { addresses: addresses.clone(), ..settings }).await
+}
+
+/// Its own record: node and owner are one key. Made anew at each start, so its epoch is the time.
+fn node_record(config: &Config, keypair: &Keypair, endpoint: &Endpoint, clock: &Clock) -> Envelope {
+    let bound = endpoint.local_address().unwrap_or(config.peering_bind);
+    let addresses = if config.addresses.is_empty() { vec![bound] } else { config.addresses.clone() };
+    let record = NodeRecord {
+        node: keypair.node_id(),
+        owner: keypair.owner_id(),
+        name: config.name.clone(),
+        role: Role::Arbitrator,
+        addresses,
+        sealing_key: UnsealingKey::derive(&keypair.secret()).public(),
+        position: None,
+        record_epoch: clock.wall().0,
+    };
+    Envelope::sign(&record, keypair)
+}
+
+impl Service {
+    /// Looks at what is due, again and again, until `stopping`.
+    pub async fn run_ticks(self: Arc<Self>, every: Duration, mut stopping: watch::Receiver<bool>) {
+        loop {
+            tokio::select! {
+                biased;
+                _ = stopping.wait_for(|stop| *stop) => return,
+                () = tokio::time::sleep(every) => {}
+            }
+            if let Err(error) = self.tick().await {
+                tracing::error!(error = &error as &dyn std::error::Error, "what is due could not be done");
+            }
+        }
+    }
+}
+
+/// Accepts until `stopping`, then waits for open connections.
+async fn serve(listener: TcpListener, router: Router, mut stopping: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut open = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stop| *stop) => break,
+            Some(_) = open.join_next() => continue,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        let (stream, place) = accepted;
+        let (router, stopping) = (router.clone(), stopping.clone());
+        open.spawn(async move {
+            handle(stream, router, stopping).await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(DRAIN_TIMEOUT, async { while open.join_next().await.is_some() {} }).await.is_err() {
+        tracing::warn!(connections = open.len(), "connections are cut: they did not end in time");
+    }
+}
+
+/// A connection, once there is room for one.
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, Option<tokio::sync::OwnedSemaphorePermit>) {
+    let place = Arc::clone(places).acquire_owned().await.ok(); // the semaphore is never closed
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, place),
+            Err(error) => {
+                // Out of file descriptors, most likely: others must end first.
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn handle(stream: TcpStream, router: Router, mut stopping: watch::Receiver<bool>) {
+    let _ = stream.set_nodelay(true); // only a hint
+    let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        let answer = router.clone().oneshot(request.map(Body::new));
+        async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
+    });
+    let builder = &mut hyper::server::conn::http1::Builder::new();
+    let connection =
+        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        biased;
+        ended = &mut connection => Some(ended),
+        _ = stopping.wait_for(|stop| *stop) => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+}

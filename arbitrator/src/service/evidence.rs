@@ -1,0 +1,85 @@
+//! Evidence: signed statements that move a contract or just count.
+
+use contracts::contract::Contract;
+use contracts::envelope::Envelope;
+use contracts::evidence::judge;
+use contracts::evidence::{EVIDENCE_PER_AUTHOR_MAX, Evidence, Item};
+use contracts::ids::{ContractId, Epoch, GroupId, NodeId};
+use contracts::time::WallTime;
+use peering::custody::{Certificate, certificate};
+
+use super::{Error, Result, Service};
+use crate::metrics::Metrics;
+use crate::store::{Changes, ContractRow, EventBody, EvidenceRow};
+
+impl Service {
+    /// Adds evidence, a cancellation or a dispute; the same statement again changes nothing. Gives the contract as it stands then.
+    ///
+    /// # Errors
+    /// Why it does not count; then nothing is stored.
+    pub async fn add_evidence(&self, id: ContractId, envelope: Envelope) -> Result<ContractRow> {
+        let evidence = Evidence::read(&envelope)?;
+        if evidence.item.contract() != id {
+            return Err(Error::PathMismatch { field: "contract" });
+        }
+        let _guard = self.write.lock().await;
+        let row = self.store.contract(id).await?.ok_or(Error::NotFound("contract"))?;
+        if self.store.statement(evidence.id).await?.is_some() {
+            return Ok(row);
+        }
+        let now = self.now();
+        self.report_grants(Some(row.contract.group), now).await?;
+        let row = self.store.contract(id).await?.ok_or(Error::NotFound("contract"))?;
+        let row = self.advance(row, now).await?;
+        check_certificate(&row.contract, &evidence.item)?;
+        self.take(&row, &evidence, envelope, None, now).await
+    }
+
+    /// One statement by the rules, in one commit.
+    pub(super) async fn take(
+        &self,
+        row: &ContractRow,
+        evidence: &Evidence,
+        envelope: Envelope,
+        reported: Option<(GroupId, Epoch)>,
+        now: WallTime,
+    ) -> Result<ContractRow> {
+        let author = *evidence.signers.first().ok_or(Error::NotFound("signature"))?;
+        let count = self.store.evidence_count(row.id, author).await?;
+        if usize::try_from(count).is_ok_and(|count| count >= EVIDENCE_PER_AUTHOR_MAX) {
+            return Err(Error::TooMuchEvidence(EVIDENCE_PER_AUTHOR_MAX));
+        }
+        let step = judge::take(row.id, &row.contract, &row.standing, evidence, now)?;
+        let kind = kind(&envelope).to_owned();
+        Metrics::count(&self.metrics.statements, &kind);
+        let received = EventBody::EvidenceReceived { contract: row.id, statement: evidence.id, kind };
+        let stored = EvidenceRow { seq: 0, id: evidence.id, contract: row.id, author, received_at: now, envelope };
+        let changes = Changes { at: now, evidence: Some(stored), reported, events: vec![received], ..Changes::default() };
+        self.stand(row, step, changes).await
+    }
+}
+
+/// `takeover-report` of `application/vnd.antirio.takeover-report.v1+json`.
+fn kind(envelope: &Envelope) -> &str {
+    let kind = envelope.payload_type.strip_prefix("application/vnd.antirio.").unwrap_or(&envelope.payload_type);
+    kind.split('.').next().unwrap_or(kind)
+}
+
+/// Reports of custody carry the grants of a majority of the group's members.
+fn check_certificate(contract: &Contract, item: &Item) -> Result<()> {
+    let (bytes, epoch, node): (&[u8], Epoch, NodeId) = match item {
+        Item::Takeover(report) => (&report.certificate, report.epoch, report.node),
+        Item::Handback(report) => (&report.certificate, report.epoch, report.node),
+        Item::Release(_)
+        | Item::Challenge(_)
+        | Item::Answer(_)
+        | Item::Delivery(_)
+        | Item::Witness(_)
+        | Item::Cancellation(_)
+        | Item::Dispute(_) => return Ok(()),
+    };
+    let refuse = |why: &dyn std::fmt::Display| Error::Certificate(why.to_string());
+    let certificate: Certificate = serde_json::from_slice(bytes).map_err(|error| refuse(&error))?;
+    let holder = certificate::verify(&certificate, &contract.members(), contract.group, epoch).map_err(|error| refuse(&error))?;
+    if holder == node { Ok(()) } else { Err(refuse(&format_args!("it elects {holder}"))) }
+}

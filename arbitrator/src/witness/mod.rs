@@ -1,0 +1,268 @@
+//! The arbitrator as a witness: it votes on the custody of the groups of contracts in force that name it, and keeps holders' write-ahead records.
+//!
+//! A reconciler without input, run on every change of contracts and on a timer, makes the groups that are driven equal to those of the
+//! contracts in force. Votes are on disk before they leave; after a restart each group abstains for one ttl (both are the driver's rules).
+
+mod records;
+mod votes;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use axum::Router;
+use bytes::Bytes;
+use contracts::contract::State;
+use contracts::custody::Readiness;
+use contracts::envelope::Keypair;
+use contracts::ids::{DevEui, GroupId, NodeId};
+use contracts::time::{BootTime, Millis};
+use contracts::write_ahead::Reserved;
+use kit::clock::Clock;
+use peering::custody::{self, CustodyHandle, GroupConfig, RecordSource, Setup};
+use peering::{AddressBook, Transport};
+use tokio::sync::watch;
+
+use crate::service::{self, Service};
+use crate::store::{ContractFilter, ContractRow, ROWS_MAX};
+
+/// Why the witness does not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("custody cannot be driven")]
+    Custody(#[from] custody::Error),
+    #[error("the contracts cannot be read")]
+    Service(#[from] service::Error),
+    #[error("the store failed")]
+    Store(#[from] crate::store::Error),
+}
+
+/// Who may connect: the members of the groups of contracts in force. Shared with the endpoint.
+#[derive(Debug, Clone, Default)]
+pub struct Admitted(Arc<RwLock<BTreeSet<NodeId>>>);
+
+impl Admitted {
+    #[must_use]
+    pub fn contains(&self, node: NodeId) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(&node)
+    }
+
+    fn replace(&self, nodes: BTreeSet<NodeId>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = nodes;
+    }
+}
+
+/// A group as it is driven.
+#[derive(Debug, Clone)]
+struct Driven {
+    config: GroupConfig,
+    devices: BTreeSet<DevEui>,
+    grace: Millis,
+    /// No contract in force any more: driven without the provider until then, so that the customer can take custody back.
+    remove_at: Option<BootTime>,
+}
+
+/// The running witness.
+#[derive(Debug)]
+pub struct Witness {
+    service: Arc<Service>,
+    custody: CustodyHandle,
+    admitted: Admitted,
+    addresses: AddressBook,
+    clock: Clock,
+    driven: Mutex<BTreeMap<GroupId, Driven>>,
+    reserved: ReservedMirror,
+}
+
+/// What is reserved in each group, in memory for the grants; raised before the disk is written, so it is never behind it.
+#[derive(Debug, Clone, Default)]
+struct ReservedMirror(Arc<Mutex<BTreeMap<GroupId, Reserved>>>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ReservedMirror {
+    fn bytes(&self, group: GroupId) -> Bytes {
+        lock(&self.0).get(&group).map(Reserved::to_bytes).unwrap_or_default().into()
+    }
+}
+
+/// Starts to vote. `transport` serves the routes of this witness from now on.
+///
+/// # Errors
+/// Custody cannot be driven, or the contracts in force cannot be read.
+pub async fn start(
+    service: Arc<Service>,
+    transport: Arc<dyn Transport>,
+    keypair: Keypair,
+    clock: Clock,
+    admitted: Admitted,
+    addresses: AddressBook,
+) -> Result<Arc<Witness>, Error> {
+    let votes = Arc::new(votes::StoredVotes::new(Arc::clone(&service.store), clock.clone()));
+    let reserved = ReservedMirror::default();
+    let mirror = reserved.clone();
+    let records: RecordSource = Arc::new(move |group| mirror.bytes(group));
+    let setup = Setup { records, ..Setup::new(Arc::clone(&transport), keypair, clock.clone(), votes) };
+    let (custody, routes) = custody::start(setup)?;
+    let driven = Mutex::default();
+    let witness = Arc::new(Witness { service, custody, admitted, addresses, clock, driven, reserved });
+    witness.reconcile().await?;
+    transport.serve(router(routes, &witness));
+    Ok(witness)
+}
+
+/// All that members may ask of the witness.
+fn router(custody: Router, witness: &Arc<Witness>) -> Router {
+    custody.merge(records::router(Arc::clone(witness)))
+}
+
+impl Witness {
+    #[must_use]
+    pub fn custody(&self) -> &CustodyHandle {
+        &self.custody
+    }
+
+    /// Follows the contracts in force until `stopping`.
+    pub async fn run(self: Arc<Self>, every: Duration, mut stopping: watch::Receiver<bool>) {
+        let mut changed = self.service.watch_contracts();
+        loop {
+            tokio::select! {
+                biased;
+                _ = stopping.wait_for(|stop| *stop) => break,
+                _ = changed.changed() => {}
+                () = tokio::time::sleep(every) => {}
+            }
+            if let Err(error) = self.reconcile().await {
+                tracing::error!(error = &error as &dyn std::error::Error, "the witness could not follow the contracts in force");
+            }
+        }
+        self.custody.stop().await;
+    }
+
+    /// Makes the groups that are driven equal to those of the contracts in force.
+    ///
+    /// # Errors
+    /// What could not be done is done next time.
+    pub async fn reconcile(&self) -> Result<(), Error> {
+        let wanted = self.wanted().await?;
+        let members: BTreeSet<NodeId> = wanted.values().flat_map(|group| group.config.members.clone()).collect();
+        self.learn_addresses(&members).await?;
+        let known: BTreeMap<GroupId, Driven> = lock(&self.driven).clone();
+        let leaving = known.values().flat_map(|group| group.config.members.clone());
+        self.admitted.replace(members.into_iter().chain(leaving).collect());
+        for (id, group) in &wanted {
+            match known.get(id) {
+                Some(driven) if driven.config.members == group.config.members && driven.config.ttl == group.config.ttl => {
+                    if driven.config.eligible != group.config.eligible {
+                        self.custody.set_eligible(*id, group.config.eligible.clone()).await?;
+                    }
+                }
+                // Another member list than that of a contract that ended: a new group under the old epochs.
+                Some(_) => {
+                    self.custody.remove_group(*id).await?;
+                    self.drive(*id, &group.config).await?;
+                }
+                None => self.drive(*id, &group.config).await?,
+            }
+            lock(&self.driven).insert(*id, group.clone());
+        }
+        for (id, driven) in known {
+            if !wanted.contains_key(&id) {
+                self.retire(id, driven).await?;
+            }
+        }
+        let count = i64::try_from(lock(&self.driven).len()).unwrap_or(i64::MAX);
+        self.service.metrics.groups_witnessed.set(count);
+        Ok(())
+    }
+
+    /// The groups of the contracts in force in which this node is a witness.
+    async fn wanted(&self) -> Result<BTreeMap<GroupId, Driven>, Error> {
+        let me = self.service.me();
+        let mut wanted: BTreeMap<GroupId, Driven> = BTreeMap::new();
+        let mut filter = ContractFilter { member: Some(me), in_force: Some(true), limit: ROWS_MAX, ..ContractFilter::default() };
+        loop {
+            let rows = self.service.list_contracts(filter).await?;
+            for row in rows.iter().filter(|row| row.contract.witnesses.contains(&me)) {
+                let group = wanted.entry(row.contract.group).or_insert_with(|| driven(row));
+                // Contracts over one group have the same members; the provider is eligible once one of them is armed.
+                group.devices.extend(&row.contract.devices);
+                if is_armed(row) && !group.config.eligible.contains(&row.contract.provider.node) {
+                    group.config.eligible.push(row.contract.provider.node);
+                }
+            }
+            match rows.last() {
+                Some(last) if rows.len() >= ROWS_MAX as usize => filter.after = last.seq,
+                _ => return Ok(wanted),
+            }
+        }
+    }
+
+    async fn learn_addresses(&self, members: &BTreeSet<NodeId>) -> Result<(), Error> {
+        for member in members {
+            if let Some(row) = self.service.store.node(*member).await? {
+                self.addresses.set(*member, row.record.addresses.iter().copied().collect::<Vec<SocketAddr>>());
+            }
+        }
+        Ok(())
+    }
+
+    async fn drive(&self, id: GroupId, config: &GroupConfig) -> Result<(), Error> {
+        let mut reserved = Reserved::default();
+        for bound in self.service.store.records(id).await?.bounds {
+            reserved.raise(bound);
+        }
+        lock(&self.reserved.0).insert(id, reserved);
+        self.custody.add_group(config.clone()).await?;
+        tracing::info!(group = %id, "voting as a witness");
+        Ok(())
+    }
+
+    /// The contract ended: no votes for the provider any more; after the grace the group is left.
+    async fn retire(&self, id: GroupId, mut driven: Driven) -> Result<(), Error> {
+        let now = self.clock.boot();
+        match driven.remove_at {
+            None => {
+                driven.config.eligible.truncate(1);
+                self.custody.set_eligible(id, driven.config.eligible.clone()).await?;
+                driven.remove_at = Some(now + driven.grace);
+                lock(&self.driven).insert(id, driven);
+            }
+            Some(at) if at <= now => {
+                self.custody.remove_group(id).await?;
+                lock(&self.driven).remove(&id);
+                lock(&self.reserved.0).remove(&id);
+                tracing::info!(group = %id, "no longer a witness");
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// The provider has proved its readiness.
+fn is_armed(row: &ContractRow) -> bool {
+    match row.standing.state {
+        State::Standby { .. } | State::TakenOver { .. } | State::HandingBack { .. } => true,
+        State::Disputed { .. } => row.standing.standby_since.is_some(),
+        State::Proposed | State::Agreed | State::Preparing | State::Ended { .. } => false,
+    }
+}
+
+fn driven(row: &ContractRow) -> Driven {
+    let contract = &row.contract;
+    let config = GroupConfig {
+        group: contract.group,
+        members: contract.members(),
+        candidates: vec![contract.customer.node, contract.provider.node],
+        eligible: vec![contract.customer.node],
+        first_holder: contract.customer.node,
+        ttl: contract.terms.ttl,
+        readiness: Readiness::Unready,
+        restored: false,
+    };
+    Driven { config, devices: contract.devices.clone(), grace: contract.terms.grace, remove_at: None }
+}

@@ -1,0 +1,8 @@
+//! The arbitrator from the store to real sockets. One program, laid out like the layers.
+#![expect(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
+
+mod common;
+mod http;
+mod run;
+mod store;
+mod witness;
