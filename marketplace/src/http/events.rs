@@ -1,0 +1,120 @@
+//! `/v1/events`: server-sent events that can be resumed.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::sse::{self, KeepAlive, Sse};
+use contracts::ids::NodeId;
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use kit::problem::Problem;
+use serde::Deserialize;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use utoipa::IntoParams;
+
+use super::App;
+use super::input::Params;
+use super::problem::Refusal;
+use crate::resource::{Event, ProblemSchema};
+
+/// A comment is sent this often on a quiet stream, so that dead connections are noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct EventParams {
+    /// Only events of this node, on either side.
+    #[param(value_type = Option<String>)]
+    node: Option<NodeId>,
+    /// As the header `Last-Event-ID` (which wins): the last event seen; `0` for all that are kept.
+    after: Option<u64>,
+}
+
+/// What happens from now on, or after the last event seen. The SSE id is the event's number, the SSE event its kind, the data its JSON.
+#[utoipa::path(get, path = "/v1/events", tag = "events", params(EventParams, ("Last-Event-ID" = Option<u64>, Header, description = "The last event seen")), responses(
+    (status = 200, body = Event, content_type = "text/event-stream"),
+    (status = "4XX", body = ProblemSchema, content_type = "application/problem+json"),
+    (status = 503, body = ProblemSchema, content_type = "application/problem+json", description = "Too many streams, or draining")
+))]
+pub(super) async fn stream_events(
+    State(app): State<Arc<App>>,
+    Params(params): Params<EventParams>,
+    headers: HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, Refusal> {
+    let last_seen = match headers.get("last-event-id").map(|value| value.to_str().ok().and_then(|text| text.parse::<u64>().ok()))
+    {
+        None => params.after,
+        Some(Some(seen)) => Some(seen),
+        Some(None) => return Err(Problem::invalid("Last-Event-ID", "not an event's number").into()),
+    };
+    if last_seen.is_some_and(|seen| i64::try_from(seen).is_err()) {
+        return Err(Problem::invalid("after", "not an event's number").into());
+    }
+    let permit = Arc::clone(&app.streams).try_acquire_owned().map_err(|_| {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "this cannot be done right now")
+            .detail("too many event streams are open")
+    })?;
+    let changed = app.service.watch_events(); // before the start is read: nothing falls between
+    let after = app.service.resume_events(last_seen).await?;
+    app.service.metrics.event_streams.inc();
+    let stopping = app.stopping.clone();
+    let cursor = Cursor { app, node: params.node, after, waiting: VecDeque::new(), changed, stopping, _permit: permit };
+    let events = unfold(cursor, |mut cursor| async {
+        let event = cursor.next().await?;
+        let sse = sse::Event::default().id(event.seq.to_string()).event(event.kind.as_str()).json_data(&event).ok()?;
+        Some((Ok(sse), cursor))
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+}
+
+/// Where one stream stands.
+struct Cursor {
+    app: Arc<App>,
+    node: Option<NodeId>,
+    after: u64,
+    waiting: VecDeque<Event>,
+    changed: watch::Receiver<u64>,
+    stopping: watch::Receiver<bool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Cursor {
+    /// The next event; `None` ends the stream (draining, or the store failed: the client comes back with its last id).
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.waiting.pop_front() {
+                self.after = event.seq;
+                return Some(event);
+            }
+            let last = *self.changed.borrow_and_update();
+            if last > self.after {
+                match self.app.service.list_events(self.node, self.after).await {
+                    // Nothing of this node up to `last`: go on behind it.
+                    Ok(events) if events.is_empty() => self.after = last,
+                    Ok(events) => self.waiting = events.into(),
+                    Err(error) => {
+                        tracing::error!(error = &error as &dyn std::error::Error, "an event stream ends");
+                        return None;
+                    }
+                }
+                continue;
+            }
+            tokio::select! {
+                biased;
+                _ = self.stopping.wait_for(|stop| *stop) => return None,
+                changed = self.changed.changed() => changed.ok()?,
+            }
+        }
+    }
+}
+
+impl Drop for Cursor {
+    fn drop(&mut self) {
+        self.app.service.metrics.event_streams.dec();
+    }
+}
