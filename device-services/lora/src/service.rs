@@ -63,10 +63,7 @@ async fn serve(client: &Client, backoff: &mut Backoff, faults: &mut Faults<'_>) 
         Ok((config, uplinks))
     };
     match opened.await {
-        Ok((config, uplinks)) => {
-            backoff.reset();
-            Ended::Interrupted(follow(client, &config, uplinks, faults).await)
-        }
+        Ok((config, uplinks)) => Ended::Interrupted(follow(client, &config, uplinks, backoff, faults).await),
         Err(ended) => ended,
     }
 }
@@ -84,7 +81,7 @@ type Delivery<'a> = Pin<Box<dyn Future<Output = Result<u64, Error>> + Send + 'a>
 
 /// Turns uplinks into readings until the connection ends. A reading goes out at once if none is on its way, else with the next batch.
 /// What is pending at the end is dropped: the node has no reading for it and sends those uplinks again.
-async fn follow(client: &Client, config: &Config, mut uplinks: Uplinks, faults: &mut Faults<'_>) -> Error {
+async fn follow(client: &Client, config: &Config, mut uplinks: Uplinks, backoff: &mut Backoff, faults: &mut Faults<'_>) -> Error {
     let mut pending = VecDeque::new();
     let mut delivery: Option<Delivery<'_>> = None;
     loop {
@@ -98,7 +95,11 @@ async fn follow(client: &Client, config: &Config, mut uplinks: Uplinks, faults: 
             delivered = async { if let Some(delivery) = &mut delivery { delivery.await } else { Ok(0) } }, if under_way => {
                 delivery = None;
                 match delivered {
-                    Ok(refused) => faults.refused(refused),
+                    Ok(refused) => {
+                        // Only now: a node that takes connections but no readings is not to be asked ever again without a pause.
+                        backoff.reset();
+                        faults.refused(refused);
+                    }
                     Err(error) => return error,
                 }
             }

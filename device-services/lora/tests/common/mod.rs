@@ -42,6 +42,8 @@ pub struct Memory {
     /// Readings of these events are refused always.
     pub refuse: BTreeSet<EventId>,
     pub refused: usize,
+    /// Lines that went from the node towards the service.
+    pub lines_taken: usize,
     streams: Vec<UnboundedSender<Bytes>>,
 }
 
@@ -65,6 +67,25 @@ impl Shared {
         let (_memory, timeout) =
             self.0.1.wait_timeout_while(self.lock(), PATIENCE, |memory| !condition(memory)).expect("no test thread panicked");
         assert!(!timeout.timed_out(), "waited in vain: {what}");
+    }
+
+    /// Waits until a number has not changed for a while.
+    pub fn wait_until_still(&self, number: impl Fn(&Memory) -> usize) -> usize {
+        let mut last = number(&self.lock());
+        loop {
+            let changed = |memory: &mut Memory| number(memory) == last;
+            let waited = self.0.1.wait_timeout_while(self.lock(), Duration::from_millis(300), changed);
+            let now = number(&waited.expect("no test thread panicked").0);
+            if now == last {
+                return now;
+            }
+            last = now;
+        }
+    }
+
+    /// Ends the open streams of uplinks as a node does that stops in good order, but goes on answering.
+    pub fn end_streams(&self) {
+        self.change(|memory| memory.streams.clear());
     }
 
     pub fn hear(&self, uplinks: impl IntoIterator<Item = Uplink>) {
@@ -140,7 +161,10 @@ async fn uplinks(State(shared): State<Shared>, uri: axum::http::Uri) -> Response
         memory.stream_queries.push(uri.query().unwrap_or_default().to_owned());
         receiver
     });
-    let lines = UnboundedReceiverStream::new(receiver).map(Ok::<_, std::convert::Infallible>);
+    let lines = UnboundedReceiverStream::new(receiver).map(move |line| {
+        shared.change(|memory| memory.lines_taken += 1);
+        Ok::<_, std::convert::Infallible>(line)
+    });
     ([(CONTENT_TYPE, tenant::NDJSON)], Body::from_stream(lines)).into_response()
 }
 
