@@ -1,5 +1,4 @@
 //! Book and clearing, pure: every obstacle, brute force, capacity, bounds, determinism.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -249,6 +248,26 @@ fn large_instances_stay_within_capacity_and_near_their_bound() {
             shuffled.edges.shuffle(&mut random);
             assert_eq!(solve(&shuffled), solutions, "seed {seed}: the order of edges does not matter");
         }
+    }
+}
+
+/// `cargo test --release -p marketplace --test clearing -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement, not a check"]
+fn how_long_a_round_takes() {
+    for (supplies, wants) in [(10, 50), (100, 500), (300, 1_500), (1_000, 5_000)] {
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let mut instance = fleet(&mut random, supplies, wants);
+        instance.edges.retain(|e| (e.want % 50) / 5 == e.supply % 10 || random.random_bool(0.02)); // local markets that touch
+        let started = std::time::Instant::now();
+        let solutions = solve(&instance);
+        let (gain, bound) = solutions.iter().fold((0, 0), |(g, b), s| (g + s.gain, b + s.bound));
+        let took = started.elapsed().as_millis();
+        println!(
+            "{supplies} offers, {wants} demands, {} edges: {took} ms, {} % of the bound",
+            instance.edges.len(),
+            gain * 100 / bound.max(1)
+        );
     }
 }
 

@@ -200,6 +200,38 @@ async fn what_was_answered_survives_sigkill() {
     assert!(next.round > found.round);
 }
 
+/// `cargo test --release -p marketplace --test tcp -- --ignored --nocapture`
+#[tokio::test]
+#[ignore = "a measurement, not a check"]
+async fn how_fast_listings_are_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let (process, client) = start_process(directory.path()).await;
+    let rss = |process: &Process| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.0.id())).unwrap();
+        status.lines().find(|l| l.starts_with("VmRSS")).unwrap().to_owned()
+    };
+    println!("idle {}", rss(&process));
+    let now = Clock::system().wall();
+    let parties: Vec<Party> = (1..=20).map(Party::new).collect();
+    for party in &parties {
+        client.register(party.id(), &party.signed_record(1)).await.unwrap();
+    }
+    let started = std::time::Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for party in parties {
+        let client = client.clone();
+        tasks.spawn(async move {
+            for nonce in 0..40 {
+                client.offer(&Envelope::sign(&party.offer(nonce, now), &party.node)).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    println!("800 offers in {} ms, 20 at once; {}", started.elapsed().as_millis(), rss(&process));
+}
+
 #[test]
 fn the_configuration_is_strict_and_hides_its_secret() {
     let text = "bind = \"127.0.0.1:1\"\nstore = \"memory\"\nsecret_key = { hex = \"4242424242424242424242424242424242424242424242424242424242424242\" }\n[limits]\nnodes_max = 3\n";
