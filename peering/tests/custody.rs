@@ -248,11 +248,18 @@ async fn a_lost_disk_is_relearned() {
 struct Disk {
     votes: Mutex<std::collections::BTreeMap<GroupId, Durable>>,
     broken: AtomicBool,
+    /// While set, nothing gets through to the disk.
+    stuck: AtomicBool,
     writes: std::sync::atomic::AtomicU64,
 }
 
 impl VoteStore for Disk {
     fn persist(&self, batch: &[(GroupId, Durable)]) -> io::Result<()> {
+        // Not for ever: a failed test must end.
+        let since = Instant::now();
+        while self.stuck.load(Ordering::SeqCst) && since.elapsed() < common::PATIENCE {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
         if self.broken.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -286,6 +293,50 @@ async fn a_vote_that_cannot_be_synced_stops_the_group_and_nothing_leaves() {
     let epoch = a.holds().await;
     assert_eq!(epoch, released.next());
     assert!(b.hold.epoch().is_none());
+}
+
+/// The actor hangs on a disk that does not answer: what is held ends by itself, and a release is obeyed before the disk has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stuck_disk_never_prolongs_a_hold() {
+    let world = World::new();
+    let disk = Arc::new(Disk::default());
+    let mut customer = world.setup(1);
+    customer.votes = Arc::clone(&disk) as Arc<dyn VoteStore>;
+    let w = world.member(3).await;
+    let a = Member::start(1, customer, group(1)).await;
+    let epoch = a.holds().await;
+    let b = world.member(2).await;
+    all_follow(&[&b, &w], a.id(), epoch).await;
+    let judge = Judge::watch(vec![a.hold.clone(), b.hold.clone()]);
+
+    // Another group's vote gets stuck, and with it the actor.
+    disk.stuck.store(true, Ordering::SeqCst);
+    let other = custody::GroupConfig { group: GroupId::from_bytes([1; 16]), ..group(1) };
+    let stuck_since = Instant::now();
+    for member in [&w, &a] {
+        member.handle.add_group(other.clone()).await.expect("added");
+    }
+    ends(&a.hold).await;
+    assert!(stuck_since.elapsed() <= Duration::from_millis(TTL.0), "the hold outlived its ttl");
+    let after = b.holds().await;
+    assert!(after > epoch && a.view.borrow().role == (Role::Holder { epoch }), "the actor itself has noticed nothing yet");
+    disk.stuck.store(false, Ordering::SeqCst);
+    all_follow(&[&a, &w], b.id(), after).await;
+
+    b.handle.release(GROUP, Some(id(1)), Bytes::new()).await.expect("held");
+    let back = a.holds().await;
+    disk.stuck.store(true, Ordering::SeqCst);
+    let releasing = tokio::spawn({
+        let handle = a.handle.clone();
+        async move { handle.release(GROUP, None, Bytes::new()).await }
+    });
+    let asked_at = Instant::now();
+    ends(&a.hold).await;
+    assert!(asked_at.elapsed() < Duration::from_millis(TTL.0 / 3), "stopped only after {:?}", asked_at.elapsed());
+    assert!(!releasing.is_finished(), "not done before the disk has it");
+    disk.stuck.store(false, Ordering::SeqCst);
+    assert_eq!(soon("release", releasing).await.expect("joined").expect("held"), back);
+    judge.verdict();
 }
 
 #[tokio::test(flavor = "multi_thread")]
