@@ -48,7 +48,7 @@ impl Service {
         self.commit(Changes {
             at: now,
             nodes,
-            contract: Some(ContractChange::Enter { id, contract, envelope, standing }),
+            contract: Some(ContractChange::Enter { id, contract: Box::new(contract), envelope, standing: Box::new(standing) }),
             ledger: Some(LedgerChange::of(&ledger, version, &reserve, &applied)),
             events: vec![EventBody::ContractInForce { contract: id }],
             ..Changes::default()

@@ -28,7 +28,7 @@ impl Service {
             return Ok(row);
         }
         let now = self.now();
-        self.report_grants(Some(row.contract.group), now).await?;
+        Box::pin(self.report_grants(Some(row.contract.group), now)).await?;
         let row = self.store.contract(id).await?.ok_or(Error::NotFound("contract"))?;
         let row = self.advance(row, now).await?;
         check_certificate(&row.contract, &evidence.item)?;
@@ -79,7 +79,7 @@ fn check_certificate(contract: &Contract, item: &Item) -> Result<()> {
         | Item::Dispute(_) => return Ok(()),
     };
     let refuse = |why: &dyn std::fmt::Display| Error::Certificate(why.to_string());
-    let certificate: Certificate = serde_json::from_slice(bytes).map_err(|error| refuse(&error))?;
+    let certificate = Certificate::from_bytes(bytes).map_err(|error| refuse(&error))?;
     let holder = certificate::verify(&certificate, &contract.members(), contract.group, epoch).map_err(|error| refuse(&error))?;
     if holder == node { Ok(()) } else { Err(refuse(&format_args!("it elects {holder}"))) }
 }

@@ -50,7 +50,8 @@ impl Service {
             Metrics::count(&self.metrics.verdicts, &format!("{outcome:?}").to_lowercase());
             tracing::info!(contract = %row.id, ?outcome, "verdict given, money settled");
         }
-        changes.contract = Some(ContractChange::Stand { id: row.id, version: row.version, standing: standing.clone(), due_at });
+        changes.contract =
+            Some(ContractChange::Stand { id: row.id, version: row.version, standing: Box::new(standing.clone()), due_at });
         self.commit(changes).await?;
         Ok(ContractRow { standing, version: row.version + 1, ..row.clone() })
     }
@@ -89,7 +90,7 @@ impl Service {
         }
         if !self.store.unreported_grants(None).await?.is_empty() {
             let _guard = self.write.lock().await;
-            self.report_grants(None, now).await?;
+            Box::pin(self.report_grants(None, now)).await?;
         }
         Ok(())
     }

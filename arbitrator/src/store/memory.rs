@@ -94,12 +94,13 @@ impl State {
             Some(ContractChange::Enter { id, contract, envelope, standing }) => {
                 let due_at = standing.due_at(&contract);
                 let seq = next(&self.contracts);
+                let (contract, standing) = (*contract, *standing);
                 self.contracts.push((ContractRow { seq, id, contract, envelope, standing, version: 1 }, due_at));
             }
             Some(ContractChange::Stand { id, version, standing, due_at }) => {
                 if let Some(at) = self.contract_index(id) {
                     let (row, due) = &mut self.contracts[at];
-                    (row.standing, row.version, *due) = (standing, version + 1, due_at);
+                    (row.standing, row.version, *due) = (*standing, version + 1, due_at);
                 }
             }
         }

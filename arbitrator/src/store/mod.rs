@@ -133,15 +133,15 @@ pub struct GrantRow {
 pub enum ContractChange {
     Enter {
         id: ContractId,
-        contract: Contract,
+        contract: Box<Contract>,
         envelope: Envelope,
-        standing: Standing,
+        standing: Box<Standing>,
     },
     /// `version`: that of the row on which the new standing was computed.
     Stand {
         id: ContractId,
         version: u64,
-        standing: Standing,
+        standing: Box<Standing>,
         due_at: Option<WallTime>,
     },
 }

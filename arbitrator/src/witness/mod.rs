@@ -7,7 +7,6 @@ mod records;
 mod votes;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -204,7 +203,7 @@ impl Witness {
     async fn learn_addresses(&self, members: &BTreeSet<NodeId>) -> Result<(), Error> {
         for member in members {
             if let Some(row) = self.service.store.node(*member).await? {
-                self.addresses.set(*member, row.record.addresses.iter().copied().collect::<Vec<SocketAddr>>());
+                self.addresses.set(*member, row.record.addresses.clone());
             }
         }
         Ok(())

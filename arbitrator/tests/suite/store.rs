@@ -55,7 +55,7 @@ fn enter() -> (ContractId, Changes) {
         id,
         Changes {
             at: NOW,
-            contract: Some(ContractChange::Enter { id, contract, envelope, standing }),
+            contract: Some(ContractChange::Enter { id, contract: contract.into(), envelope, standing: standing.into() }),
             events,
             ..Changes::default()
         },
@@ -88,7 +88,7 @@ async fn contracts_are_found_by_every_way_and_change_by_version() {
         assert_eq!(store.covering(&[DevEui::from_u64(2), DevEui::from_u64(1)]).await.unwrap().len(), 1);
 
         let (standing, _) = judge::advance(&row.contract, &row.standing, row.contract.valid_until);
-        let stand = |version| ContractChange::Stand { id, version, standing: standing.clone(), due_at: None };
+        let stand = |version| ContractChange::Stand { id, version, standing: standing.clone().into(), due_at: None };
         let old =
             Changes { contract: Some(stand(7)), events: vec![EventBody::ContractInForce { contract: id }], ..Changes::default() };
         assert!(matches!(store.commit(old).await, Err(Error::Changed)));

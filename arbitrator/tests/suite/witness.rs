@@ -96,7 +96,7 @@ async fn insured(client: &Client) -> (Member, Member, Contract, u64) {
         client.take_order(&deposit(to, 100, nonce, now + DAY)).await.unwrap();
     }
     let mut contract = contract(now);
-    contract.terms.ttl = contracts::time::Millis(500);
+    contract.terms.ttl = contracts::time::Millis(2_000); // room for a loaded machine
     let records = [(CUSTOMER, CUSTOMER_OWNER, &rio), (PROVIDER, PROVIDER_OWNER, &patras)];
     let submission = Submission {
         contract: signed(&contract),
@@ -110,6 +110,36 @@ async fn insured(client: &Client) -> (Member, Member, Contract, u64) {
     let Role::Holder { epoch } = rio.until(contract.group, "rio holds", holds).await.role else { panic!("just seen") };
     patras.custody.add_group(group_config(&contract, both)).await.unwrap();
     (rio, patras, contract, epoch.0)
+}
+
+/// The witness makes evidence of its grants, and the takeover is accepted with the real certificate. Gives the provider's epoch.
+async fn check_evidence(client: &Client, contract: &Contract, view: &CustodyView, dead: u64) -> Epoch {
+    let (group, id) = (contract.group, contracts::ids::ContractId::from(signed(contract).id()));
+    let Role::Holder { epoch: taken } = view.role else { panic!("just seen") };
+    let certificate = view.certificate.as_ref().expect("its certificate").to_bytes();
+    let now = Clock::system().wall();
+    let report = contracts::evidence::TakeoverReport {
+        contract: id,
+        group,
+        node: node(PROVIDER),
+        epoch: taken,
+        certificate,
+        last_promise_at: now,
+        asked_at: now,
+        certified_at: now,
+        serving_at: now,
+    };
+    let accepted = client.add_evidence(id, &statement(&report, PROVIDER)).await.unwrap();
+    assert_eq!(accepted.standing.served_epoch, Some(taken));
+    assert_eq!(accepted.standing.granted.map(|granted| (granted.epoch, granted.to)), Some((taken, node(PROVIDER))));
+    let evidence = client.list_evidence(id, 0).await.unwrap().items;
+    let granted = |view: &arbitrator::resource::EvidenceView| match Evidence::read(&view.envelope).unwrap().item {
+        Item::Witness(report) => Some((report.epoch, report.granted_to)),
+        _ => None,
+    };
+    let granted: Vec<_> = evidence.iter().filter_map(granted).collect();
+    assert!(granted.contains(&(Epoch(dead), node(CUSTOMER))) && granted.contains(&(taken, node(PROVIDER))), "{granted:?}");
+    taken
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -150,32 +180,7 @@ async fn when_the_holder_dies_the_grant_brings_what_it_wrote_ahead() {
     let upto = |device| reserved.upto(DevEui::from_u64(device), SessionId::from_bytes([8; 8]));
     assert_eq!((upto(1), upto(2)), (Some(32), Some(48)));
 
-    // The witness makes evidence of its grants, and the takeover is accepted with the real certificate.
-    let id = contracts::ids::ContractId::from(signed(&contract).id());
-    let Role::Holder { epoch: taken } = view.role else { panic!("just seen") };
-    let certificate = serde_json::to_vec(&*view.certificate.expect("its certificate")).unwrap();
-    let now = Clock::system().wall();
-    let report = contracts::evidence::TakeoverReport {
-        contract: id,
-        group,
-        node: node(PROVIDER),
-        epoch: taken,
-        certificate,
-        last_promise_at: now,
-        asked_at: now,
-        certified_at: now,
-        serving_at: now,
-    };
-    let view = client.add_evidence(id, &statement(&report, PROVIDER)).await.unwrap();
-    assert_eq!(view.standing.served_epoch, Some(taken));
-    assert_eq!(view.standing.granted.map(|granted| (granted.epoch, granted.to)), Some((taken, node(PROVIDER))));
-    let evidence = client.list_evidence(id, 0).await.unwrap().items;
-    let granted = |view: &arbitrator::resource::EvidenceView| match Evidence::read(&view.envelope).unwrap().item {
-        Item::Witness(report) => Some((report.epoch, report.granted_to)),
-        _ => None,
-    };
-    let granted: Vec<_> = evidence.iter().filter_map(granted).collect();
-    assert!(granted.contains(&(Epoch(dead), node(CUSTOMER))) && granted.contains(&(taken, node(PROVIDER))), "{granted:?}");
+    let taken = check_evidence(&client, &contract, &view, dead).await;
 
     // After a restart the witness has its votes and records, and goes on with the same holder.
     arbitrator.stop().await;

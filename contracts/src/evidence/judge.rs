@@ -47,6 +47,8 @@ pub struct Standing {
     pub owed: Option<Granted>,
     /// The highest epoch of which the provider showed service.
     pub served_epoch: Option<Epoch>,
+    /// A hand-back that was reported before its takeover: reports come from different nodes, in any order.
+    pub early_handback: Option<EarlyHandback>,
     pub dispute: Option<Disputed>,
     pub ended: Option<Ended>,
 }
@@ -69,6 +71,12 @@ pub struct Granted {
     pub epoch: Epoch,
     pub to: NodeId,
     pub at: WallTime,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlyHandback {
+    pub epoch: Epoch,
+    pub held_at: WallTime,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +139,7 @@ impl Standing {
             granted: None,
             owed: None,
             served_epoch: None,
+            early_handback: None,
             dispute: None,
             ended: None,
         };
@@ -272,9 +281,12 @@ pub fn take(
         Item::Handback(report) => {
             signed_by(report.node, contract.customer.node, "the customer")?;
             let at = within(next.serving_since, report.held_at, "held_at", now)?;
-            let last = next.activations >= contract.terms.activations_max;
-            next.end_activation(at);
-            next.event(Event::HandedBack { epoch: report.epoch, last }, Rule::ActivationsServed, now)?
+            if matches!(next.state, State::Standby { .. }) && next.served_epoch.is_none_or(|served| served < report.epoch) {
+                next.early_handback = Some(EarlyHandback { epoch: report.epoch, held_at: at });
+                Vec::new()
+            } else {
+                handed_back(contract, &mut next, report.epoch, at, now)?
+            }
         }
         Item::Challenge(challenge) => challenged(contract, &mut next, challenge, now)?,
         Item::Answer(answer) => answered(contract, &mut next, evidence, answer, now)?,
@@ -349,10 +361,25 @@ fn taken_over(contract: &Contract, next: &mut Standing, report: &TakeoverReport,
         next.serving_since = Some(serving_at);
     }
     next.open_challenge = None;
-    if let Some(rule) = found {
-        effects.extend(next.event(Event::BreachFound, rule, now)?);
+    let early = next.early_handback.take().filter(|early| early.epoch > report.epoch);
+    match (found, early) {
+        (Some(rule), _) => effects.extend(next.event(Event::BreachFound, rule, now)?),
+        (None, Some(early)) => effects.extend(handed_back(contract, next, early.epoch, early.held_at, now)?),
+        (None, None) => {}
     }
     Ok(effects)
+}
+
+fn handed_back(
+    contract: &Contract,
+    next: &mut Standing,
+    epoch: Epoch,
+    at: WallTime,
+    now: WallTime,
+) -> Result<Vec<Effect>, life::Rejected> {
+    let last = next.activations >= contract.terms.activations_max;
+    next.end_activation(at);
+    next.event(Event::HandedBack { epoch, last }, Rule::ActivationsServed, now)
 }
 
 fn witnessed(contract: &Contract, next: &mut Standing, report: &WitnessReport, now: WallTime) -> Result<Vec<Effect>, Refused> {

@@ -163,6 +163,18 @@ fn each_rule_fires_on_its_evidence() {
             Some((Outcome::Honoured, Rule::TermServed)),
         ),
         (
+            "hand-backs reported before their takeovers",
+            vec![
+                ready(),
+                (handback(3, 9_100), 9_200),
+                (takeover(2, 5_000, 5_100), 9_300),
+                (handback(5, 30_000), 30_100),
+                (takeover(4, 20_000, 20_050), 30_200),
+            ],
+            40_000,
+            Some((Outcome::Honoured, Rule::ActivationsServed)),
+        ),
+        (
             "the term ends while it serves",
             vec![ready(), (takeover(2, 5_000, 5_100), 5_200)],
             term,
@@ -258,7 +270,7 @@ fn what_does_not_count_is_refused_and_changes_nothing() {
     let refused = [
         (takeover(2, 5_000, 5_100), 50, "a time ahead of the clock"),
         (release(2, 5_000), 6_000, "nothing to release"),
-        (handback(2, 5_000), 6_000, "nothing to hand back"),
+        (handback(2, 7_000 + 5_000), 6_000, "a hand-back ahead of the clock"),
         (signed(&one_sided, &[&key(1)]), 6_000, "one signature in standby"),
         (signed(&one_sided, &[&key(1), &key(2), &key(9)]), 6_000, "a stranger's signature"),
         (signed(&delivery, &[&key(3)]), 6_000, "a witness delivers nothing"),
