@@ -49,14 +49,7 @@ impl Machine {
         effects.push(Effect::Send { to: from, message });
     }
 
-    pub(super) fn answer_claim(
-        &mut self,
-        from: MemberIndex,
-        epoch: Epoch,
-        seq: u64,
-        now: BootTime,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(super) fn answer_claim(&mut self, from: MemberIndex, epoch: Epoch, seq: u64, now: BootTime, effects: &mut Vec<Effect>) {
         let verdict = if self.is_bound_to(from, epoch) {
             // A repeated claim: the same vote, promised anew.
             self.promise_to(from, now);
@@ -128,7 +121,8 @@ impl Machine {
             return effects.push(Effect::Dropped(DropReason::Recovering));
         }
         let valid = self.durable.voted_for == Some(from) && self.durable.voted_epoch == epoch;
-        if self.durable.released.is_some() || !(valid || !self.config.rules.has(Mark::S11)) {
+        let applies = valid || !self.config.rules.has(Mark::S11);
+        if self.durable.released.is_some() || !applies {
             return effects.push(Effect::Dropped(DropReason::NotReleasable));
         }
         self.mark_released(successor, now, effects);
@@ -141,7 +135,7 @@ impl Machine {
         self.durable.released = Some(Released { successor });
         self.promise = None;
         self.exclusive_until = Some(now + self.config.timing.ttl);
-        effects.push(Effect::Persist(self.durable));
+        self.persist(effects);
     }
 
     pub(super) fn answer_query(&self, from: MemberIndex, seq: u64, effects: &mut Vec<Effect>) {
@@ -182,8 +176,8 @@ impl Machine {
         self.role = Role::Follower;
         self.name_first_holder();
         self.highest_named = self.highest_named.max(self.durable.voted_epoch);
-        self.abstain_until = config_abstention(self, now);
-        effects.push(Effect::Persist(self.durable));
+        self.abstain_until = self.config.rules.has(Mark::S3).then(|| now + self.config.timing.abstain);
+        self.persist(effects);
     }
 
     /// Votes: syncs it, promises, and ends whatever was held or tried in lower epochs.
@@ -191,7 +185,8 @@ impl Machine {
         let unknown = self.durable.voted_for.is_none() && epoch == self.durable.voted_epoch;
         assert!(epoch > self.durable.voted_epoch || unknown, "votes only go upwards");
         self.durable = Durable { voted_epoch: epoch, voted_for: Some(candidate), released: None };
-        effects.push(Effect::Persist(self.durable));
+        self.persist(effects);
+        self.seq = self.first_seq;
         self.exclusive_until = None;
         self.promise = None;
         if self.config.rules.has(Mark::S5) {
@@ -224,8 +219,4 @@ impl Machine {
     pub(super) fn promise_to(&mut self, member: MemberIndex, now: BootTime) {
         self.promise = Some(Promise { to: member, until: now + self.config.timing.ttl });
     }
-}
-
-fn config_abstention(machine: &Machine, now: BootTime) -> Option<BootTime> {
-    machine.config.rules.has(Mark::S3).then(|| now + machine.config.timing.abstain)
 }

@@ -179,8 +179,8 @@ impl Machine {
 
     /// When the claim is repeated, or dead.
     pub(super) fn next_claim(&self, claim: &Lease, now: BootTime) -> BootTime {
-        let dead_at = claim.since + self.hold();
         let again_at = claim.last_sent_at().map_or(claim.since, |at| at + self.config.timing.retry);
+        let dead_at = if self.config.rules.has(Mark::S7) { claim.since + self.hold() } else { again_at };
         match self.silent_until {
             Some(until) if until > now => dead_at.min(until.max(again_at)),
             Some(_) | None => dead_at.min(again_at),
@@ -292,14 +292,7 @@ impl Machine {
         }));
     }
 
-    pub(super) fn count_renewed(
-        &mut self,
-        from: MemberIndex,
-        epoch: Epoch,
-        seq: u64,
-        now: BootTime,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(super) fn count_renewed(&mut self, from: MemberIndex, epoch: Epoch, seq: u64, now: BootTime, effects: &mut Vec<Effect>) {
         let rules = self.config.rules;
         match &mut self.role {
             Role::Holding(lease) if lease.epoch == epoch => {
@@ -318,13 +311,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn note_renew_refused(
-        &mut self,
-        from: MemberIndex,
-        epoch: Epoch,
-        refusal: Refusal,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(super) fn note_renew_refused(&mut self, from: MemberIndex, epoch: Epoch, refusal: Refusal, effects: &mut Vec<Effect>) {
         if !self.config.rules.has(Mark::L4) {
             return;
         }
@@ -344,12 +331,7 @@ impl Machine {
             (Some(epoch), Role::Holding(_)) => epoch,
             (
                 _,
-                Role::Recovering(_)
-                | Role::Follower
-                | Role::Asking(_)
-                | Role::Claiming(_)
-                | Role::Holding(_)
-                | Role::Stopped,
+                Role::Recovering(_) | Role::Follower | Role::Asking(_) | Role::Claiming(_) | Role::Holding(_) | Role::Stopped,
             ) => return effects.push(Effect::Dropped(DropReason::NotHolding)),
         };
         self.role = Role::Follower;

@@ -32,7 +32,8 @@ pub struct Durable {
 pub enum Disk {
     /// The disk that the last process of this member synced; `Durable::default()` for a new group.
     Kept(Durable),
-    /// A disk that was lost (`Durable::default()`) or is a copy of unknown age.
+    /// A disk that was lost (`Durable::default()`) or is a copy of unknown age. It stays that until the first [`Effect::Persist`] is
+    /// synced: a process that ends before starts as restored again.
     Restored(Durable),
 }
 
@@ -201,6 +202,8 @@ pub struct Machine {
     pub(super) readiness: Readiness,
     /// The highest epoch that any answer named.
     pub(super) highest_named: Epoch,
+    pub(super) first_seq: u64,
+    /// Of the last request since the last vote. Together with the epoch voted in it is never used twice.
     pub(super) seq: u64,
 }
 
@@ -235,6 +238,7 @@ impl Machine {
             eligible,
             readiness: Readiness::Unready,
             highest_named: durable.voted_epoch,
+            first_seq: seq,
             seq,
         };
         machine.name_first_holder();
@@ -410,6 +414,16 @@ impl Machine {
     /// How long promises count for this member (S8).
     pub(super) const fn hold(&self) -> Millis {
         if self.config.rules.has(Mark::S8) { self.config.timing.hold } else { self.config.timing.ttl }
+    }
+
+    /// Has the record synced before whatever is sent from here on; a record that nothing was sent after need not be synced itself.
+    pub(super) fn persist(&self, effects: &mut Vec<Effect>) {
+        let last_sent = effects.iter().rposition(|effect| matches!(effect, Effect::Send { .. }));
+        let obsolete = effects.iter().rposition(|effect| matches!(effect, Effect::Persist(_)));
+        if let Some(obsolete) = obsolete.filter(|obsolete| last_sent < Some(*obsolete)) {
+            effects.remove(obsolete);
+        }
+        effects.push(Effect::Persist(self.durable));
     }
 
     pub(super) fn broadcast(&self, message: Message, effects: &mut Vec<Effect>) {

@@ -66,7 +66,9 @@ impl Message {
             | Self::Claim { epoch, .. }
             | Self::Grant { epoch, .. }
             | Self::Release { epoch, .. } => epoch,
-            Self::RenewRefused { epoch, refusal, .. } | Self::ClaimRefused { epoch, refusal, .. } => epoch.max(refusal.voted_epoch),
+            Self::RenewRefused { epoch, refusal, .. } | Self::ClaimRefused { epoch, refusal, .. } => {
+                epoch.max(refusal.voted_epoch)
+            }
             Self::AskYes { voted_epoch, .. } | Self::QueryAnswer { voted_epoch, .. } => voted_epoch,
             Self::AskNo { refusal, .. } => refusal.voted_epoch,
             Self::Query { .. } => Epoch(0),
