@@ -1,6 +1,7 @@
 //! Measures the embedded engine: `start_latency STATIC_PROGRAM [RUNS]` prints one JSON object.
 //!
-//! The program connects to `/run/antirio/node.sock`; the time from [`Engine::start`] to that connection is what a takeover waits for.
+//! The program connects to `/run/antirio/node.sock`; the time from [`Engine::start`] to that connection is what a takeover waits for. Its CPU time is
+//! told too: on a busy machine the rest is waiting for a processor.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -64,16 +65,19 @@ async fn measure(program: &Path, runs: usize) -> Result<serde_json::Value, Failu
         labels: std::iter::empty().collect(),
         network: Network::None,
     };
-    let (mut create, mut start, mut connection, mut remove) = (vec![], vec![], vec![], vec![]);
+    let (mut create, mut start, mut connection, mut cpu, mut remove) = (vec![], vec![], vec![], vec![], vec![]);
     for _ in 0..runs {
         let begun = Instant::now();
         engine.create(&spec).await?;
         create.push(begun.elapsed().as_micros());
+        let before = engine.stats(&spec.name).await?.cpu_ns.unwrap_or(0);
         let begun = Instant::now();
         engine.start(&spec.name).await?;
         start.push(begun.elapsed().as_micros());
         let (_stream, _) = listener.accept().await?;
         connection.push(begun.elapsed().as_micros());
+        let used = engine.stats(&spec.name).await?.cpu_ns.unwrap_or(0).saturating_sub(before);
+        cpu.push(u128::from(used / 1000));
         let begun = Instant::now();
         engine.remove(&spec.name).await?;
         remove.push(begun.elapsed().as_micros());
@@ -83,6 +87,7 @@ async fn measure(program: &Path, runs: usize) -> Result<serde_json::Value, Failu
         "create_us": percentiles(create),
         "start_us": percentiles(start),
         "start_to_connection_us": percentiles(connection),
+        "start_to_connection_cpu_us": percentiles(cpu),
         "remove_us": percentiles(remove),
     }))
 }

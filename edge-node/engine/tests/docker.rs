@@ -153,6 +153,12 @@ async fn saved_by_docker(directory: &std::path::Path, image: ImageId) {
 }
 
 async fn ends_and_bridges(engine: &DockerEngine, node: &Node, image: ImageId) {
+    engine.create(&spec("polite", image, &node.directory)).await.expect("create");
+    engine.start(&name("polite")).await.expect("start");
+    let mut polite = node.accept().await;
+    assert_eq!(polite.ask("polite").await, "ok");
+    assert_eq!(engine.stop(&name("polite"), PATIENCE).await.expect("stop"), ContainerState::Exited { code: Some(3) });
+    assert!(engine.remove(&name("polite")).await.expect("remove"));
     engine.create(&spec("stubborn", image, &node.directory)).await.expect("create");
     engine.start(&name("stubborn")).await.expect("start");
     let _tenant = node.accept().await;

@@ -7,6 +7,7 @@ mod convert;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,6 +24,7 @@ use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tokio_util::io::ReaderStream;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::image::{ImageId, ImageLimits};
 use crate::spec::{ContainerName, ContainerSpec, NodePrefix};
@@ -60,6 +62,8 @@ pub struct DockerEngine {
     api: Docker,
     config: DockerConfig,
     events: broadcast::Sender<Event>,
+    /// Ends with the last clone.
+    _hearing: Arc<AbortOnDropHandle<()>>,
 }
 
 impl DockerEngine {
@@ -77,8 +81,8 @@ impl DockerEngine {
             Docker::connect_with_unix(socket, ANSWER_S_MAX, bollard::API_DEFAULT_VERSION).map_err(|error| unavailable(&error))?;
         let api = api.negotiate_version().await.map_err(|error| unavailable(&error))?;
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        tokio::spawn(hear(api.clone(), config.prefix.clone(), events.clone()));
-        Ok(Self { api, config, events })
+        let hearing = tokio::spawn(hear(api.clone(), config.prefix.clone(), events.clone()));
+        Ok(Self { api, config, events, _hearing: Arc::new(AbortOnDropHandle::new(hearing)) })
     }
 
     fn full_name(&self, name: &ContainerName) -> String {
@@ -162,28 +166,23 @@ fn has_code(error: &ApiError, code: u16) -> bool {
     matches!(error, ApiError::DockerResponseServerError { status_code, .. } if *status_code == code)
 }
 
-/// Passes the engine's events on while anybody can hear them.
+/// Passes the engine's events on, for ever.
 async fn hear(api: Docker, prefix: NodePrefix, events: broadcast::Sender<Event>) {
     let filters = HashMap::from([
         ("type".to_owned(), vec!["container".to_owned()]),
         ("label".to_owned(), vec![format!("{}={prefix}", convert::NODE_LABEL)]),
     ]);
-    // the engine and its clones hold strong senders; this task must not keep itself alive
-    let weak = events.downgrade();
-    drop(events);
     loop {
         let mut stream = api.events(Some(EventsOptionsBuilder::default().filters(&filters).build()));
         while let Some(message) = stream.next().await {
-            let Some(sender) = weak.upgrade() else { return };
             let Ok(message) = message else { break };
             if let Some(event) = convert::event(&prefix, &message) {
                 // nobody listening is fine
-                let _ = sender.send(event);
+                let _ = events.send(event);
             }
         }
         tokio::time::sleep(EVENTS_RETRY).await;
-        let Some(sender) = weak.upgrade() else { return };
-        let _ = sender.send(Event::Missed { count: 0 });
+        let _ = events.send(Event::Missed { count: 0 });
     }
 }
 

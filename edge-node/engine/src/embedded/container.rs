@@ -42,43 +42,37 @@ impl Container {
         ContainerStatus { name: spec.name.clone(), state, pid, image: spec.image, labels: spec.labels.clone() }
     }
 
-    /// Called once, when the process has ended.
-    pub(super) fn end(&self, code: Option<i32>) {
-        self.state.send_replace(ContainerState::Exited { code });
+    /// Called once, when the process has ended. Whoever hears the announcement sees the new state.
+    pub(super) fn end(&self, code: Option<i32>, announce: impl FnOnce()) {
+        self.state.send_modify(|state| {
+            *state = ContainerState::Exited { code };
+            announce();
+        });
     }
 
     /// Lets the waiting process go. `libcontainer`'s own way changes the working directory of the whole process; here the socket is
-    /// reached by a path that is absolute, and short whatever the directory is called.
-    pub(super) fn start(&self, directory: &Path) -> Result<(), Error> {
-        let refused = |state| Error::NotCreated { name: self.record.spec.name.clone(), state };
-        // at most one caller gets past this
-        let mut before = ContainerState::Running;
+    /// reached by a path that is absolute, and short whatever the directory is called. The state is held meanwhile (some ten
+    /// microseconds): of several callers one starts it, and an end is announced after the start.
+    pub(super) fn start(&self, directory: &Path, announce: impl FnOnce()) -> Result<(), Error> {
+        let mut outcome = Ok(());
         self.state.send_if_modified(|state| {
-            before = *state;
-            let starts = before == ContainerState::Created;
-            if starts {
-                *state = ContainerState::Running;
-            }
-            starts
-        });
-        if before != ContainerState::Created {
-            return Err(refused(before));
-        }
-        match let_go(directory) {
-            Ok(()) => Ok(()),
-            // nobody waits there: it ended, or it was let go before this process took it over
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(refused(self.state())),
-            Err(error) => {
-                self.state.send_if_modified(|state| {
-                    let running = *state == ContainerState::Running;
-                    if running {
-                        *state = ContainerState::Created;
+            let refused = Error::NotCreated { name: self.record.spec.name.clone(), state: *state };
+            outcome = match *state {
+                ContainerState::Running | ContainerState::Exited { .. } => Err(refused),
+                ContainerState::Created => match let_go(directory) {
+                    Ok(()) => {
+                        *state = ContainerState::Running;
+                        announce();
+                        Ok(())
                     }
-                    running
-                });
-                Err(Error::io("start", directory)(error))
-            }
-        }
+                    // nobody waits there: it has just ended, or was let go before this process took it over
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(refused),
+                    Err(error) => Err(Error::io("start", directory)(error)),
+                },
+            };
+            outcome.is_ok()
+        });
+        outcome
     }
 
     pub(super) async fn stop(&self, grace: Duration) -> Result<ContainerState, Error> {

@@ -90,6 +90,8 @@ struct Inner {
     helper: PathBuf,
     cgroups: Cgroups,
     store: Store,
+    /// Shared while a container is created, exclusive while an image is removed.
+    images: tokio::sync::RwLock<()>,
     slots: Mutex<BTreeMap<ContainerName, Slot>>,
     events: broadcast::Sender<Event>,
     /// Held while this engine lives: one process per state directory.
@@ -131,7 +133,16 @@ impl EmbeddedEngine {
         process::become_subreaper().map_err(Error::io("become the reaper for", &paths.state))?;
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let slots = Mutex::default();
-        let inner = Arc::new(Inner { paths, helper: config.helper, cgroups, store, slots, events, _lock: lock });
+        let inner = Arc::new(Inner {
+            paths,
+            helper: config.helper,
+            cgroups,
+            store,
+            images: tokio::sync::RwLock::default(),
+            slots,
+            events,
+            _lock: lock,
+        });
         tokio::spawn(keep_logs_short(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
@@ -218,18 +229,23 @@ impl Inner {
                     None
                 }
             };
-            container.end(code);
-            let _ = events.send(Event::Exited { name, code });
+            container.end(code, || {
+                // nobody listening is fine
+                let _ = events.send(Event::Exited { name, code });
+            });
         });
     }
 
     async fn create(self: Arc<Self>, spec: ContainerSpec) -> Result<(), Error> {
         let name = spec.name.clone();
+        let images = self.images.read().await;
         let outcome = self.clone().create_process(spec).await;
         match outcome {
             Ok((record, process)) => {
-                self.admit(record, Some(process), ContainerState::Created);
+                // told first: it may end at once
                 self.send(Event::Created { name });
+                self.admit(record, Some(process), ContainerState::Created);
+                drop(images);
                 Ok(())
             }
             Err(error) => {
@@ -321,7 +337,7 @@ impl Inner {
     async fn clean(&self, name: &ContainerName, whole: bool) -> Result<(), Error> {
         let bundle = self.paths.bundle(name).directory;
         let deadline = tokio::time::Instant::now() + Duration::from_millis(KILL_MS_MAX);
-        let mut killed = BTreeSet::new();
+        let (mut killed, mut left) = (BTreeSet::new(), BTreeSet::new());
         loop {
             let mut found = self.cgroups.kill(name);
             if !whole {
@@ -329,8 +345,9 @@ impl Inner {
             }
             found.iter().for_each(|pid| process::kill(*pid));
             killed.extend(&found);
-            killed.retain(|pid| !process::reap(*pid));
-            if found.is_empty() && killed.is_empty() {
+            left.extend(&found);
+            left.retain(|pid| !process::reap(*pid, &killed));
+            if left.is_empty() && found.is_empty() {
                 match self.cgroups.remove(name) {
                     Ok(()) => break,
                     Err(error) if error.kind() != io::ErrorKind::ResourceBusy => {
@@ -466,6 +483,7 @@ impl Engine for EmbeddedEngine {
     }
 
     async fn remove_image(&self, image: &ImageId) -> Result<bool, Error> {
+        let _images = self.inner.images.write().await;
         if let Some(user) = self.inner.live().iter().find(|container| container.record.spec.image == *image) {
             return Err(Error::ImageInUse { image: *image, container: user.record.spec.name.to_string() });
         }
@@ -487,9 +505,7 @@ impl Engine for EmbeddedEngine {
 
     async fn start(&self, name: &ContainerName) -> Result<(), Error> {
         let container = self.inner.container(name)?;
-        container.start(&self.inner.paths.container(name))?;
-        self.inner.send(Event::Started { name: name.clone() });
-        Ok(())
+        container.start(&self.inner.paths.container(name), || self.inner.send(Event::Started { name: name.clone() }))
     }
 
     async fn stop(&self, name: &ContainerName, grace: Duration) -> Result<ContainerState, Error> {

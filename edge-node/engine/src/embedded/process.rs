@@ -58,29 +58,49 @@ fn exit_code(status: &WaitIdStatus) -> Option<i32> {
     status.exit_status().or_else(|| status.terminating_signal().map(|signal| signal + 128))
 }
 
-/// Reaps a child that has ended. `true`: nothing of it is left (it was reaped, or never was a child).
-pub(super) fn reap(pid: i32) -> bool {
-    let Some(pid) = Pid::from_raw(pid) else { return true };
-    match rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+/// Reaps a process that was killed. `true`: nothing of it is left that is this process's to reap. The child of a process that is being
+/// killed too (one of `killed`) becomes a child of this process a moment later.
+pub(super) fn reap(pid: i32, killed: &BTreeSet<i32>) -> bool {
+    let Some(number) = Pid::from_raw(pid) else { return true };
+    match rustix::process::waitid(WaitId::Pid(number), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
         Ok(status) => status.is_some(),
-        Err(_) => true,
+        Err(_) => Stat::read(pid).is_none_or(|stat| !killed.contains(&stat.parent) && !stat.is_ours()),
     }
+}
+
+/// The first fields of `/proc/PID/stat` (proc(5)).
+struct Stat {
+    name: String,
+    state: String,
+    parent: i32,
+}
+
+impl Stat {
+    fn read(pid: i32) -> Option<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // `pid (name) state parent ...`; the name may hold anything
+        let (name, rest) = text.split_once('(')?.1.rsplit_once(") ")?;
+        let mut fields = rest.split(' ');
+        Some(Self { name: name.to_owned(), state: fields.next()?.to_owned(), parent: fields.next()?.parse().ok()? })
+    }
+
+    fn is_ours(&self) -> bool {
+        u32::try_from(self.parent).is_ok_and(|parent| parent == std::process::id())
+    }
+}
+
+fn all_processes() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    entries.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
 }
 
 /// Reaps containers that ended by themselves while they were being made: nobody learned their number. They still carry the name that
 /// `libcontainer` gives to a process before the tenant's program replaces it. `known` are those that somebody watches.
 pub(super) fn reap_unborn(known: &BTreeSet<i32>) {
-    let own = std::process::id();
-    for entry in fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok) {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        // `pid (name) state parent ...`; the name may hold anything
-        let Some((name, rest)) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(") ")) else { continue };
-        let mut fields = rest.split(' ');
-        let zombie = fields.next() == Some("Z");
-        let ours = fields.next().and_then(|parent| parent.parse().ok()) == Some(own);
-        if zombie && ours && name.starts_with(UNBORN) && !known.contains(&pid) {
-            reap(pid);
+    for pid in all_processes().filter(|pid| !known.contains(pid)) {
+        let unborn = |stat: &Stat| stat.state == "Z" && stat.is_ours() && stat.name.starts_with(UNBORN);
+        if Stat::read(pid).as_ref().is_some_and(unborn) {
+            reap(pid, known);
         }
     }
 }
@@ -117,10 +137,8 @@ pub(super) fn waits(pid: i32, bundle: &Path) -> bool {
 
 /// All processes for which [`waits`] holds. Finds also those that are in no control group yet.
 pub(super) fn waiting(bundle: &Path) -> BTreeSet<i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
-    let pids = entries.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()));
     // a process of this container can pose as its helper: it is killed either way
-    pids.filter(|pid| waits(*pid, bundle)).collect()
+    all_processes().filter(|pid| waits(*pid, bundle)).collect()
 }
 
 /// Sends SIGKILL.

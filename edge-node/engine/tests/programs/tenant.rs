@@ -8,6 +8,12 @@ use std::time::{Duration, Instant};
 
 extern "C" {
     fn syscall(number: i64, ...) -> i64;
+    fn signal(number: i32, handler: usize) -> usize;
+    fn _exit(code: i32) -> !;
+}
+
+extern "C" fn leave(_: i32) {
+    unsafe { _exit(3) }
 }
 
 fn status(key: &str) -> String {
@@ -76,6 +82,11 @@ fn answer(words: &[&str]) -> String {
             let mut out = std::io::stdout();
             let wanted: usize = kibibytes.parse().unwrap_or(0);
             (0..wanted).find_map(|_| out.write_all(&line).and_then(|()| out.flush()).err()).map_or_else(|| "ok".to_owned(), |e| error::<()>(Err(e)))
+        }
+        // SIGTERM
+        ["polite"] => {
+            unsafe { signal(15, leave as extern "C" fn(i32) as usize) };
+            "ok".to_owned()
         }
         ["exit", code] => std::process::exit(code.parse().unwrap_or(99)),
         _ => "what?".to_owned(),
