@@ -63,3 +63,18 @@ pub async fn run(world: &mut World, observer: &mut Observer, served_for: Duratio
     let handback_end = WallTime(back.entry.at.0) + Millis(1_000);
     Ok((Marks { kill, certificate, handback_begin: level.entry.at, handback_end }, measured))
 }
+
+/// Planned maintenance of rio: it releases custody to patras before it ends, comes back, and is handed custody.
+pub async fn maintain(world: &mut World, observer: &mut Observer) -> anyhow::Result<()> {
+    observer.catch_up();
+    let from = observer.seen.len();
+    observer.say(world.clock.wall(), "rio goes down for maintenance (SIGTERM)");
+    let told = world.clock.wall();
+    world.end("rio").await?;
+    let gained = observer.wait(world, "custody by patras", from, MOVE_MAX, |s| s.by == "patras" && matches!(s.entry.event, Event::CustodyGained { .. })).await?;
+    observer.say(gained.entry.at, &format!("patras holds custody {} after rio was told to end: no lease was waited for", gained.entry.at.since(told)));
+    world.start_node("rio").await?;
+    observer.follow(world, "rio");
+    observer.wait(world, "the hand-back", from, MOVE_MAX, |s| s.by == "rio" && matches!(s.entry.event, Event::HandedBack { .. })).await?;
+    Ok(())
+}

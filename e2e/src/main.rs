@@ -107,7 +107,7 @@ fn main() -> ExitCode {
 /// Runs the command in a directory of its own; ends all processes whatever happens, also on Ctrl-C.
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let activations = match &cli.command {
-        Command::Demo { .. } => 1,
+        Command::Demo { .. } => 2,
         Command::Takeover { runs } => *runs + 1,
     };
     check_machine(&cli.common)?;
@@ -190,14 +190,14 @@ async fn insure(world: &mut World, observer: &mut Observer) -> anyhow::Result<()
         observer.follow(world, name);
     }
     observer.wait(world, "rio's own service", 0, Duration::from_secs(20), |s| s.by == "rio" && matches!(s.entry.event, Event::ServiceStarted { .. })).await?;
-    world.start_radio().await?;
-    observer.say(world.clock.wall(), "the radio is on");
     let armed = |name: &'static str| move |s: &observe::Said| s.by == name && matches!(s.entry.event, Event::Armed { .. });
     observer.wait(world, "patras in custody", 0, Duration::from_secs(60), armed("patras")).await?;
     observer.wait(world, "rio in custody", 0, Duration::from_secs(60), armed("rio")).await?;
     let epoch = world.wait_holder("rio", Duration::from_secs(30)).await?;
     observer.catch_up();
     observer.say(world.clock.wall(), &format!("rio holds custody of its sensors in epoch {epoch}"));
+    world.start_radio().await?;
+    observer.say(world.clock.wall(), "the radio is on");
     Ok(())
 }
 
@@ -212,6 +212,8 @@ async fn demo(cli: &Cli, world: &mut World) -> anyhow::Result<ExitCode> {
     tokio::time::sleep(Duration::from_secs(5)).await;
     observer.say(world.clock.wall(), "no new readings from here on; what is under way is answered");
     world.drain_radio(Duration::from_secs(20)).await?;
+    settle_down(world).await?;
+    cycle::maintain(world, &mut observer).await?;
     let settled = observer.wait(world, "the verdict", 0, Duration::from_secs(30), |s| matches!(s.entry.event, Event::Settled { .. })).await?;
     settle_down(world).await?;
     let rss_mb = world.memory_mb();

@@ -81,9 +81,10 @@ impl Outcome {
         row("outage as the cloud saw it", opt(self.outage_seen_by_cloud_ms));
         row("largest delivery delay of an owed reading", opt(self.max_delivery_delay_ms));
         row("largest delivery delay during hand-back", opt(self.handback_max_delay_ms));
-        println!("== Memory (resident, MB: now / highest) ==");
+        println!("== Memory (resident, MB: insured and idle / at the end / highest) ==");
         for (name, (now, high)) in &self.rss_mb {
-            row(name, format!("{now:.1} / {high:.1}"));
+            let idle = self.rss_idle_mb.get(name).map_or(0.0, |(now, _)| *now);
+            row(name, format!("{idle:.1} / {now:.1} / {high:.1}"));
         }
         println!("== Money (micro-EUR: available / reserved) ==");
         for (owner, after) in &self.accounts_after {

@@ -78,6 +78,8 @@ pub enum Error {
     Service(#[from] crate::migration::Error),
     #[error("the owner's service cannot be started")]
     Insurance(#[from] insurance::Error),
+    #[error("the market cannot be dealt with")]
+    Market(#[from] market::Error),
     #[error("no node record: give owner_key_file, or put a signed record into the state directory")]
     NoRecord(#[source] identity::Error),
 }
@@ -95,6 +97,7 @@ pub struct Node {
     listener: TcpListener,
     _lock: std::fs::File,
     _own_tenant: Option<TenantSocket>,
+    agent: market::AgentHandle,
 }
 
 /// Starts a node and runs it until `shutdown` resolves.
@@ -238,15 +241,15 @@ async fn assemble(core: Arc<Core>, endpoint: Endpoint, lock: std::fs::File) -> R
         _ => None,
     };
     let context = edge2edge::http::Context { parts: parts.clone(), core: Arc::clone(&core), inbox: inbox.clone() };
-    let agent = market::Agent::start(Arc::clone(&core));
+    let agent = market::Agent::start(Arc::clone(&core))?;
     // Fallbacks of merged routers would clash: only the first has one.
-    endpoint.serve(edge2edge::http::router(context).merge(market::router(agent)).merge(custody_router));
+    endpoint.serve(edge2edge::http::router(context).merge(market::router(&agent)).merge(custody_router));
     start_side_tasks(&core, parts.clone());
     let address = core.config.api.bind;
     let api_error = |source| Error::Api { address, source };
     let listener = TcpListener::bind(address).await.map_err(api_error)?;
     let api = listener.local_addr().map_err(api_error)?;
-    Ok(Node { core, endpoint, custody, parts, inbox, api, listener, _lock: lock, _own_tenant: own_tenant })
+    Ok(Node { core, endpoint, custody, parts, inbox, api, listener, _lock: lock, _own_tenant: own_tenant, agent })
 }
 
 fn start_side_tasks(core: &Arc<Core>, parts: Option<Parts>) {
@@ -370,6 +373,7 @@ impl Node {
             _ = stopped.wait_for(|stop| *stop) => Ok(()),
             served = served => served.map_err(|source| Error::Api { address, source }),
         };
+        self.agent.stop().await;
         if let Some(parts) = &self.parts {
             insurance::release_all(parts).await;
         }

@@ -176,7 +176,8 @@ pub(crate) async fn leave(parts: &Parts, group: GroupId) -> Result<(), Error> {
 /// Sets the downlink counters of a new custody: exactly where the last holder stopped if it released to us, else above everything that a
 /// majority knows to be reserved. Durable before it counts.
 pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, view: &CustodyView) -> Result<(), Error> {
-    let mut known = crate::store::reserved::list(&parts.core.store, group).await?;
+    let own = crate::store::reserved::list(&parts.core.store, group).await?;
+    let mut known = own.clone();
     for (member, bytes) in &view.records {
         match Reserved::from_bytes(bytes) {
             Ok(records) => known.merge(&records),
@@ -184,7 +185,8 @@ pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, v
         }
     }
     let bounds: Vec<_> = known.bounds().collect();
-    crate::store::reserved::raise(&parts.core.store, group, &bounds).await?;
+    let news: Vec<_> = bounds.iter().filter(|b| own.upto(b.device, b.session) != Some(b.upto)).copied().collect();
+    crate::store::reserved::raise(&parts.core.store, group, &news).await?;
     parts.reserved.merge(group, &known);
     let entries = bounds.iter().map(|b| (b.device, b.upto)).collect();
     let handover = view.released.as_ref().filter(|r| r.epoch.next() == epoch && r.successor == Some(parts.core.me()));
@@ -237,27 +239,37 @@ impl<T> Shared<T> {
 
 /// Planned end of this node: whatever it holds goes to the other party at once, without waiting for a lease to run out.
 pub async fn release_all(parts: &Parts) {
-    let me = parts.core.me();
     for agreement in parts.core.agreements.list().into_iter().filter(|a| a.state.is_in_force()) {
-        let contract = &agreement.contract;
-        let group = contract.group;
-        let successor = if contract.customer.node == me { contract.provider.node } else { contract.customer.node };
-        if parts.custody.hold(group).and_then(|hold| hold.epoch()).is_none() {
-            continue;
-        }
-        let released = async {
-            let counters = parts.bridge.release(group, Mode::Following).await?;
-            let handover = serde_json::to_vec(&Handover { counters }).unwrap_or_default();
-            Ok::<_, Error>(parts.custody.release(group, Some(successor), handover.into()).await?)
-        };
-        match released.await {
-            Ok(epoch) => {
-                parts.core.timeline.push(crate::timeline::Event::Released { group, epoch });
-                heard_release(parts, group).await;
-            }
-            Err(error) => tracing::warn!(%group, error = &error as &dyn std::error::Error, "custody was not released"),
+        let group = agreement.contract.group;
+        if let Err(error) = release_one(parts, group).await {
+            tracing::warn!(%group, error = &error as &dyn std::error::Error, "custody was not released");
         }
     }
+}
+
+/// Gives custody of one group to the other party of its contract: stop, exact counters, release, in this order. The epoch that was released
+/// and the successor; `None` if this node does not hold it under a contract in force.
+///
+/// # Errors
+/// The bridge or custody refused; custody then ends with its lease at the latest.
+pub async fn release_one(parts: &Parts, group: GroupId) -> Result<Option<(Epoch, NodeId)>, Error> {
+    let Some(agreement) = parts.core.agreements.in_force(group) else { return Ok(None) };
+    if parts.custody.hold(group).and_then(|hold| hold.epoch()).is_none() {
+        return Ok(None);
+    }
+    let successor = other_party(&agreement, parts.core.me());
+    let counters = parts.bridge.release(group, Mode::Following).await?;
+    let handover = serde_json::to_vec(&Handover { counters }).unwrap_or_default();
+    let epoch = parts.custody.release(group, Some(successor), handover.into()).await?;
+    parts.core.timeline.push(crate::timeline::Event::Released { group, epoch });
+    heard_release(parts, group).await;
+    Ok(Some((epoch, successor)))
+}
+
+/// The party of a contract that `me` is not.
+pub(crate) fn other_party(agreement: &Agreement, me: NodeId) -> NodeId {
+    let contract = &agreement.contract;
+    if contract.customer.node == me { contract.provider.node } else { contract.customer.node }
 }
 
 /// Gives the releases time to arrive: until somebody else holds, within one ttl of the longest profile in use here.

@@ -16,7 +16,7 @@ use crate::lora::links::Outgoing;
 /// How long progress gathers.
 const LINGER: Duration = Duration::from_millis(8);
 /// First and longest pause after the peer did not answer.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
 /// Runs until the link is closed. `serves` says whether this node holds custody: only then it tells what it served.
 pub async fn run(parts: Parts, group: GroupId, peer: NodeId, mut outgoing: mpsc::Receiver<Outgoing>, serves: watch::Receiver<bool>) {

@@ -168,6 +168,7 @@ impl Guard<'_> {
         let others = self.contract().members().into_iter().filter(|m| *m != parts.core.me()).collect();
         self.members.send_replace(Members { others, epoch: Some(epoch) });
         self.socket.tenant.set_epoch(epoch);
+        tokio::spawn(watch_replay(parts.clone(), group, epoch, self.replayed.clone()));
         let start = self.start_services();
         let serve = begin_serving(parts, group, epoch, view, !is_renewed);
         let (started, served) = tokio::join!(start, serve);
@@ -176,7 +177,6 @@ impl Guard<'_> {
         let start_us = started?;
         let serving = Moment::now(parts);
         parts.core.timeline.push(Event::TakenOver { group, epoch, start_us });
-        tokio::spawn(watch_replay(parts.clone(), group, epoch, self.replayed.clone()));
         self.report_takeover(epoch, view, certified, serving);
         Ok(())
     }
@@ -249,11 +249,15 @@ impl Guard<'_> {
         Ok(())
     }
 
-    /// The contract ended. Whoever is served now is served for the grace, then released to nobody.
+    /// The contract ended. For the grace, whoever is served is served on, and what is heard is offered on: a next contract may follow. Then
+    /// custody is released to nobody.
     async fn wind_up(&self) -> Result<(), Error> {
         let (parts, group) = (self.parts, self.contract().group);
+        let grace = self.contract().terms.grace.to_duration();
+        if tokio::time::timeout(grace, succeeded(parts, self.agreement)).await.is_ok() {
+            return self.drain().await;
+        }
         if parts.custody.hold(group).and_then(|h| h.epoch()).is_some() {
-            tokio::time::sleep(self.contract().terms.grace.to_duration()).await;
             let counters = parts.bridge.release(group, Mode::Standby).await?;
             let handover = serde_json::to_vec(&Handover { counters }).unwrap_or_default();
             match parts.custody.release(group, None, handover.into()).await {
@@ -265,8 +269,37 @@ impl Guard<'_> {
     }
 }
 
+/// Waits until another contract for the same group is armed here.
+async fn succeeded(parts: &Parts, agreement: &Agreement) {
+    let mut changed = parts.core.agreements.changed();
+    while !has_successor(parts, agreement) {
+        if changed.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn has_successor(parts: &Parts, agreement: &Agreement) -> bool {
+    let successor = parts.core.agreements.in_force(agreement.contract.group);
+    successor.is_some_and(|next| next.id != agreement.id && super::is_armed_or_ended(next.state))
+}
+
 /// Foreign keys, sessions, frames and content go; readings that the customer's cloud did not take yet stay until it does.
 async fn wipe(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
+    if !has_successor(parts, agreement) {
+        wipe_group(parts, agreement).await?;
+    }
+    for pin in parts.core.content.pins().into_iter().filter(|pin| pin.label == agreement.id.to_string()) {
+        parts.core.content.unpin(&pin.cid, &pin.label).await.map_err(migration::Error::from)?;
+    }
+    let _busy_now = parts.core.content.collect_garbage().await;
+    parts.core.agreements.set_wiped(agreement.id).await?;
+    parts.core.timeline.push(Event::Wiped { contract: agreement.id });
+    Ok(())
+}
+
+/// What belongs to the group, whichever contract it was under.
+async fn wipe_group(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
     let (contract, group) = (&agreement.contract, agreement.contract.group);
     leave(parts, group).await?;
     parts.leases.remove(group);
@@ -274,33 +307,34 @@ async fn wipe(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
     parts.links.close(group);
     if let Some(orchestrator) = &parts.core.orchestrator {
         orchestrator.remove(group).await?;
-        for service in &contract.blueprint.services {
-            let in_use = parts.core.agreements.list().iter().any(|a| a.id != agreement.id && !a.wiped && a.contract.blueprint.services.iter().any(|s| s.image_id == service.image_id));
-            if let (false, Ok(image)) = (in_use, service.image_id.parse()) {
+        let others = parts.core.agreements.list();
+        let in_use = |image: &str| {
+            others.iter().any(|a| a.id != agreement.id && !a.wiped && a.contract.blueprint.services.iter().any(|s| s.image_id == image))
+        };
+        for service in contract.blueprint.services.iter().filter(|s| !in_use(&s.image_id)) {
+            if let Ok(image) = service.image_id.parse() {
                 let _absent_or_in_use = orchestrator.engine().remove_image(&image).await;
             }
         }
     }
-    for pin in parts.core.content.pins().into_iter().filter(|pin| pin.label == agreement.id.to_string()) {
-        parts.core.content.unpin(&pin.cid, &pin.label).await.map_err(migration::Error::from)?;
-    }
-    let _busy_now = parts.core.content.collect_garbage().await;
     crate::store::tenant_state::wipe(&parts.core.store, group).await?;
     uplinks::wipe(&parts.core.store, group).await?;
     let directory = socket_directory(parts, group);
     if directory.exists() {
         std::fs::remove_dir_all(&directory)?;
     }
-    parts.core.agreements.set_wiped(agreement.id).await?;
-    parts.core.timeline.push(Event::Wiped { contract: agreement.id });
     Ok(())
 }
 
 /// Says when everything that had been buffered at the takeover is with the customer's cloud.
 async fn watch_replay(parts: Parts, group: GroupId, epoch: Epoch, mut replayed: watch::Receiver<Option<u64>>) {
     let begun = parts.core.clock.boot();
+    replayed.mark_unchanged();
     let mut settled = parts.core.log.settled();
-    let Ok(frames) = replayed.wait_for(Option::is_some).await.map(|frames| frames.unwrap_or(0)) else { return };
+    let frames = match replayed.changed().await {
+        Ok(()) => replayed.borrow().unwrap_or(0),
+        Err(_) => return,
+    };
     let Ok(upto) = uplinks::last_open(&parts.core.store, group).await else { return };
     while uplinks::has_open(&parts.core.store, group, upto).await.unwrap_or(false) {
         match settled.recv().await {

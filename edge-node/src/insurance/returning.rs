@@ -19,9 +19,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) async fn catch_up(parts: &Parts, contract: &Contract) {
     let mut cursor = 0;
     let mut imported = 0;
-    let mut has_said_level = false;
+    let (mut has_states, mut has_said_level) = (false, false);
     loop {
-        match step(parts, contract, &mut cursor, &mut imported).await {
+        match step(parts, contract, &mut cursor, &mut imported, &mut has_states).await {
             Ok(LevelAnswer::Released { epoch }) => {
                 tracing::info!(group = %contract.group, %epoch, "custody was released to this node");
                 tokio::time::sleep(INTERVAL).await;
@@ -39,8 +39,8 @@ pub(super) async fn catch_up(parts: &Parts, contract: &Contract) {
     }
 }
 
-/// Fetches what is open, stores it, fetches the sessions, then says level.
-async fn step(parts: &Parts, contract: &Contract, cursor: &mut u64, imported: &mut u64) -> Result<LevelAnswer, Error> {
+/// Fetches what is open, stores it, fetches the sessions once (the provider's progress keeps them current), then says level.
+async fn step(parts: &Parts, contract: &Contract, cursor: &mut u64, imported: &mut u64, has_states: &mut bool) -> Result<LevelAnswer, Error> {
     let (group, provider) = (contract.group, contract.provider.node);
     loop {
         let page: OpenUplinks = parts.core.client.get(provider, &format!("/peer/v1/groups/{group}/open?after={cursor}")).await?;
@@ -56,7 +56,10 @@ async fn step(parts: &Parts, contract: &Contract, cursor: &mut u64, imported: &m
             break;
         }
     }
-    progress::pull_states(parts, group, provider).await?;
+    if !*has_states {
+        progress::pull_states(parts, group, provider).await?;
+        *has_states = true;
+    }
     let epoch = parts.custody.subscribe(group).map_or(Epoch(0), |view| view.borrow().voted_epoch);
     let level = Level { group, node: parts.core.me(), epoch, upto: *cursor };
     let report = LevelReport { level: Envelope::sign(&level, &parts.core.identity.keypair) };

@@ -3,27 +3,28 @@
 use contracts::ids::{DevEui, GroupId, SessionId};
 use contracts::write_ahead::{Bound, Reserved};
 
-use super::{Result, Store, bytes, unsigned};
+use super::{Error, Result, Store, bytes, unsigned};
 
-/// Raises bounds; synced when it returns.
+/// Raises bounds in one statement; synced when it returns.
 ///
 /// # Errors
 /// The database failed.
 pub async fn raise(store: &Store, group: GroupId, bounds: &[Bound]) -> Result<()> {
-    let mut transaction = store.writer.begin().await?;
-    for bound in bounds {
-        sqlx::query(
-            "INSERT INTO reserved (group_id, device, session, upto) VALUES (?, ?, ?, ?)
-             ON CONFLICT (group_id, device, session) DO UPDATE SET upto = max(upto, excluded.upto)",
-        )
-        .bind(group.as_bytes().as_slice())
-        .bind(bound.device.as_bytes().as_slice())
-        .bind(bound.session.as_bytes().as_slice())
-        .bind(i64::from(bound.upto))
-        .execute(&mut *transaction)
-        .await?;
+    if bounds.is_empty() {
+        return Ok(());
     }
-    transaction.commit().await?;
+    // One statement for thousands of devices: the writer is shared with the reading log.
+    let rows: Vec<(String, String, u32)> = bounds.iter().map(|b| (b.device.to_string(), b.session.to_string(), b.upto)).collect();
+    let rows = serde_json::to_string(&rows).map_err(|e| Error::Row { table: "reserved", reason: e.to_string() })?;
+    sqlx::query(
+        "INSERT INTO reserved (group_id, device, session, upto)
+         SELECT ?, unhex(value ->> 0), unhex(value ->> 1), value ->> 2 FROM json_each(?) WHERE true
+         ON CONFLICT (group_id, device, session) DO UPDATE SET upto = max(upto, excluded.upto)",
+    )
+    .bind(group.as_bytes().as_slice())
+    .bind(rows)
+    .execute(&store.writer)
+    .await?;
     Ok(())
 }
 

@@ -243,10 +243,16 @@ impl Bridge {
                 continue;
             };
             entry.note_served(mark.f_cnt);
-            let is_serving = self.groups.get(&entry.group).is_some_and(|group| group.mode.epoch().is_some());
-            if !is_serving && let Some(pending) = self.pending.get_mut(&slot).filter(|pending| pending.plan.mark == *mark) {
-                pending.is_answered_elsewhere = true;
-            }
+            self.note_answered_elsewhere(slot, |pending| pending == mark);
+        }
+    }
+
+    /// While another node serves, what is on its disk is its own to answer.
+    fn note_answered_elsewhere(&mut self, slot: SlotIndex, is_served_there: impl Fn(&Mark) -> bool) {
+        let Some(entry) = self.registry.get(slot) else { return };
+        let is_serving = self.groups.get(&entry.group).is_some_and(|group| group.mode.epoch().is_some());
+        if !is_serving && let Some(pending) = self.pending.get_mut(&slot).filter(|pending| is_served_there(&pending.plan.mark)) {
+            pending.is_answered_elsewhere = true;
         }
     }
 
@@ -267,6 +273,7 @@ impl Bridge {
                 continue;
             }
             if let Some(slot) = self.registry.slot_of(state.device) {
+                self.note_answered_elsewhere(slot, |mark| mark.session == state.session && state.served.contains(mark.f_cnt));
                 self.want(slot);
                 self.try_answer(slot, now, out);
             }

@@ -62,7 +62,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             answer_margin: Millis(100),
-            offer_wait: Millis(60),
+            offer_wait: Millis(30),
             power_dbm: 14,
             sessions_max: 200_000,
             groups_max: 1_024,
