@@ -38,7 +38,8 @@ pub enum Event {
     ContentFetched { cid: String, bytes: u64, elapsed_ms: u64 },
     Prepared { contract: ContractId, create_ms: u64 },
     Armed { contract: ContractId, group: GroupId },
-    CustodyGained { group: GroupId, epoch: Epoch, certificate: Option<StatementId> },
+    /// `asked_at`: when this node first asked for it; absent after a release, which is claimed without asking.
+    CustodyGained { group: GroupId, epoch: Epoch, certificate: Option<StatementId>, asked_at: Option<WallTime> },
     CustodyLost { group: GroupId, epoch: Epoch },
     /// Containers and bridge serve; `start_us`: from the certificate to the tenant's first request.
     TakenOver { group: GroupId, epoch: Epoch, start_us: u64 },

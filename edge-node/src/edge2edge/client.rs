@@ -1,6 +1,7 @@
 //! Typed requests to peers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{Method, Request, StatusCode, header};
@@ -20,6 +21,8 @@ pub enum Error {
     Unreachable(#[from] transport::Error),
     #[error("the peer refused: {0}")]
     Refused(Problem),
+    #[error("the peer did not answer within {0:?}")]
+    Timeout(Duration),
     #[error("the peer's answer cannot be read: {0}")]
     Answer(String),
 }
@@ -29,7 +32,7 @@ impl Error {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable(_) => true,
+            Self::Unreachable(_) | Self::Timeout(_) => true,
             Self::Refused(problem) => problem.status >= 500 || problem.status == StatusCode::TOO_MANY_REQUESTS.as_u16(),
             Self::Answer(_) => false,
         }
@@ -38,17 +41,30 @@ impl Error {
 
 /// Asks peers over whatever transport there is.
 #[derive(Debug, Clone)]
-pub struct Client(Arc<dyn Transport>);
+pub struct Client {
+    transport: Arc<dyn Transport>,
+    /// Longest wait for a whole answer. A peer that died is noticed by QUIC only after its idle timeout.
+    answer_max: Duration,
+}
+
+/// How long a client waits if nothing else was said.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 impl Client {
     #[must_use]
     pub const fn new(transport: Arc<dyn Transport>) -> Self {
-        Self(transport)
+        Self { transport, answer_max: ANSWER_MAX }
+    }
+
+    /// The same, for those who cannot wait longer than this.
+    #[must_use]
+    pub fn within(&self, answer_max: Duration) -> Self {
+        Self { transport: Arc::clone(&self.transport), answer_max }
     }
 
     #[must_use]
     pub fn transport(&self) -> &Arc<dyn Transport> {
-        &self.0
+        &self.transport
     }
 
     /// # Errors
@@ -74,14 +90,17 @@ impl Client {
     /// # Errors
     /// The peer is away or refused.
     pub async fn stream(&self, to: NodeId, path: &str) -> Result<Body, Error> {
-        let response = self.0.request(to, request(Method::GET, path, Body::empty())?).await?;
+        let response = self.transport.request(to, request(Method::GET, path, Body::empty())?).await?;
         if response.status().is_success() { Ok(response.into_body()) } else { Err(refusal(response.status(), &read(response.into_body()).await?)) }
     }
 
     async fn ask<T: DeserializeOwned>(&self, to: NodeId, method: Method, path: &str, body: Body) -> Result<T, Error> {
-        let response = self.0.request(to, request(method, path, body)?).await?;
-        let status = response.status();
-        let bytes = read(response.into_body()).await?;
+        let answered = async {
+            let response = self.transport.request(to, request(method, path, body)?).await?;
+            let status = response.status();
+            Ok::<_, Error>((status, read(response.into_body()).await?))
+        };
+        let (status, bytes) = tokio::time::timeout(self.answer_max, answered).await.map_err(|_| Error::Timeout(self.answer_max))??;
         if !status.is_success() {
             return Err(refusal(status, &bytes));
         }

@@ -9,7 +9,7 @@ use peering::custody::{CustodyView, Role};
 use tokio::sync::watch;
 
 use super::reservations::{self, Members};
-use super::{Error, Parts, begin_serving, ended, join, leave, progress, restore, returning};
+use super::{Error, Parts, Won, begin_serving, ended, join, leave, progress, restore, returning};
 use crate::agreements::Agreement;
 use crate::tenants;
 use crate::timeline::Event;
@@ -135,7 +135,7 @@ impl Guard<'_> {
         self.serves.send_replace(true);
         memory.serving = Some(epoch);
         let certificate = view.certificate.clone();
-        self.parts.core.timeline.push(Event::CustodyGained { group, epoch, certificate: certificate.as_ref().map(|c| super::certificate_id(c)) });
+        self.parts.core.timeline.push(Won::of(&self.parts.core.clock, view).event(group, epoch, view));
         if std::mem::take(&mut memory.provider_held) {
             self.parts.core.timeline.push(Event::HandedBack { group, epoch });
             let report = HandbackReport {

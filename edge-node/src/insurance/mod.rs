@@ -23,7 +23,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use contracts::contract::State;
 use contracts::custody::Readiness;
 use contracts::ids::{ContractId, Epoch, GroupId, NodeId, StatementId};
+use contracts::time::{BootTime, WallTime};
 use contracts::write_ahead::Reserved;
+use kit::clock::Clock;
 use lora_bridge::bridge::io::Mode;
 use lora_bridge::mac::downlink::CounterSource;
 use lora_bridge::mac::session::Session;
@@ -37,6 +39,7 @@ use crate::core::Core;
 use crate::edge2edge::messages::Handover;
 use crate::lora::leases::Leases;
 use crate::lora::links::Links;
+use crate::timeline::Event;
 
 /// Why a guard cannot do its work now; it tries again.
 #[derive(Debug, thiserror::Error)]
@@ -227,6 +230,32 @@ pub(crate) fn certificate_id(certificate: &Certificate) -> StatementId {
     StatementId::from_bytes(Sha256::digest(certificate.to_bytes()).into())
 }
 
+/// How this node came to hold an epoch, in wall time (the driver says it in boot time, which means nothing elsewhere).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Won {
+    pub last_promise_at: Option<WallTime>,
+    pub asked_at: Option<WallTime>,
+    pub certified_at: WallTime,
+}
+
+impl Won {
+    pub(crate) fn of(clock: &Clock, view: &CustodyView) -> Self {
+        let (boot, wall) = (clock.boot(), clock.wall());
+        let to_wall = |at: BootTime| wall - boot.since(at);
+        view.gained.as_ref().map_or(Self { last_promise_at: None, asked_at: None, certified_at: wall }, |gained| Self {
+            last_promise_at: gained.last_promise_at.map(to_wall),
+            asked_at: gained.asked_at.map(to_wall),
+            certified_at: to_wall(gained.certified_at),
+        })
+    }
+
+    /// For the timeline.
+    pub(crate) fn event(&self, group: GroupId, epoch: Epoch, view: &CustodyView) -> Event {
+        let certificate = view.certificate.as_ref().map(|certificate| certificate_id(certificate));
+        Event::CustodyGained { group, epoch, certificate, asked_at: self.asked_at }
+    }
+}
+
 /// A slot that guards share, e.g. with HTTP handlers.
 #[derive(Debug, Default)]
 pub(crate) struct Shared<T>(Mutex<T>);
@@ -261,7 +290,7 @@ pub async fn release_one(parts: &Parts, group: GroupId) -> Result<Option<(Epoch,
     let counters = parts.bridge.release(group, Mode::Following).await?;
     let handover = serde_json::to_vec(&Handover { counters }).unwrap_or_default();
     let epoch = parts.custody.release(group, Some(successor), handover.into()).await?;
-    parts.core.timeline.push(crate::timeline::Event::Released { group, epoch });
+    parts.core.timeline.push(Event::Released { group, epoch });
     heard_release(parts, group).await;
     Ok(Some((epoch, successor)))
 }

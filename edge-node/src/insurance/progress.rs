@@ -18,6 +18,9 @@ const LINGER: Duration = Duration::from_millis(8);
 /// First and longest pause after the peer did not answer.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
+/// Nobody waits longer for a peer that may have died.
+const ANSWER_MAX: Duration = Duration::from_millis(500);
+
 /// Runs until the link is closed. `serves` says whether this node holds custody: only then it tells what it served.
 pub async fn run(parts: Parts, group: GroupId, peer: NodeId, mut outgoing: mpsc::Receiver<Outgoing>, serves: watch::Receiver<bool>) {
     let mut pause = PAUSE.0;
@@ -64,7 +67,7 @@ async fn tell(parts: &Parts, group: GroupId, peer: NodeId, batch: Vec<Outgoing>,
             Outgoing::Offer(frame) => frames.push(frame),
         }
     }
-    let client = &parts.core.client;
+    let client = parts.core.client.within(ANSWER_MAX);
     for part in parts_of(progress) {
         let () = client.post(peer, &format!("/peer/v1/groups/{group}/progress"), &part).await?;
     }
@@ -86,7 +89,7 @@ async fn push_states(parts: &Parts, group: GroupId, peer: NodeId) -> Result<(), 
     let mut cursor = 0;
     loop {
         let (states, next) = parts.bridge.export(group, cursor, STATES_MAX).await?;
-        let () = parts.core.client.post(peer, &format!("/peer/v1/groups/{group}/sessions"), &Sessions { states, next }).await?;
+        let () = parts.core.client.within(ANSWER_MAX).post(peer, &format!("/peer/v1/groups/{group}/sessions"), &Sessions { states, next }).await?;
         match next {
             Some(next) => cursor = next,
             None => return Ok(()),

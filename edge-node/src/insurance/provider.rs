@@ -16,7 +16,7 @@ use peering::custody::{CustodyView, Role};
 use tokio::sync::watch;
 
 use super::reservations::{self, Members};
-use super::{Error, Parts, Shared, begin_serving, ended, join, leave, progress, restore};
+use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, progress, restore};
 use crate::agreements::Agreement;
 use crate::edge2edge::messages::{Handover, LevelAnswer};
 use crate::migration::{self, PURPOSE_APPLICATION, PURPOSE_NETWORK};
@@ -162,8 +162,8 @@ impl Guard<'_> {
     /// Certificate in hand: containers and bridge at the same time; live frames are not held back behind the replay.
     async fn take_over(&self, epoch: Epoch, view: &CustodyView, is_renewed: bool) -> Result<(), Error> {
         let (parts, group) = (self.parts, self.contract().group);
-        let certified = Moment::now(parts);
-        parts.core.timeline.push(Event::CustodyGained { group, epoch, certificate: view.certificate.as_ref().map(|c| super::certificate_id(c)) });
+        let won = Won::of(&parts.core.clock, view);
+        parts.core.timeline.push(won.event(group, epoch, view));
         parts.visits.forget(group);
         let others = self.contract().members().into_iter().filter(|m| *m != parts.core.me()).collect();
         self.members.send_replace(Members { others, epoch: Some(epoch) });
@@ -175,9 +175,9 @@ impl Guard<'_> {
         served?;
         self.serves.send_replace(true);
         let start_us = started?;
-        let serving = Moment::now(parts);
+        let serving_at = parts.core.clock.wall();
         parts.core.timeline.push(Event::TakenOver { group, epoch, start_us });
-        self.report_takeover(epoch, view, certified, serving);
+        self.report_takeover(epoch, view, won, serving_at);
         Ok(())
     }
 
@@ -198,19 +198,19 @@ impl Guard<'_> {
         Ok(parts.core.clock.boot_micros() - begun)
     }
 
-    fn report_takeover(&self, epoch: Epoch, view: &CustodyView, certified: Moment, serving: Moment) {
-        let ttl = self.contract().terms.ttl;
+    fn report_takeover(&self, epoch: Epoch, view: &CustodyView, won: Won, serving_at: WallTime) {
+        // After a release nobody asks, and a process that just started promised nothing: the claim itself is then the earliest sign.
+        let asked_at = won.asked_at.unwrap_or(won.certified_at);
         let report = TakeoverReport {
             contract: self.agreement.id,
             group: self.contract().group,
             node: self.parts.core.me(),
             epoch,
             certificate: view.certificate.as_ref().map(|c| c.to_bytes()).unwrap_or_default(),
-            // The last promise ended at the latest when this node asked; it was given one ttl before.
-            last_promise_at: certified.wall - ttl,
-            asked_at: certified.wall,
-            certified_at: certified.wall,
-            serving_at: serving.wall,
+            last_promise_at: won.last_promise_at.unwrap_or(asked_at),
+            asked_at,
+            certified_at: won.certified_at,
+            serving_at,
         };
         crate::market::evidence::post(&self.parts.core, Envelope::sign(&report, &self.parts.core.identity.keypair));
     }
@@ -343,17 +343,6 @@ async fn watch_replay(parts: Parts, group: GroupId, epoch: Epoch, mut replayed: 
         }
     }
     parts.core.timeline.push(Event::ReplaySettled { group, epoch, frames, elapsed_ms: parts.core.clock.boot().since(begun).0 });
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Moment {
-    wall: WallTime,
-}
-
-impl Moment {
-    fn now(parts: &Parts) -> Self {
-        Self { wall: parts.core.clock.wall() }
-    }
 }
 
 /// The customer asked for open uplinks: it is back.

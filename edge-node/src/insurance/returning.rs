@@ -15,6 +15,9 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// Pause after the provider did not answer.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// Nobody waits longer for a provider that may have died.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+
 /// Catches up with the provider until custody changes (the caller then drops this). Never returns by itself.
 pub(super) async fn catch_up(parts: &Parts, contract: &Contract) {
     let mut cursor = 0;
@@ -42,8 +45,9 @@ pub(super) async fn catch_up(parts: &Parts, contract: &Contract) {
 /// Fetches what is open, stores it, fetches the sessions once (the provider's progress keeps them current), then says level.
 async fn step(parts: &Parts, contract: &Contract, cursor: &mut u64, imported: &mut u64, has_states: &mut bool) -> Result<LevelAnswer, Error> {
     let (group, provider) = (contract.group, contract.provider.node);
+    let client = parts.core.client.within(ANSWER_MAX);
     loop {
-        let page: OpenUplinks = parts.core.client.get(provider, &format!("/peer/v1/groups/{group}/open?after={cursor}")).await?;
+        let page: OpenUplinks = client.get(provider, &format!("/peer/v1/groups/{group}/open?after={cursor}")).await?;
         let marks = page.uplinks.iter().map(|open| lora_bridge::mac::session::Mark { device: open.uplink.device, session: open.uplink.session, f_cnt: open.uplink.f_cnt }).collect();
         let open: Vec<_> = page.uplinks.into_iter().filter(|open| open.uplink.group == group).map(|open| (open.uplink, open.decoded)).collect();
         *imported += open.len() as u64;
@@ -63,5 +67,5 @@ async fn step(parts: &Parts, contract: &Contract, cursor: &mut u64, imported: &m
     let epoch = parts.custody.subscribe(group).map_or(Epoch(0), |view| view.borrow().voted_epoch);
     let level = Level { group, node: parts.core.me(), epoch, upto: *cursor };
     let report = LevelReport { level: Envelope::sign(&level, &parts.core.identity.keypair) };
-    Ok(parts.core.client.post(provider, &format!("/peer/v1/groups/{group}/level"), &report).await?)
+    Ok(client.post(provider, &format!("/peer/v1/groups/{group}/level"), &report).await?)
 }
