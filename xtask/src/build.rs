@@ -9,6 +9,8 @@ use std::process::Command;
 pub struct Built {
     pub programs: PathBuf,
     pub image: PathBuf,
+    /// The device service as a static program.
+    pub service: PathBuf,
 }
 
 pub fn cargo() -> String {
@@ -42,8 +44,8 @@ pub fn everything() -> Result<Built, String> {
     service.args(["build", "--release", "--package", "lora-device-service", "--target", &host]);
     run(service.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
     let target = target_directory();
-    let built = Built { programs: target.join("release"), image: target.join("lora-device-service.tar") };
     let program = target.join(host).join("release").join("lora-device-service");
+    let built = Built { programs: target.join("release"), image: target.join("lora-device-service.tar"), service: program.clone() };
     let packed = Command::new(built.programs.join("antirio"))
         .args(["content", "pack", "--log=warn"])
         .args([&program, &built.image])

@@ -14,8 +14,8 @@ cargo xtask test [--install]
     every test, then the demo as a test; --install fetches what tests need (apt), else what is missing is said and skipped
 cargo xtask bench takeover [--runs N] [--engine E] [--motes N] [--ttl-ms N] [--json FILE]
     kill, takeover, return, hand-back, N times: the distribution and its parts
-cargo xtask bench custody | lora | start | peering | model [arguments]
-    the parts alone: the bridge's throughput, the engine's start, round trips, the exhaustive model of custody
+cargo xtask bench lora | start | peering | model [arguments]
+    the parts alone: the bridge's throughput, the start of a container, round trips between peers, the exhaustive model of custody
 cargo xtask lint
     rustfmt and clippy over everything";
 
@@ -52,12 +52,15 @@ fn bench(name: &str, arguments: &[&str]) -> Result<(), String> {
         "lora" => ("lora-bridge", "throughput"),
         "start" => ("engine", "start_latency"),
         "peering" => ("peering", "roundtrip"),
-        "model" | "custody" => ("contracts", "custody_model"),
+        "model" => ("contracts", "custody_model"),
         _ => return Err(USAGE.to_owned()),
     };
     let mut cargo = Command::new(build::cargo());
-    cargo.args(["run", "--release", "--quiet", "--package", package, "--example", example, "--"]).args(arguments);
-    build::run(&mut cargo)
+    cargo.args(["run", "--release", "--quiet", "--package", package, "--example", example, "--"]);
+    if name == "start" {
+        cargo.arg(std::path::absolute(build::everything()?.service).map_err(|error| error.to_string())?);
+    }
+    build::run(cargo.args(arguments))
 }
 
 fn lint() -> Result<(), String> {
