@@ -1,27 +1,70 @@
 //! The operator API of a node: REST on loopback, for its owner, the command line and a dashboard.
+//!
+//! - `status`, `health` — how it stands; `release` — planned maintenance; `estimate` — what is used, asked for and free
+//! - `events`, `readings`, `contracts`, `content` — what happened and what is kept
+//! - `source_resources` — the resources of the EaaS reference implementation; `incoming`, `reports` — files and reports behind them
+//! - `metrics` — Prometheus; `input` — bodies, ids and query strings; `queries` — reads of the database that only the operator needs
+//!
+//! Every error is a problem document, see `docs/problems.md`. The API knows no passwords: it listens on loopback, and it answers only to
+//! requests that name a loopback host, so that no web page can reach it through a name of its own.
 
-use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::sse::{self, KeepAlive, Sse};
-use axum::{Json, Router, routing};
-use contracts::ids::{ContractId, Epoch, EventId, GroupId, NodeId};
-use contracts::time::WallTime;
-use futures_util::{Stream, StreamExt as _};
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
 use kit::problem::Problem;
-use peering::custody::{CustodyHandle, Role};
-use serde::{Deserialize, Serialize};
+use peering::custody::CustodyHandle;
+use tokio::sync::Semaphore;
+use utoipa::{OpenApi as _, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::core::Core;
 use crate::insurance::Parts;
+use crate::market::AgentHandle;
 use crate::readings::inbox::Inbox;
-use crate::timeline::Entry;
 
-/// Readings in one page at most.
-const PAGE_MAX: u32 = 5_000;
+mod content;
+mod contracts;
+mod estimate;
+mod events;
+mod health;
+mod incoming;
+mod input;
+pub mod metrics;
+mod queries;
+mod readings;
+mod release;
+mod reports;
+mod source_resources;
+mod status;
+
+pub use content::{ContentPage, KeptContent};
+pub use contracts::{ContractDetail, KnownContract};
+pub use estimate::{EstimateView, OwnUse, Spare};
+pub use health::{Check, Readiness};
+pub use incoming::DIRECTORY as INCOMING_DIRECTORY;
+pub use readings::ReceivedReading;
+pub use release::{ReleaseOrder, Released};
+pub use status::{GroupStatus, Status};
+
+/// A body is at most this long.
+pub const BODY_BYTES_MAX: usize = 64 << 10;
+/// Event streams at a time.
+pub const EVENT_STREAMS_MAX: usize = 32;
+/// Files that are taken in at a time: one, since it keeps a core and the disk busy.
+const IMPORTS_MAX: usize = 1;
+/// A request is answered within this time; streams only have to begin.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// A request that stores a file may take this long.
+const IMPORT_TIMEOUT: Duration = Duration::from_secs(600);
+/// A part of the node that is asked whether it works has this time.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the handlers work with.
 #[derive(Debug, Clone)]
@@ -32,152 +75,173 @@ pub struct Context {
     pub custody: CustodyHandle,
 }
 
-/// All routes.
+/// What handlers share.
+#[derive(Debug)]
+struct App {
+    context: Context,
+    agent: Option<AgentHandle>,
+    streams: Arc<Semaphore>,
+    imports: Semaphore,
+    requests: metrics::Requests,
+    reports: reports::Reports,
+}
+
+impl App {
+    fn core(&self) -> &Arc<Core> {
+        &self.context.core
+    }
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "Antirio node, operator API",
+    description = "For the owner of a node, on loopback. Errors are RFC 9457 problem documents; lists go by cursor. \
+        Paths below /orchestrator and /filecoin_interface are those of the EaaS reference implementation."
+))]
+struct Document;
+
+/// All routes on one screen.
+fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(status::get_status))
+        .routes(routes!(status::get_bridge))
+        .routes(routes!(status::get_market))
+        .routes(routes!(events::follow_events))
+        .routes(routes!(readings::list_readings))
+        .routes(routes!(contracts::list_contracts))
+        .routes(routes!(contracts::get_contract))
+        .routes(routes!(estimate::get_estimate))
+        .routes(routes!(content::list_content))
+        .routes(routes!(release::release_group))
+        .routes(routes!(source_resources::customer::list_images, source_resources::customer::report_image))
+        .routes(routes!(source_resources::customer::list_contracts, source_resources::customer::ask_for_contract))
+        .routes(routes!(source_resources::provider::list_images, source_resources::provider::report_image))
+        .routes(routes!(source_resources::provider::list_contracts, source_resources::provider::acknowledge_contract))
+        .routes(routes!(source_resources::check_orchestrator))
+        .routes(routes!(source_resources::filecoin::report_deal))
+        .routes(routes!(source_resources::filecoin::get_image, source_resources::filecoin::store_image))
+        .routes(routes!(source_resources::filecoin::report_error))
+        .routes(routes!(source_resources::filecoin::check_health))
+        .routes(routes!(health::check_health))
+        .routes(routes!(health::check_readiness))
+        .routes(routes!(metrics::read_metrics))
+        .routes(routes!(read_openapi))
+}
+
+/// The OpenAPI 3.1 document, pretty JSON with a newline at its end.
+#[must_use]
+pub fn openapi() -> String {
+    let (_, document) = routes().split_for_parts();
+    let mut text = serde_json::to_string_pretty(&document).unwrap_or_default(); // plain data always serialises
+    text.push('\n');
+    text
+}
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", tag = "operations", responses(
+    (status = 200, body = serde_json::Value, content_type = "application/json")
+))]
+async fn read_openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], openapi()).into_response()
+}
+
+/// All routes, without a market agent: `/v1/market` says so, and `/v1/estimate` measures by itself.
 pub fn router(context: Context) -> Router {
-    Router::new()
-        .route("/healthz", routing::get(|| async { StatusCode::NO_CONTENT }))
-        .route("/v1/status", routing::get(get_status))
-        .route("/v1/events", routing::get(follow_events))
-        .route("/v1/readings", routing::get(list_readings))
-        .route("/v1/contracts", routing::get(list_contracts))
-        .route("/v1/bridge", routing::get(get_bridge))
-        .fallback(|| async { Problem::not_found("no such path in the operator API") })
-        .with_state(context)
+    build(context, None)
 }
 
-/// How it stands with the node.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Status {
-    pub node: NodeId,
-    pub name: String,
-    pub engine: Option<String>,
-    pub groups: Vec<GroupStatus>,
+/// All routes; the agent says what it lists, negotiates and would ask for.
+pub fn router_with_market(context: Context, agent: AgentHandle) -> Router {
+    build(context, Some(agent))
 }
 
-/// A group of devices that this node has to do with.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct GroupStatus {
-    pub group: GroupId,
-    pub contract: ContractId,
-    /// `holder`, `fenced`, `follower`, `recovering`, `stopped`.
-    pub role: String,
-    pub epoch: Epoch,
-    pub holder: Option<NodeId>,
-    /// Members that do not answer.
-    pub missing: Vec<NodeId>,
-}
-
-async fn get_status(State(context): State<Context>) -> Json<Status> {
-    let core = &context.core;
-    let group = |agreement: crate::agreements::Agreement| {
-        let group = agreement.contract.group;
-        let view = context.custody.subscribe(group)?.borrow().clone();
-        let role = match view.role {
-            Role::Holder { .. } => "holder",
-            Role::Fenced { .. } => "fenced",
-            Role::Follower { .. } => "follower",
-            Role::Recovering => "recovering",
-            Role::Stopped => "stopped",
-        };
-        let role = role.to_owned();
-        Some(GroupStatus { group, contract: agreement.id, role, epoch: view.voted_epoch, holder: view.voted_for, missing: view.missing })
-    };
-    Json(Status {
-        node: core.me(),
-        name: core.config.name.clone(),
-        engine: core.orchestrator.as_ref().map(|o| o.engine().kind().to_string()),
-        groups: core.agreements.list().into_iter().filter_map(group).collect(),
-    })
-}
-
-/// Resumes behind `Last-Event-ID`.
-async fn follow_events(State(context): State<Context>, headers: HeaderMap) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
-    let after = headers.get("last-event-id").and_then(|id| id.to_str().ok()).and_then(|id| id.parse().ok()).unwrap_or(0);
-    let (kept, live) = context.core.timeline.follow(after);
-    let live = futures_util::stream::unfold(live, |mut live| async move {
-        loop {
-            match live.recv().await {
-                Ok(entry) => return Some((entry, live)),
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return None,
-            }
-        }
+fn build(context: Context, agent: Option<AgentHandle>) -> Router {
+    let reports = reports::Reports::open(&context.core.config.state_directory);
+    let app = Arc::new(App {
+        context,
+        agent,
+        streams: Arc::new(Semaphore::new(EVENT_STREAMS_MAX)),
+        imports: Semaphore::new(IMPORTS_MAX),
+        requests: metrics::Requests::default(),
+        reports,
     });
-    let events = futures_util::stream::iter(kept).chain(live).filter_map(|entry| async move { event(&entry).map(Ok) });
-    Sse::new(events).keep_alive(KeepAlive::default())
+    let (router, _) = routes().split_for_parts();
+    router
+        .fallback(|| async { Problem::not_found("no such path in the operator API; /openapi.json lists them all") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this path does not take this method")
+        })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn_with_state(Arc::clone(&app), guard))
+        .with_state(app)
 }
 
-fn event(entry: &Entry) -> Option<sse::Event> {
-    sse::Event::default().id(entry.seq.to_string()).json_data(entry).ok()
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ReadingsQuery {
-    #[serde(default)]
-    after: u64,
-    limit: Option<u32>,
-}
-
-/// A reading in the cloud's store.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ReceivedReading {
-    /// The cursor.
-    pub seq: u64,
-    pub event: EventId,
-    pub group: GroupId,
-    pub device: String,
-    pub session: String,
-    pub f_cnt: u32,
-    pub heard_at: WallTime,
-    pub received_at: WallTime,
-    pub delivered_by: NodeId,
-    pub kind: String,
-    pub epoch: Epoch,
-    pub decoded: serde_json::Value,
-}
-
-async fn list_readings(State(context): State<Context>, query: Result<Query<ReadingsQuery>, QueryRejection>) -> Result<Json<Vec<ReceivedReading>>, Problem> {
-    let Query(ReadingsQuery { after, limit }) = query?;
-    let inbox = context.inbox.as_ref().ok_or_else(|| Problem::not_found("this node is no cloud and keeps no readings of others"))?;
-    let rows = inbox.list(after, limit.unwrap_or(PAGE_MAX).min(PAGE_MAX)).await.map_err(|error| {
-        tracing::error!(error = &error as &dyn std::error::Error, "readings cannot be read");
-        Problem::internal()
-    })?;
-    let view = |row: crate::store::inbox::Received| {
-        let reading = row.reading;
-        ReceivedReading {
-            seq: row.seq,
-            event: reading.event,
-            group: reading.group,
-            device: reading.device.to_string(),
-            session: reading.session.to_string(),
-            f_cnt: reading.f_cnt,
-            heard_at: reading.heard_at,
-            received_at: row.received_at,
-            delivered_by: row.delivered_by,
-            kind: reading.kind.as_str().to_owned(),
-            epoch: reading.epoch,
-            decoded: serde_json::from_str(reading.decoded.get()).unwrap_or_default(),
-        }
+/// Refuses other hosts' names, limits time, counts.
+async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let method = metrics::known_method(request.method());
+    let response = if names_this_machine(&request) {
+        let limit = if request.method() == axum::http::Method::POST { IMPORT_TIMEOUT } else { REQUEST_TIMEOUT };
+        tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
+            let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "the request took too long");
+            problem.detail(format_args!("it has {} s", limit.as_secs())).into_response()
+        })
+    } else {
+        Problem::forbidden("the operator API answers only on loopback, by address or as localhost").field("Host").into_response()
     };
-    Ok(Json(rows.into_iter().map(view).collect()))
+    app.requests.count(method, response.status());
+    response
 }
 
-/// A contract that this node knows.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct KnownContract {
-    pub id: ContractId,
-    pub state: contracts::contract::State,
-    pub contract: contracts::contract::Contract,
+/// Whether the request's host is a loopback address or `localhost`; clients that name none are no browsers.
+fn names_this_machine(request: &Request) -> bool {
+    let Some(host) = request.headers().get(header::HOST) else { return true };
+    let Ok(host) = host.to_str() else { return false };
+    let name = match host.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _port)| name),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-async fn list_contracts(State(context): State<Context>) -> Json<Vec<KnownContract>> {
-    let known = |a: crate::agreements::Agreement| KnownContract { id: a.id, state: a.state, contract: (*a.contract).clone() };
-    Json(context.core.agreements.list().into_iter().map(known).collect())
+/// Something broke here: the cause goes to the log.
+fn failed(what: &'static str, error: &(dyn std::error::Error + 'static)) -> Problem {
+    tracing::error!(error, what, "an operator's request failed");
+    Problem::internal()
 }
 
-async fn get_bridge(State(context): State<Context>) -> Result<Json<lora_bridge::stats::Stats>, Problem> {
-    let parts = context.parts.as_ref().ok_or_else(|| Problem::not_found("this node has no LoRa bridge"))?;
-    parts.bridge.stats().await.map(Json).map_err(|_| Problem::unavailable("the bridge has stopped"))
+/// What was asked for needs something that this node's configuration does not have.
+fn not_configured(detail: impl std::fmt::Display) -> Problem {
+    Problem::new(StatusCode::NOT_IMPLEMENTED, "not-configured", "this node is not configured for it").detail(detail)
+}
+
+/// RFC 9457 problem document.
+#[derive(Debug, serde::Serialize, ToSchema)]
+#[schema(as = Problem)]
+struct ProblemSchema {
+    /// `urn:antirio:problem:<name>`, stable; `docs/problems.md` has a section for each name.
+    #[serde(rename = "type")]
+    kind: String,
+    title: String,
+    status: u16,
+    detail: Option<String>,
+    /// The field of the input that is wrong.
+    field: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_hosts_are_answered() {
+        let names = |host: &str| {
+            names_this_machine(&Request::builder().header("host", host).body(axum::body::Body::empty()).expect("valid"))
+        };
+        for host in ["127.0.0.1:7101", "127.0.0.1", "localhost", "LOCALHOST:80", "[::1]:7101", "127.8.9.1:1"] {
+            assert!(names(host), "{host}");
+        }
+        for host in ["example.org", "localhost.example.org:7101", "10.0.0.1:7101", "[2001:db8::1]:7101", "", "[", "::"] {
+            assert!(!names(host), "{host}");
+        }
+    }
 }

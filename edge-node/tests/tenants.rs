@@ -1,0 +1,209 @@
+//! The tenant socket, spoken to by the tenant's own client and by hand: what a tenant may do, and what a flood of it costs.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use contracts::ids::{DevAddr, DevEui, Epoch, EventId, GroupId, SessionId};
+use contracts::time::WallTime;
+use edge_node::readings::log::Log;
+use edge_node::readings::{Kind, Reception, Uplink};
+use edge_node::store::{Store, uplinks};
+use edge_node::tenants::{CONNECTIONS_MAX, SOCKET_NAME, Tenant, TenantSocket};
+use kit::clock::Clock;
+use lora_bridge::bridge::{Bridge, Config};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+
+const SESSION: SessionId = SessionId::from_bytes([1; 8]);
+
+struct World {
+    socket: TenantSocket,
+    log: Log,
+    directory: tempfile::TempDir,
+}
+
+fn group(n: u8) -> GroupId {
+    GroupId::from_bytes([n; 16])
+}
+
+async fn world() -> World {
+    let directory = tempfile::tempdir().unwrap();
+    let log = Log::start(Store::open(&directory.path().join("node.db")).await.unwrap());
+    let socket = open(&log, group(7), &directory.path().join("tenant")).await;
+    World { socket, log, directory }
+}
+
+async fn open(log: &Log, group: GroupId, directory: &Path) -> TenantSocket {
+    let udp = lora_bridge::server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let (bridge, outputs) = lora_bridge::server::spawn(udp, Bridge::new(Config::default()), Clock::system(), Arc::new(|_, _| false));
+    // The bridge stops when nobody takes its outputs.
+    tokio::spawn(async move {
+        let mut outputs = outputs;
+        while outputs.recv().await.is_some() {}
+    });
+    let devices = BTreeSet::from([DevEui::from_u64(1), DevEui::from_u64(2)]);
+    TenantSocket::open(Tenant::new(group, log.clone(), Some(bridge), devices), directory).unwrap()
+}
+
+impl World {
+    fn path(&self) -> std::path::PathBuf {
+        self.socket.directory().join(SOCKET_NAME)
+    }
+
+    fn client(&self) -> tenant::Client {
+        tenant::Client::new(self.path())
+    }
+
+    /// A request by hand: status and body.
+    async fn ask(&self, request: &[u8]) -> (u16, String) {
+        let mut stream = UnixStream::connect(self.path()).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        let mut answer = Vec::new();
+        tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        let status = text.split_whitespace().nth(1).unwrap().parse().unwrap();
+        (status, text.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    async fn send(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        self.ask(&[head.as_bytes(), body.as_bytes()].concat()).await
+    }
+}
+
+fn uplink(group: GroupId, f_cnt: u32) -> Uplink {
+    let device = DevEui::from_u64(1);
+    Uplink {
+        event: EventId::new(device, SESSION, f_cnt),
+        group,
+        device,
+        dev_addr: DevAddr::from_u32(1),
+        session: SESSION,
+        f_cnt,
+        f_port: Some(1),
+        confirmed: false,
+        frm_payload: "0102".to_owned(),
+        phy: "40".to_owned(),
+        heard_at: WallTime(1),
+        kind: Kind::Live,
+        epoch: Epoch(1),
+        deliver: true,
+        rx: Reception { gateway: "aa".into(), tmst: 0, frequency_hz: 1, data_rate: "SF7BW125".into(), rssi_dbm: 0, snr_tenth_db: 0 },
+    }
+}
+
+fn reading(f_cnt: u32) -> tenant::Reading {
+    let event = EventId::new(DevEui::from_u64(1), SESSION, f_cnt);
+    tenant::Reading {
+        event_id: tenant::EventId(*event.as_uuid().as_bytes()),
+        dev_eui: tenant::DevEui(*DevEui::from_u64(1).as_bytes()),
+        f_cnt,
+        decoded: serde_json::json!({"generic_1": f_cnt}).as_object().unwrap().clone(),
+        heard_at_ms: 1,
+        error: None,
+    }
+}
+
+fn problem(body: &str) -> String {
+    let document: serde_json::Value = serde_json::from_str(body).unwrap();
+    document["type"].as_str().unwrap().rsplit(':').next().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn the_configuration_is_there_only_while_the_tenant_may_have_it() {
+    let world = world().await;
+    assert!(world.client().config().await.is_err_and(|e| e.is_transient()), "503: ask again later");
+    let mut connected = world.socket.tenant.connected();
+    world.socket.tenant.set_configuration(Some("{\"devices\":[]}".into()));
+    assert_eq!(world.client().config().await.unwrap().as_ref(), b"{\"devices\":[]}");
+    assert!(connected.has_changed().unwrap(), "the node knows that the tenant is up");
+    connected.borrow_and_update();
+    world.socket.tenant.set_configuration(None);
+    assert!(world.client().config().await.is_err());
+}
+
+#[tokio::test]
+async fn uplinks_are_followed_live_and_readings_are_durable_when_they_are_accepted() {
+    let world = world().await;
+    world.log.append(vec![uplink(group(7), 0), uplink(group(8), 5)]).await.unwrap();
+    let client = world.client();
+    let mut uplinks = client.uplinks(None).await.unwrap();
+    let first = uplinks.next().await.unwrap().unwrap();
+    assert!(matches!(&first, tenant::Line::Uplink(u) if u.f_cnt == 0), "{first:?}");
+    world.log.append(vec![uplink(group(7), 1)]).await.unwrap();
+    let second = tokio::time::timeout(Duration::from_secs(5), uplinks.next()).await.unwrap().unwrap().unwrap();
+    assert!(matches!(&second, tenant::Line::Uplink(u) if u.f_cnt == 1), "the uplink of another group is not ours: {second:?}");
+    client.publish(&tenant::ReadingBatch { readings: vec![reading(0), reading(1), reading(1)] }).await.unwrap();
+    assert_eq!(uplinks::list_unsettled(world.log.store(), 0, 10).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_tenant_registers_its_own_devices_and_no_others() {
+    let world = world().await;
+    let device = |n: u64| serde_json::json!({"dev_eui": format!("{n:016x}"), "dev_addr": "00000001", "nwk_s_key": "00".repeat(16)});
+    let body = |devices: &[serde_json::Value]| serde_json::json!({"devices": devices}).to_string();
+    assert_eq!(world.send("PUT", "/v1/devices", &body(&[device(1), device(2)])).await.0, 200);
+    let (status, answer) = world.send("PUT", "/v1/devices", &body(&[device(3)])).await;
+    assert_eq!((status, problem(&answer).as_str()), (403, "forbidden"));
+}
+
+#[tokio::test]
+async fn bad_input_gets_a_problem_document() {
+    let world = world().await;
+    let many = serde_json::to_string(&tenant::ReadingBatch { readings: (0..300).map(reading).collect() }).unwrap();
+    let huge = format!("\"{}\"", "x".repeat(tenant::READINGS_BODY_BYTES_MAX + 1));
+    let cases = [
+        ("no JSON", "POST", "/v1/readings", "{", 400, "malformed-body"),
+        ("unknown field", "POST", "/v1/readings", "{\"readings\":[],\"more\":1}", 422, "malformed-body"),
+        ("too many readings", "POST", "/v1/readings", many.as_str(), 400, "invalid-input"),
+        ("too large", "POST", "/v1/readings", huge.as_str(), 413, "malformed-body"),
+        ("bad cursor", "GET", "/v1/uplinks?after=x", "", 400, "malformed-query"),
+        ("bad key", "GET", "/v1/state/..", "", 400, "invalid-input"),
+        ("nothing there", "GET", "/v1/state/nothing", "", 404, "not-found"),
+        ("no such path", "GET", "/v2/nothing", "", 404, "not-found"),
+        ("downlinks are not carried", "POST", "/v1/downlinks", "{\"id\":\"a\",\"dev_eui\":\"0000000000000001\",\"f_port\":1,\"payload\":\"00\",\"confirmed\":false,\"expires_at_ms\":1}", 503, "unavailable"),
+    ];
+    for (what, method, path, body, status, name) in cases {
+        let (got, answer) = world.send(method, path, body).await;
+        assert_eq!((got, problem(&answer).as_str()), (status, name), "{what}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn state_is_kept_within_its_limits() {
+    let world = world().await;
+    let client = world.client();
+    client.put_state("cursor", "17".into()).await.unwrap();
+    assert_eq!(client.state("cursor").await.unwrap().unwrap().as_ref(), b"17");
+    for n in 1..tenant::STATE_KEYS_MAX {
+        client.put_state(&format!("key-{n}"), "x".into()).await.unwrap();
+    }
+    assert!(client.put_state("one-more", "x".into()).await.is_err(), "at most 256 values");
+    client.put_state("cursor", "18".into()).await.unwrap();
+}
+
+/// A tenant that opens all its places and says nothing holds up itself, for the time of a request head; another tenant notices nothing.
+#[tokio::test]
+async fn a_tenant_that_floods_its_socket_costs_others_nothing() {
+    let world = world().await;
+    let other = open(&world.log, group(8), &world.directory.path().join("other")).await;
+    other.tenant.set_configuration(Some("{}".into()));
+    let mut idle = Vec::new();
+    for _ in 0..4 * CONNECTIONS_MAX {
+        let mut stream = UnixStream::connect(world.path()).await.unwrap();
+        stream.write_all(b"GET /v1/config HTTP/1.1\r\n").await.unwrap();
+        idle.push(stream);
+    }
+    let neighbour = tenant::Client::new(other.directory().join(SOCKET_NAME));
+    let answered = tokio::time::timeout(Duration::from_secs(2), neighbour.config()).await;
+    assert_eq!(answered.unwrap().unwrap().as_ref(), b"{}");
+    drop(idle);
+    let served = tokio::time::timeout(Duration::from_secs(10), world.client().health()).await;
+    assert!(!served.unwrap().unwrap().ready, "the places are free again");
+}
