@@ -29,7 +29,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let registration = edge_node::migration::network_part(&configuration)?;
     let socket = lora_bridge::server::bind(args.bind).await?;
     let group = GroupId::from_bytes([0; 16]);
-    let (bridge, mut outputs) = lora_bridge::server::spawn(socket, Bridge::new(Config::default()), Clock::system(), Arc::new(|_, _| true));
+    let (bridge, mut outputs) =
+        lora_bridge::server::spawn(socket, Bridge::new(Config::default()), Clock::system(), Arc::new(|_, _| true));
     bridge.register(group, edge_node::tenants::http::sessions(&registration)).await?;
     bridge.custody(group, Mode::Serving { epoch: Epoch(1), foreign_lease_end: None }).await?;
     while let Some(batch) = outputs.recv().await {

@@ -40,7 +40,14 @@ pub async fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 println!("       {detail}");
             }
         }
-        println!("{}", if any_engine { "containers can run on this machine" } else { "no containers can run: mend one of the two engines above" });
+        println!(
+            "{}",
+            if any_engine {
+                "containers can run on this machine"
+            } else {
+                "no containers can run: mend one of the two engines above"
+            }
+        );
     }
     let port_free = findings[2].fine;
     Ok(if any_engine && port_free { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -48,7 +55,10 @@ pub async fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn described(what: &'static str, capabilities: Capabilities) -> Finding {
     let fine = capabilities.usable();
-    let limits = format!("limits: memory {}, cpu {}, pids {}", capabilities.limits.memory, capabilities.limits.cpu, capabilities.limits.pids);
+    let limits = format!(
+        "limits: memory {}, cpu {}, pids {}",
+        capabilities.limits.memory, capabilities.limits.cpu, capabilities.limits.pids
+    );
     let details = [vec![limits], capabilities.missing, capabilities.warnings].concat();
     Finding { what, fine, details }
 }
@@ -61,7 +71,12 @@ async fn docker(args: &Args) -> Finding {
     let what = "Docker engine";
     let scratch_dir = std::env::temp_dir();
     let Ok(prefix) = "doctor".parse() else { return Finding { what, fine: false, details: Vec::new() } };
-    let config = engine::docker::DockerConfig { prefix, socket: args.docker_socket.clone(), scratch_dir, image_limits: engine::image::ImageLimits::default() };
+    let config = engine::docker::DockerConfig {
+        prefix,
+        socket: args.docker_socket.clone(),
+        scratch_dir,
+        image_limits: engine::image::ImageLimits::default(),
+    };
     let probed = match engine::docker::DockerEngine::connect(config).await {
         Ok(engine) => engine.probe().await,
         Err(error) => Err(error),
@@ -76,7 +91,9 @@ fn lora_port(address: SocketAddr) -> Finding {
     let what = "UDP port for LoRa packet forwarders";
     match std::net::UdpSocket::bind(address) {
         Ok(_) => Finding { what, fine: true, details: vec![format!("{address} is free")] },
-        Err(error) => Finding { what, fine: false, details: vec![format!("{address}: {error}; stop what uses it or configure another")] },
+        Err(error) => {
+            Finding { what, fine: false, details: vec![format!("{address}: {error}; stop what uses it or configure another")] }
+        }
     }
 }
 

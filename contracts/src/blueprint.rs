@@ -62,7 +62,11 @@ impl Blueprint {
         Invalid::unless((1..=SERVICES_MAX).contains(&self.services.len()), "services", "one to sixteen services")?;
         Invalid::unless(self.needs.is_valid(), "needs", "a number is too large or an interface is named twice")?;
         let short = |text: &String| text.len() <= 64;
-        Invalid::unless(self.capabilities.len() <= ITEMS_MAX && self.capabilities.iter().all(short), "capabilities", "too many or too long")?;
+        Invalid::unless(
+            self.capabilities.len() <= ITEMS_MAX && self.capabilities.iter().all(short),
+            "capabilities",
+            "too many or too long",
+        )?;
         self.services.iter().try_for_each(Service::validate)?;
         let names: BTreeSet<_> = self.services.iter().map(|s| &s.name).collect();
         Invalid::unless(names.len() == self.services.len(), "services", "two services have one name")?;
@@ -86,18 +90,36 @@ impl Blueprint {
 
 impl Service {
     fn validate(&self) -> Result<(), Invalid> {
-        let name_ok = (1..=32).contains(&self.name.len()) && self.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let name_ok = (1..=32).contains(&self.name.len())
+            && self.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         Invalid::unless(name_ok, "services.name", "1 to 32 lower-case letters, digits and hyphens")?;
-        let cid_ok = (32..=128).contains(&self.image.len()) && self.image.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let cid_ok =
+            (32..=128).contains(&self.image.len()) && self.image.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
         Invalid::unless(cid_ok, "services.image", "a CIDv1 in base32")?;
         let digits = self.image_id.strip_prefix("sha256:").unwrap_or_default();
-        Invalid::unless(digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()), "services.image_id", "sha256: and 64 hexadecimal digits")?;
+        Invalid::unless(
+            digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()),
+            "services.image_id",
+            "sha256: and 64 hexadecimal digits",
+        )?;
         let text_ok = |text: &String| text.len() <= TEXT_BYTES_MAX && !text.contains('\0');
-        Invalid::unless(self.command.len() <= ITEMS_MAX && self.command.iter().all(text_ok), "services.command", "too many or too long")?;
+        Invalid::unless(
+            self.command.len() <= ITEMS_MAX && self.command.iter().all(text_ok),
+            "services.command",
+            "too many or too long",
+        )?;
         let variables_ok = self.environment.iter().all(|(k, v)| text_ok(k) && text_ok(v) && !k.is_empty() && !k.contains('='));
-        Invalid::unless(self.environment.len() <= ITEMS_MAX && variables_ok, "services.environment", "too many, too long or a bad name")?;
+        Invalid::unless(
+            self.environment.len() <= ITEMS_MAX && variables_ok,
+            "services.environment",
+            "too many, too long or a bad name",
+        )?;
         Invalid::unless(self.depends_on.len() <= SERVICES_MAX, "services.depends_on", "too many")?;
         let limits = [self.memory_bytes_max, self.cpu_millis_max, self.pids_max];
-        Invalid::unless(limits.iter().all(|l| (1..=crate::resources::INTEGER_MAX).contains(l)), "services limits", "each limit is at least one")
+        Invalid::unless(
+            limits.iter().all(|l| (1..=crate::resources::INTEGER_MAX).contains(l)),
+            "services limits",
+            "each limit is at least one",
+        )
     }
 }

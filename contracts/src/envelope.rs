@@ -270,7 +270,8 @@ impl Envelope {
 
     /// `DSSEv1 SP LEN(type) SP type SP LEN(payload) SP payload`, lengths in decimal.
     fn pre_authentication_encoding(&self) -> Vec<u8> {
-        let mut encoding = format!("DSSEv1 {} {} {} ", self.payload_type.len(), self.payload_type, self.payload.len()).into_bytes();
+        let mut encoding =
+            format!("DSSEv1 {} {} {} ", self.payload_type.len(), self.payload_type, self.payload.len()).into_bytes();
         encoding.extend_from_slice(&self.payload);
         encoding
     }

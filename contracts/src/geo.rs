@@ -30,7 +30,11 @@ impl Position {
         let half_lon = ((radians(other.longitude_e7) - radians(self.longitude_e7)) / 2.0).sin();
         let h = half_lat * half_lat + lat_a.cos() * lat_b.cos() * half_lon * half_lon;
         let metres = 2.0 * EARTH_RADIUS_M * h.sqrt().min(1.0).asin();
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most half the circumference: 20,015,115 m")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "at most half the circumference: 20,015,115 m"
+        )]
         let whole = metres.ceil() as u32;
         whole
     }

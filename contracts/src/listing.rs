@@ -103,7 +103,11 @@ fn validity(from: WallTime, until: WallTime) -> Result<(), Invalid> {
 }
 
 fn capabilities(set: &BTreeSet<String>) -> Result<(), Invalid> {
-    Invalid::unless(set.len() <= 64 && set.iter().all(|c| (1..=64).contains(&c.len())), "capabilities", "at most 64 of 1 to 64 characters")
+    Invalid::unless(
+        set.len() <= 64 && set.iter().all(|c| (1..=64).contains(&c.len())),
+        "capabilities",
+        "at most 64 of 1 to 64 characters",
+    )
 }
 
 fn witnesses(set: &BTreeSet<NodeId>) -> Result<(), Invalid> {

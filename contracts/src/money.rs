@@ -131,7 +131,18 @@ mod tests {
         let read = |json: &str| serde_json::from_str::<Amount>(json).ok().map(Amount::micros);
         assert_eq!(read("\"0\""), Some(0));
         assert_eq!(read("\"9007199254740992\""), Some(AMOUNT_MICROS_MAX));
-        for bad in ["\"9007199254740993\"", "\"01\"", "\"-1\"", "\"+1\"", "\"1.0\"", "\" 1\"", "\"\"", "12", "1e3", "\"18446744073709551616\""] {
+        for bad in [
+            "\"9007199254740993\"",
+            "\"01\"",
+            "\"-1\"",
+            "\"+1\"",
+            "\"1.0\"",
+            "\" 1\"",
+            "\"\"",
+            "12",
+            "1e3",
+            "\"18446744073709551616\"",
+        ] {
             assert_eq!(read(bad), None, "{bad}");
         }
     }

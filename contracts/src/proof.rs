@@ -30,7 +30,11 @@ impl Statement for BatchProof {
 
     fn validate(&self) -> Result<(), Invalid> {
         Invalid::unless((1..=BATCH_READINGS_MAX).contains(&self.readings), "readings", "1 to 4,096")?;
-        Invalid::unless(self.root.len() == 64 && self.root.bytes().all(|b| b.is_ascii_hexdigit()), "root", "64 hexadecimal digits")
+        Invalid::unless(
+            self.root.len() == 64 && self.root.bytes().all(|b| b.is_ascii_hexdigit()),
+            "root",
+            "64 hexadecimal digits",
+        )
     }
 }
 

@@ -41,12 +41,23 @@ impl Resources {
     /// Every number within [`INTEGER_MAX`], every interface once, names short.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        let numbers = [self.cpu_millis, self.memory_bytes, self.storage_bytes, self.bandwidth_bps, self.uptime_s, self.battery_wh.unwrap_or(0)];
+        let numbers = [
+            self.cpu_millis,
+            self.memory_bytes,
+            self.storage_bytes,
+            self.bandwidth_bps,
+            self.uptime_s,
+            self.battery_wh.unwrap_or(0),
+        ];
         let named = |text: &str| (1..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         numbers.iter().all(|n| *n <= INTEGER_MAX)
             && self.interfaces.len() <= INTERFACES_MAX
             && self.interfaces.iter().all(|i| i.slots <= INTEGER_MAX && named(&i.kind) && named(&i.region))
-            && self.interfaces.iter().enumerate().all(|(n, a)| self.interfaces[..n].iter().all(|b| (&a.kind, &a.region) != (&b.kind, &b.region)))
+            && self
+                .interfaces
+                .iter()
+                .enumerate()
+                .all(|(n, a)| self.interfaces[..n].iter().all(|b| (&a.kind, &a.region) != (&b.kind, &b.region)))
     }
 
     /// Whether every need fits.
@@ -92,7 +103,8 @@ mod tests {
 
     #[test]
     fn interfaces_are_spent_like_memory() {
-        let node = Resources { cpu_millis: 1_000, memory_bytes: 100, uptime_s: 10, interfaces: lora(200), ..Resources::default() };
+        let node =
+            Resources { cpu_millis: 1_000, memory_bytes: 100, uptime_s: 10, interfaces: lora(200), ..Resources::default() };
         let need = Resources { cpu_millis: 100, memory_bytes: 60, uptime_s: 10, interfaces: lora(150), ..Resources::default() };
         let left = node.minus(&need).expect("fits once");
         assert_eq!(left.interfaces, lora(50));

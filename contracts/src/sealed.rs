@@ -83,8 +83,15 @@ impl UnsealingKey {
     pub fn open(&self, sealed: &Sealed, purpose: &str) -> Result<Vec<u8>, Error> {
         let copy = sealed.recipients.iter().find(|r| r.key == self.1).ok_or(Error::NotForUs)?;
         let encapsulated = <Kem as hpke::Kem>::EncappedKey::from_bytes(&copy.encapsulated).map_err(|_| Error::Open)?;
-        hpke::single_shot_open::<ChaCha20Poly1305, HkdfSha256, Kem>(&OpModeR::Base, &self.0, &encapsulated, purpose.as_bytes(), &copy.ciphertext, b"")
-            .map_err(|_| Error::Open)
+        hpke::single_shot_open::<ChaCha20Poly1305, HkdfSha256, Kem>(
+            &OpModeR::Base,
+            &self.0,
+            &encapsulated,
+            purpose.as_bytes(),
+            &copy.ciphertext,
+            b"",
+        )
+        .map_err(|_| Error::Open)
     }
 }
 
@@ -104,7 +111,8 @@ impl Sealed {
     fn seal_to(secret: &[u8], key: SealingKey, purpose: &str) -> Result<Recipient, Error> {
         let public = <Kem as hpke::Kem>::PublicKey::from_bytes(&key.0).map_err(|_| Error::Key)?;
         let (encapsulated, ciphertext) =
-            hpke::single_shot_seal::<ChaCha20Poly1305, HkdfSha256, Kem>(&OpModeS::Base, &public, purpose.as_bytes(), secret, b"").map_err(|_| Error::Key)?;
+            hpke::single_shot_seal::<ChaCha20Poly1305, HkdfSha256, Kem>(&OpModeS::Base, &public, purpose.as_bytes(), secret, b"")
+                .map_err(|_| Error::Key)?;
         Ok(Recipient { key, encapsulated: encapsulated.to_bytes().to_vec(), ciphertext })
     }
 }

@@ -37,23 +37,38 @@ pub async fn run(world: &mut World, observer: &mut Observer, served_for: Duratio
     let cursor = world.all_readings().await?.last().map_or(0, |r| r.seq);
     let kill = world.kill("rio").await?;
     observer.say(kill, "rio is KILLED (SIGKILL)");
-    let gained = observer.wait(world, "custody by patras", from, MOVE_MAX, |s| s.by == "patras" && matches!(s.entry.event, Event::CustodyGained { .. })).await?;
+    let gained = observer
+        .wait(world, "custody by patras", from, MOVE_MAX, |s| {
+            s.by == "patras" && matches!(s.entry.event, Event::CustodyGained { .. })
+        })
+        .await?;
     let certificate = gained.entry.at;
     let asked = if let Event::CustodyGained { asked_at: Some(at), .. } = gained.entry.event { at } else { certificate };
     let patras = world.places["patras"].node;
     let live = |r: &edge_node::api::ReceivedReading| r.delivered_by == patras && r.heard_at > certificate && r.kind == "live";
     let (first, _) = world.wait_reading("a live reading by patras", cursor, MOVE_MAX, live).await?;
-    observer.say(first.received_at, &format!("the cloud has the first live reading by patras, {} after the kill", first.received_at.since(kill)));
-    let taken = observer.wait(world, "the takeover", from, MOVE_MAX, |s| s.by == "patras" && matches!(s.entry.event, Event::TakenOver { .. })).await?;
-    let replay = observer.wait(world, "the replay", from, MOVE_MAX, |s| matches!(s.entry.event, Event::ReplaySettled { .. })).await?;
+    observer.say(
+        first.received_at,
+        &format!("the cloud has the first live reading by patras, {} after the kill", first.received_at.since(kill)),
+    );
+    let taken = observer
+        .wait(world, "the takeover", from, MOVE_MAX, |s| s.by == "patras" && matches!(s.entry.event, Event::TakenOver { .. }))
+        .await?;
+    let replay =
+        observer.wait(world, "the replay", from, MOVE_MAX, |s| matches!(s.entry.event, Event::ReplaySettled { .. })).await?;
     tokio::time::sleep(served_for).await;
     observer.say(world.clock.wall(), "rio is started again");
     world.start_node("rio").await?;
     observer.follow(world, "rio");
-    let level = observer.wait(world, "rio level", from, MOVE_MAX, |s| s.by == "rio" && matches!(s.entry.event, Event::Level { .. })).await?;
-    let back = observer.wait(world, "the hand-back", from, MOVE_MAX, |s| s.by == "rio" && matches!(s.entry.event, Event::HandedBack { .. })).await?;
+    let level = observer
+        .wait(world, "rio level", from, MOVE_MAX, |s| s.by == "rio" && matches!(s.entry.event, Event::Level { .. }))
+        .await?;
+    let back = observer
+        .wait(world, "the hand-back", from, MOVE_MAX, |s| s.by == "rio" && matches!(s.entry.event, Event::HandedBack { .. }))
+        .await?;
     let start_us = if let Event::TakenOver { start_us, .. } = taken.entry.event { start_us } else { 0 };
-    let (replayed, replay_ms) = if let Event::ReplaySettled { frames, elapsed_ms, .. } = replay.entry.event { (frames, elapsed_ms) } else { (0, 0) };
+    let (replayed, replay_ms) =
+        if let Event::ReplaySettled { frames, elapsed_ms, .. } = replay.entry.event { (frames, elapsed_ms) } else { (0, 0) };
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52 microseconds")]
     let measured = Measured {
         takeover_ms: first.received_at.since(kill).0,
@@ -75,10 +90,19 @@ pub async fn maintain(world: &mut World, observer: &mut Observer) -> anyhow::Res
     observer.say(world.clock.wall(), "rio goes down for maintenance (SIGTERM)");
     let told = world.clock.wall();
     world.end("rio").await?;
-    let gained = observer.wait(world, "custody by patras", from, MOVE_MAX, |s| s.by == "patras" && matches!(s.entry.event, Event::CustodyGained { .. })).await?;
-    observer.say(gained.entry.at, &format!("patras holds custody {} after rio was told to end: no lease was waited for", gained.entry.at.since(told)));
+    let gained = observer
+        .wait(world, "custody by patras", from, MOVE_MAX, |s| {
+            s.by == "patras" && matches!(s.entry.event, Event::CustodyGained { .. })
+        })
+        .await?;
+    observer.say(
+        gained.entry.at,
+        &format!("patras holds custody {} after rio was told to end: no lease was waited for", gained.entry.at.since(told)),
+    );
     world.start_node("rio").await?;
     observer.follow(world, "rio");
-    observer.wait(world, "the hand-back", from, MOVE_MAX, |s| s.by == "rio" && matches!(s.entry.event, Event::HandedBack { .. })).await?;
+    observer
+        .wait(world, "the hand-back", from, MOVE_MAX, |s| s.by == "rio" && matches!(s.entry.event, Event::HandedBack { .. }))
+        .await?;
     Ok(())
 }

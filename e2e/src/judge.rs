@@ -18,7 +18,9 @@ pub struct Marks {
 }
 
 fn delivered(world: &World, reading: &ReceivedReading) -> anyhow::Result<Delivered> {
-    let name = |node: NodeId| world.places.iter().find(|(_, place)| place.node == node).map_or_else(|| node.to_string(), |(name, _)| (*name).to_owned());
+    let name = |node: NodeId| {
+        world.places.iter().find(|(_, place)| place.node == node).map_or_else(|| node.to_string(), |(name, _)| (*name).to_owned())
+    };
     let decoded = &reading.decoded;
     Ok(Delivered {
         device: reading.device.parse().map_err(|_| anyhow::anyhow!("device {}", reading.device))?,
@@ -48,7 +50,13 @@ pub async fn judge(world: &World, marks: Marks) -> anyhow::Result<Report> {
     let readings = world.all_readings().await?;
     let delivered = readings.iter().map(|r| delivered(world, r)).collect::<anyhow::Result<Vec<_>>>()?;
     let life = |name: &str, gateway: &str| -> anyhow::Result<NodeLife> {
-        let alive = world.lives.get(name).into_iter().flatten().map(|(from, to)| Alive { from_ms: from.0, to_ms: to.map(|t| t.0) }).collect();
+        let alive = world
+            .lives
+            .get(name)
+            .into_iter()
+            .flatten()
+            .map(|(from, to)| Alive { from_ms: from.0, to_ms: to.map(|t| t.0) })
+            .collect();
         Ok(NodeLife { node: name.to_owned(), gateway: gateway.parse().map_err(|_| anyhow::anyhow!("gateway EUI"))?, alive })
     };
     let nodes = [life("rio", RIO_GATEWAY)?, life("patras", PATRAS_GATEWAY)?];

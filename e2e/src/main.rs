@@ -23,7 +23,11 @@ use report::Outcome;
 use world::{Settings, World};
 
 #[derive(Debug, Parser)]
-#[command(name = "antirio-demo", version, about = "Two owners insure one another's edge; one is killed, the other serves its sensors")]
+#[command(
+    name = "antirio-demo",
+    version,
+    about = "Two owners insure one another's edge; one is killed, the other serves its sensors"
+)]
 struct Cli {
     #[command(flatten)]
     common: Common,
@@ -189,7 +193,11 @@ async fn insure(world: &mut World, observer: &mut Observer) -> anyhow::Result<()
         world.start_node(name).await?;
         observer.follow(world, name);
     }
-    observer.wait(world, "rio's own service", 0, Duration::from_secs(20), |s| s.by == "rio" && matches!(s.entry.event, Event::ServiceStarted { .. })).await?;
+    observer
+        .wait(world, "rio's own service", 0, Duration::from_secs(20), |s| {
+            s.by == "rio" && matches!(s.entry.event, Event::ServiceStarted { .. })
+        })
+        .await?;
     let armed = |name: &'static str| move |s: &observe::Said| s.by == name && matches!(s.entry.event, Event::Armed { .. });
     observer.wait(world, "patras in custody", 0, Duration::from_secs(60), armed("patras")).await?;
     observer.wait(world, "rio in custody", 0, Duration::from_secs(60), armed("rio")).await?;
@@ -214,7 +222,9 @@ async fn demo(cli: &Cli, world: &mut World) -> anyhow::Result<ExitCode> {
     world.drain_radio(Duration::from_secs(20)).await?;
     settle_down(world).await?;
     cycle::maintain(world, &mut observer).await?;
-    let settled = observer.wait(world, "the verdict", 0, Duration::from_secs(30), |s| matches!(s.entry.event, Event::Settled { .. })).await?;
+    let settled = observer
+        .wait(world, "the verdict", 0, Duration::from_secs(30), |s| matches!(s.entry.event, Event::Settled { .. }))
+        .await?;
     settle_down(world).await?;
     let rss_mb = world.memory_mb();
     let accounts_after = world.accounts().await?;
@@ -222,7 +232,14 @@ async fn demo(cli: &Cli, world: &mut World) -> anyhow::Result<ExitCode> {
     observer.catch_up();
     let audit = judge::judge(world, marks).await?;
     let outcome = outcome(&observer, audit, measured, &settled.entry.event);
-    let outcome = Outcome { ledger_balanced: sum_before == sum(&accounts_after), accounts_before, accounts_after, rss_mb, rss_idle_mb, ..outcome };
+    let outcome = Outcome {
+        ledger_balanced: sum_before == sum(&accounts_after),
+        accounts_before,
+        accounts_after,
+        rss_mb,
+        rss_idle_mb,
+        ..outcome
+    };
     outcome.print();
     if let Some(path) = &cli.common.json {
         std::fs::write(path, serde_json::to_vec_pretty(&outcome)?).with_context(|| path.display().to_string())?;

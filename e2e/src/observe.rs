@@ -81,7 +81,14 @@ impl Observer {
     }
 
     /// Waits until a node says something that `is_it`, counting what it said since `from` (an index into [`Self::seen`]).
-    pub async fn wait(&mut self, world: &mut World, what: &str, from: usize, bound: Duration, is_it: impl Fn(&Said) -> bool) -> anyhow::Result<Said> {
+    pub async fn wait(
+        &mut self,
+        world: &mut World,
+        what: &str,
+        from: usize,
+        bound: Duration,
+        is_it: impl Fn(&Said) -> bool,
+    ) -> anyhow::Result<Said> {
         let begun = std::time::Instant::now();
         let mut looked = from;
         loop {
@@ -135,25 +142,37 @@ fn describe(event: &Event) -> String {
         Event::TenantConnected { .. } => "tenant connected".to_owned(),
         Event::Listed { kind, id } => format!("listed a signed {kind}: {}", id.short()),
         Event::Matched { id } => format!("matched: {}", id.short()),
-        Event::Negotiated { round, price_per_day_micros } => format!("agreed in round {round}: {price_per_day_micros} micro-EUR per day"),
+        Event::Negotiated { round, price_per_day_micros } => {
+            format!("agreed in round {round}: {price_per_day_micros} micro-EUR per day")
+        }
         Event::Signed { contract } => format!("signed contract {}", contract.short()),
         Event::InForce { contract } => format!("contract {} is in force, stakes are held", contract.short()),
         Event::ContentStored { cid, bytes } => format!("stored {bytes} bytes as {cid}"),
-        Event::ContentFetched { cid, bytes, elapsed_ms } => format!("fetched and verified {bytes} bytes in {elapsed_ms} ms: {cid}"),
+        Event::ContentFetched { cid, bytes, elapsed_ms } => {
+            format!("fetched and verified {bytes} bytes in {elapsed_ms} ms: {cid}")
+        }
         Event::Prepared { create_ms, .. } => format!("containers created and waiting ({create_ms} ms)"),
         Event::Armed { .. } => "takes part in custody".to_owned(),
         Event::CustodyGained { epoch, certificate, .. } => {
             format!("CUSTODY of epoch {epoch}, certificate {}", certificate.map_or_else(|| "-".to_owned(), |c| c.short()))
         }
         Event::CustodyLost { epoch, .. } => format!("custody of epoch {epoch} is over here"),
-        Event::TakenOver { epoch, start_us, .. } => format!("TAKEN OVER in epoch {epoch}: containers answered after {:.1} ms", micros(*start_us)),
-        Event::ReplaySettled { frames, elapsed_ms, .. } => format!("{frames} buffered frames replayed, all with the cloud after {elapsed_ms} ms"),
+        Event::TakenOver { epoch, start_us, .. } => {
+            format!("TAKEN OVER in epoch {epoch}: containers answered after {:.1} ms", micros(*start_us))
+        }
+        Event::ReplaySettled { frames, elapsed_ms, .. } => {
+            format!("{frames} buffered frames replayed, all with the cloud after {elapsed_ms} ms")
+        }
         Event::CustomerReturned { .. } => "the customer is back".to_owned(),
         Event::Level { imported, .. } => format!("level with the insurer ({imported} open readings taken over)"),
         Event::Released { epoch, .. } => format!("released epoch {epoch} with exact counters"),
         Event::HandedBack { epoch, .. } => format!("HANDED BACK in epoch {epoch}"),
         Event::Settled { contract, outcome, verdict } => {
-            format!("contract {} ended: {outcome}, verdict {}", contract.short(), verdict.map_or_else(|| "-".to_owned(), |v| v.short()))
+            format!(
+                "contract {} ended: {outcome}, verdict {}",
+                contract.short(),
+                verdict.map_or_else(|| "-".to_owned(), |v| v.short())
+            )
         }
         Event::Wiped { contract } => format!("keys and content of {} wiped", contract.short()),
         Event::Alarm { what } => format!("ALARM {what}"),
@@ -204,7 +223,13 @@ impl World {
     }
 
     /// Waits until the cloud got a reading for which `is_it`, looking behind `after`; returns it and the cursor.
-    pub async fn wait_reading(&mut self, what: &str, mut after: u64, bound: Duration, is_it: impl Fn(&ReceivedReading) -> bool) -> anyhow::Result<(ReceivedReading, u64)> {
+    pub async fn wait_reading(
+        &mut self,
+        what: &str,
+        mut after: u64,
+        bound: Duration,
+        is_it: impl Fn(&ReceivedReading) -> bool,
+    ) -> anyhow::Result<(ReceivedReading, u64)> {
         let begun = std::time::Instant::now();
         loop {
             for reading in self.readings(after).await? {
@@ -230,7 +255,10 @@ impl World {
                     epochs.push((group.holder, group.epoch, group.role));
                 }
             }
-            if epochs.len() == 2 && epochs.iter().all(|(h, e, _)| *h == Some(wanted) && *e == epochs[0].1) && epochs.iter().any(|(_, _, role)| role == "holder") {
+            if epochs.len() == 2
+                && epochs.iter().all(|(h, e, _)| *h == Some(wanted) && *e == epochs[0].1)
+                && epochs.iter().any(|(_, _, role)| role == "holder")
+            {
                 return Ok(epochs[0].1);
             }
             self.check_all()?;

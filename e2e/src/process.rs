@@ -77,7 +77,9 @@ impl Process {
     /// Resident memory now and at its highest, in kilobytes.
     pub fn memory_kb(&self) -> Option<(u64, u64)> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()?)).ok()?;
-        let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).and_then(|l| l.split_whitespace().next()?.parse().ok());
+        let field = |name: &str| {
+            status.lines().find_map(|l| l.strip_prefix(name)).and_then(|l| l.split_whitespace().next()?.parse().ok())
+        };
         Some((field("VmRSS:")?, field("VmHWM:")?))
     }
 }

@@ -64,7 +64,10 @@ impl Outcome {
             row(&format!("  heard while {alive} node(s) were alive"), format!("{:.2} %", coverage.percent));
         }
         row("frames owed", self.frames_owed.to_string());
-        row("  heard by rio alone within 50 ms before its kill (not owed)", self.heard_by_a_alone_within_50ms_before_kill.to_string());
+        row(
+            "  heard by rio alone within 50 ms before its kill (not owed)",
+            self.heard_by_a_alone_within_50ms_before_kill.to_string(),
+        );
         row("  heard by nobody alive (not owed)", self.heard_by_nobody_alive.to_string());
         row("readings owed", self.readings_owed.to_string());
         row("readings delivered", self.readings_delivered.to_string());

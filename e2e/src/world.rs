@@ -231,7 +231,10 @@ impl World {
             );
         self.write("rio.policy.toml", &policy)?;
         let directory = self.directory.display();
-        let service = format!("[service]\nname = \"lora\"\nimage = \"{}\"\nconfiguration = \"{directory}/devices.json\"\n", settings.image.display());
+        let service = format!(
+            "[service]\nname = \"lora\"\nimage = \"{}\"\nconfiguration = \"{directory}/devices.json\"\n",
+            settings.image.display()
+        );
         Ok(self.node_config("rio", "edge", 0)? + &service)
     }
 
@@ -254,16 +257,21 @@ impl World {
         let list = self.directory.join("provisioning.json");
         let settings = &self.settings;
         let output = tokio::process::Command::new(self.program("antirio-radio"))
-            .args(["--seed", &settings.seed.to_string(), "--motes", &settings.motes.to_string(), "--provisioning-only", "--provisioning"])
+            .args([
+                "--seed",
+                &settings.seed.to_string(),
+                "--motes",
+                &settings.motes.to_string(),
+                "--provisioning-only",
+                "--provisioning",
+            ])
             .arg(&list)
             .output()
             .await?;
         anyhow::ensure!(output.status.success(), "provisioning failed: {}", String::from_utf8_lossy(&output.stderr));
         let list: serde_json::Value = serde_json::from_slice(&std::fs::read(&list)?)?;
         let devices = list["devices"].as_array().context("a provisioning list has devices")?;
-        let of = |device: &serde_json::Value| {
-            json!({"dev_eui": device["dev_eui"], "dev_addr": device["dev_addr"], "nwk_s_key": device["nwk_s_key"], "app_s_key": device["app_s_key"], "codec": "cayenne-lpp"})
-        };
+        let of = |device: &serde_json::Value| json!({"dev_eui": device["dev_eui"], "dev_addr": device["dev_addr"], "nwk_s_key": device["nwk_s_key"], "app_s_key": device["app_s_key"], "codec": "cayenne-lpp"});
         let configuration = json!({"devices": devices.iter().map(of).collect::<Vec<_>>()});
         self.write("devices.json", &configuration.to_string())?;
         Ok(())
@@ -271,7 +279,9 @@ impl World {
 
     pub async fn start_radio(&mut self) -> anyhow::Result<()> {
         let settings = &self.settings;
-        let gateway = |eui: &str, name: &str| format!("--gateway={eui}@{}", self.place(name).lora.map(|a| a.to_string()).unwrap_or_default());
+        let gateway = |eui: &str, name: &str| {
+            format!("--gateway={eui}@{}", self.place(name).lora.map(|a| a.to_string()).unwrap_or_default())
+        };
         let arguments = [
             format!("--seed={}", settings.seed),
             format!("--motes={}", settings.motes),
@@ -371,7 +381,10 @@ impl World {
     pub fn memory_mb(&self) -> BTreeMap<String, (f64, f64)> {
         #[expect(clippy::cast_precision_loss, reason = "for people")]
         let mb = |kb: u64| (kb as f64 / 1_024.0 * 10.0).round() / 10.0;
-        self.processes.iter().filter_map(|(name, p)| p.memory_kb().map(|(now, high)| ((*name).to_owned(), (mb(now), mb(high))))).collect()
+        self.processes
+            .iter()
+            .filter_map(|(name, p)| p.memory_kb().map(|(now, high)| ((*name).to_owned(), (mb(now), mb(high)))))
+            .collect()
     }
 
     pub fn process_id(&self, name: &str) -> Option<u32> {

@@ -83,7 +83,14 @@ impl Agreements {
         let agreement = match self.get(id) {
             Some(known) if known.envelope.signatures.len() >= envelope.signatures.len() => return Ok(known),
             Some(known) => Agreement { envelope: Arc::new(envelope.clone()), ..known },
-            None => Agreement { id, contract: Arc::new(verified.statement), envelope: Arc::new(envelope.clone()), state, wiped: false, version: 0 },
+            None => Agreement {
+                id,
+                contract: Arc::new(verified.statement),
+                envelope: Arc::new(envelope.clone()),
+                state,
+                wiped: false,
+                version: 0,
+            },
         };
         self.write(agreement).await
     }

@@ -90,7 +90,8 @@ pub fn write_record(state_directory: &Path, record: &NodeRecord, owner: &Keypair
 pub fn read_record(state_directory: &Path) -> Result<Envelope, Error> {
     let path = state_directory.join(RECORD_FILE);
     let json = std::fs::read(&path).map_err(|source| Error::File { path: path.clone(), source })?;
-    let envelope: Envelope = serde_json::from_slice(&json).map_err(|e| Error::Record { path: path.clone(), reason: e.to_string() })?;
+    let envelope: Envelope =
+        serde_json::from_slice(&json).map_err(|e| Error::Record { path: path.clone(), reason: e.to_string() })?;
     NodeRecord::verify(&envelope).map_err(|e| Error::Record { path, reason: e.to_string() })?;
     Ok(envelope)
 }

@@ -187,7 +187,9 @@ async fn start(config: Config, clock: Clock) -> Result<Node, Error> {
     let directory = Directory::open(store.clone(), addresses).await?;
     let own = directory.put(&record).await?;
     let own_service = match (&config.service, &engine) {
-        (Some(service), Some((orchestrator, _))) => Some(service::load(identity.keypair.node_id(), service, &content, orchestrator.engine().as_ref()).await?),
+        (Some(service), Some((orchestrator, _))) => {
+            Some(service::load(identity.keypair.node_id(), service, &content, orchestrator.engine().as_ref()).await?)
+        }
         _ => None,
     };
     let timeline = Timeline::new(clock.clone());
@@ -253,7 +255,13 @@ async fn assemble(core: Arc<Core>, endpoint: Endpoint, lock: std::fs::File) -> R
 }
 
 fn start_side_tasks(core: &Arc<Core>, parts: Option<Parts>) {
-    let north = north::run(core.log.clone(), core.client.clone(), core.destinations.clone(), core.identity.keypair.clone(), core.clock.clone());
+    let north = north::run(
+        core.log.clone(),
+        core.client.clone(),
+        core.destinations.clone(),
+        core.identity.keypair.clone(),
+        core.clock.clone(),
+    );
     tokio::spawn(north);
     if let Some(parts) = parts {
         tokio::spawn(tell_settled(parts.clone()));
@@ -262,7 +270,13 @@ fn start_side_tasks(core: &Arc<Core>, parts: Option<Parts>) {
     tokio::spawn(prune(Arc::clone(core)));
 }
 
-async fn open_bridge(core: &Arc<Core>, bind: SocketAddr, custody: CustodyHandle, votes: Arc<FileVotes>, reserved: ReservedByGroup) -> Result<Parts, Error> {
+async fn open_bridge(
+    core: &Arc<Core>,
+    bind: SocketAddr,
+    custody: CustodyHandle,
+    votes: Arc<FileVotes>,
+    reserved: ReservedByGroup,
+) -> Result<Parts, Error> {
     let socket = lora_bridge::server::bind(bind).await?;
     let leases = Leases::default();
     let asked = leases.clone();
@@ -360,7 +374,12 @@ impl Node {
     /// The API's listener failed.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
         let address = self.api;
-        let router = api::router(api::Context { core: Arc::clone(&self.core), parts: self.parts.clone(), inbox: self.inbox.clone(), custody: self.custody.clone() });
+        let router = api::router(api::Context {
+            core: Arc::clone(&self.core),
+            parts: self.parts.clone(),
+            inbox: self.inbox.clone(),
+            custody: self.custody.clone(),
+        });
         tracing::info!(node = %self.core.me(), %address, "serving");
         let (stop, mut stopped) = tokio::sync::watch::channel(false);
         tokio::spawn(async move {

@@ -19,7 +19,8 @@ pub const CAPABILITY_LORA: &str = "lora:EU868";
 /// The group of an owner's service: the same after every restart, another for every node and name.
 #[must_use]
 pub fn group_of(node: NodeId, name: &str) -> GroupId {
-    let digest = Sha256::new().chain_update(b"antirio group v1\0").chain_update(node.as_bytes()).chain_update(name.as_bytes()).finalize();
+    let digest =
+        Sha256::new().chain_update(b"antirio group v1\0").chain_update(node.as_bytes()).chain_update(name.as_bytes()).finalize();
     let mut id = [0; 16];
     id.copy_from_slice(&digest[..16]);
     GroupId::from_bytes(id)
@@ -29,10 +30,16 @@ pub fn group_of(node: NodeId, name: &str) -> GroupId {
 ///
 /// # Errors
 /// A file cannot be read or is not of its form, or the engine refuses the image.
-pub async fn load(node: NodeId, service: &config::Service, content: &BlockStore, engine: &dyn engine::Engine) -> Result<OwnService, migration::Error> {
+pub async fn load(
+    node: NodeId,
+    service: &config::Service,
+    content: &BlockStore,
+    engine: &dyn engine::Engine,
+) -> Result<OwnService, migration::Error> {
     let configuration = read_configuration(&service.configuration)?;
     let registration = network_part(&configuration)?;
-    let (image, image_id) = migration::store_image(content, engine, &service.image, &format!("own service {}", service.name)).await?;
+    let (image, image_id) =
+        migration::store_image(content, engine, &service.image, &format!("own service {}", service.name)).await?;
     let service = Service {
         name: service.name.clone(),
         image: image.to_string(),

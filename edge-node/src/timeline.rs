@@ -26,32 +26,102 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    Started { node: String, engine: String },
-    ServiceStarted { group: GroupId, start_us: u64 },
-    TenantConnected { group: GroupId, since_start_us: Option<u64> },
-    Listed { kind: String, id: StatementId },
-    Matched { id: StatementId },
-    Negotiated { round: u32, price_per_day_micros: String },
-    Signed { contract: ContractId },
-    InForce { contract: ContractId },
-    ContentStored { cid: String, bytes: u64 },
-    ContentFetched { cid: String, bytes: u64, elapsed_ms: u64 },
-    Prepared { contract: ContractId, create_ms: u64 },
-    Armed { contract: ContractId, group: GroupId },
+    Started {
+        node: String,
+        engine: String,
+    },
+    ServiceStarted {
+        group: GroupId,
+        start_us: u64,
+    },
+    TenantConnected {
+        group: GroupId,
+        since_start_us: Option<u64>,
+    },
+    Listed {
+        kind: String,
+        id: StatementId,
+    },
+    Matched {
+        id: StatementId,
+    },
+    Negotiated {
+        round: u32,
+        price_per_day_micros: String,
+    },
+    Signed {
+        contract: ContractId,
+    },
+    InForce {
+        contract: ContractId,
+    },
+    ContentStored {
+        cid: String,
+        bytes: u64,
+    },
+    ContentFetched {
+        cid: String,
+        bytes: u64,
+        elapsed_ms: u64,
+    },
+    Prepared {
+        contract: ContractId,
+        create_ms: u64,
+    },
+    Armed {
+        contract: ContractId,
+        group: GroupId,
+    },
     /// `asked_at`: when this node first asked for it; absent after a release, which is claimed without asking.
-    CustodyGained { group: GroupId, epoch: Epoch, certificate: Option<StatementId>, asked_at: Option<WallTime> },
-    CustodyLost { group: GroupId, epoch: Epoch },
+    CustodyGained {
+        group: GroupId,
+        epoch: Epoch,
+        certificate: Option<StatementId>,
+        asked_at: Option<WallTime>,
+    },
+    CustodyLost {
+        group: GroupId,
+        epoch: Epoch,
+    },
     /// Containers and bridge serve; `start_us`: from the certificate to the tenant's first request.
-    TakenOver { group: GroupId, epoch: Epoch, start_us: u64 },
+    TakenOver {
+        group: GroupId,
+        epoch: Epoch,
+        start_us: u64,
+    },
     /// Every frame that was buffered at the takeover is with the customer's cloud.
-    ReplaySettled { group: GroupId, epoch: Epoch, frames: u64, elapsed_ms: u64 },
-    CustomerReturned { group: GroupId },
-    Level { group: GroupId, imported: u64 },
-    Released { group: GroupId, epoch: Epoch },
-    HandedBack { group: GroupId, epoch: Epoch },
-    Settled { contract: ContractId, outcome: String, verdict: Option<StatementId> },
-    Wiped { contract: ContractId },
-    Alarm { what: String },
+    ReplaySettled {
+        group: GroupId,
+        epoch: Epoch,
+        frames: u64,
+        elapsed_ms: u64,
+    },
+    CustomerReturned {
+        group: GroupId,
+    },
+    Level {
+        group: GroupId,
+        imported: u64,
+    },
+    Released {
+        group: GroupId,
+        epoch: Epoch,
+    },
+    HandedBack {
+        group: GroupId,
+        epoch: Epoch,
+    },
+    Settled {
+        contract: ContractId,
+        outcome: String,
+        verdict: Option<StatementId>,
+    },
+    Wiped {
+        contract: ContractId,
+    },
+    Alarm {
+        what: String,
+    },
 }
 
 /// A handle; cheap to clone.

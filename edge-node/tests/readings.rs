@@ -168,13 +168,18 @@ async fn the_cloud_keeps_every_reading_once_whoever_brings_it_and_however_often(
     let (rio, patras) = (Keypair::from_secret(&[1; 32]), Keypair::from_secret(&[2; 32]));
     let take = |keypair: Keypair, counters: Vec<u32>| {
         let inbox = inbox.clone();
-        async move { inbox.accept(keypair.node_id(), |g| g == GROUP, over_the_wire(&batch(&keypair, GROUP, &counters))).await.unwrap().new }
+        async move {
+            inbox.accept(keypair.node_id(), |g| g == GROUP, over_the_wire(&batch(&keypair, GROUP, &counters))).await.unwrap().new
+        }
     };
     assert_eq!(take(rio.clone(), vec![0, 1]).await, 2);
     assert_eq!(take(rio.clone(), vec![0, 1]).await, 0);
     assert_eq!(take(patras.clone(), vec![1, 2]).await, 1);
     let kept = inbox.list(0, 10).await.unwrap();
-    assert_eq!(kept.iter().map(|r| (r.reading.f_cnt, r.delivered_by)).collect::<Vec<_>>(), [(0, rio.node_id()), (1, rio.node_id()), (2, patras.node_id())]);
+    assert_eq!(
+        kept.iter().map(|r| (r.reading.f_cnt, r.delivered_by)).collect::<Vec<_>>(),
+        [(0, rio.node_id()), (1, rio.node_id()), (2, patras.node_id())]
+    );
 }
 
 #[tokio::test]

@@ -38,7 +38,8 @@ async fn world() -> World {
 
 async fn open(log: &Log, group: GroupId, directory: &Path) -> TenantSocket {
     let udp = lora_bridge::server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let (bridge, outputs) = lora_bridge::server::spawn(udp, Bridge::new(Config::default()), Clock::system(), Arc::new(|_, _| false));
+    let (bridge, outputs) =
+        lora_bridge::server::spawn(udp, Bridge::new(Config::default()), Clock::system(), Arc::new(|_, _| false));
     // The bridge stops when nobody takes its outputs.
     tokio::spawn(async move {
         let mut outputs = outputs;
@@ -94,7 +95,14 @@ fn uplink(group: GroupId, f_cnt: u32) -> Uplink {
         kind: Kind::Live,
         epoch: Epoch(1),
         deliver: true,
-        rx: Reception { gateway: "aa".into(), tmst: 0, frequency_hz: 1, data_rate: "SF7BW125".into(), rssi_dbm: 0, snr_tenth_db: 0 },
+        rx: Reception {
+            gateway: "aa".into(),
+            tmst: 0,
+            frequency_hz: 1,
+            data_rate: "SF7BW125".into(),
+            rssi_dbm: 0,
+            snr_tenth_db: 0,
+        },
     }
 }
 
@@ -146,7 +154,8 @@ async fn uplinks_are_followed_live_and_readings_are_durable_when_they_are_accept
 #[tokio::test]
 async fn a_tenant_registers_its_own_devices_and_no_others() {
     let world = world().await;
-    let device = |n: u64| serde_json::json!({"dev_eui": format!("{n:016x}"), "dev_addr": "00000001", "nwk_s_key": "00".repeat(16)});
+    let device =
+        |n: u64| serde_json::json!({"dev_eui": format!("{n:016x}"), "dev_addr": "00000001", "nwk_s_key": "00".repeat(16)});
     let body = |devices: &[serde_json::Value]| serde_json::json!({"devices": devices}).to_string();
     assert_eq!(world.send("PUT", "/v1/devices", &body(&[device(1), device(2)])).await.0, 200);
     let (status, answer) = world.send("PUT", "/v1/devices", &body(&[device(3)])).await;
@@ -167,7 +176,14 @@ async fn bad_input_gets_a_problem_document() {
         ("bad key", "GET", "/v1/state/..", "", 400, "invalid-input"),
         ("nothing there", "GET", "/v1/state/nothing", "", 404, "not-found"),
         ("no such path", "GET", "/v2/nothing", "", 404, "not-found"),
-        ("downlinks are not carried", "POST", "/v1/downlinks", "{\"id\":\"a\",\"dev_eui\":\"0000000000000001\",\"f_port\":1,\"payload\":\"00\",\"confirmed\":false,\"expires_at_ms\":1}", 503, "unavailable"),
+        (
+            "downlinks are not carried",
+            "POST",
+            "/v1/downlinks",
+            "{\"id\":\"a\",\"dev_eui\":\"0000000000000001\",\"f_port\":1,\"payload\":\"00\",\"confirmed\":false,\"expires_at_ms\":1}",
+            503,
+            "unavailable",
+        ),
     ];
     for (what, method, path, body, status, name) in cases {
         let (got, answer) = world.send(method, path, body).await;

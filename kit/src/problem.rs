@@ -110,7 +110,9 @@ impl From<contracts::envelope::Error> for Problem {
         let name = match &error {
             E::Type { .. } => "unknown-statement-type",
             E::TooLong { .. } => "too-large",
-            E::SignatureCount { .. } | E::Key { .. } | E::Signature { .. } | E::SignedTwice { .. } | E::Missing { .. } => "bad-signature",
+            E::SignatureCount { .. } | E::Key { .. } | E::Signature { .. } | E::SignedTwice { .. } | E::Missing { .. } => {
+                "bad-signature"
+            }
             E::Payload { .. } => "malformed-statement",
             E::Invalid(invalid) => return Self::invalid(invalid.field, invalid.reason),
         };

@@ -32,7 +32,9 @@ pub fn run(command: &mut Command) -> Result<(), String> {
 fn host() -> Result<String, String> {
     let output = Command::new("rustc").arg("-vV").output().map_err(|error| format!("rustc: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.lines().find_map(|line| line.strip_prefix("host: ").map(str::to_owned)).ok_or_else(|| "rustc does not name its host".to_owned())
+    text.lines()
+        .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
+        .ok_or_else(|| "rustc does not name its host".to_owned())
 }
 
 /// `antirio`, `antirio-radio`, `antirio-demo`, and the device service as a static program in an image tar.
@@ -45,13 +47,18 @@ pub fn everything() -> Result<Built, String> {
     run(service.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
     let target = target_directory();
     let program = target.join(host).join("release").join("lora-device-service");
-    let built = Built { programs: target.join("release"), image: target.join("lora-device-service.tar"), service: program.clone() };
+    let built =
+        Built { programs: target.join("release"), image: target.join("lora-device-service.tar"), service: program.clone() };
     let packed = Command::new(built.programs.join("antirio"))
         .args(["content", "pack", "--log=warn"])
         .args([&program, &built.image])
         .output()
         .map_err(|error| format!("antirio content pack: {error}"))?;
-    if packed.status.success() { Ok(built) } else { Err(format!("the image cannot be packed: {}", String::from_utf8_lossy(&packed.stderr))) }
+    if packed.status.success() {
+        Ok(built)
+    } else {
+        Err(format!("the image cannot be packed: {}", String::from_utf8_lossy(&packed.stderr)))
+    }
 }
 
 impl Built {

@@ -65,5 +65,13 @@ fn bench(name: &str, arguments: &[&str]) -> Result<(), String> {
 
 fn lint() -> Result<(), String> {
     build::run(Command::new(build::cargo()).args(["fmt", "--all", "--check"]))?;
-    build::run(Command::new(build::cargo()).args(["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"]))
+    build::run(Command::new(build::cargo()).args([
+        "clippy",
+        "--release",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ]))
 }

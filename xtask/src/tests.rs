@@ -17,7 +17,9 @@ pub fn run(install: bool) -> Result<(), String> {
             tests.env("ANTIRIO_DOCKER_SOCKET", docker.socket());
         }
         Err(missing) if install => return Err(format!("the tests need a Docker engine: {missing}")),
-        Err(missing) => println!("SKIPPED tests with a Docker engine: {missing}; `cargo xtask test --install` installs and starts one"),
+        Err(missing) => {
+            println!("SKIPPED tests with a Docker engine: {missing}; `cargo xtask test --install` installs and starts one")
+        }
     }
     let built = build::everything()?;
     build::run(&mut tests)?;

@@ -15,14 +15,26 @@ pub enum State {
     /// In force: stakes are held; the provider fetches and prepares.
     Preparing,
     /// In force: the provider is ready, the customer serves.
-    Standby { activations: u32 },
+    Standby {
+        activations: u32,
+    },
     /// In force: the provider holds custody.
-    TakenOver { epoch: Epoch, activations: u32 },
+    TakenOver {
+        epoch: Epoch,
+        activations: u32,
+    },
     /// In force: the provider released, the customer is about to hold.
-    HandingBack { epoch: Epoch, activations: u32 },
+    HandingBack {
+        epoch: Epoch,
+        activations: u32,
+    },
     /// Evidence is collected before the outcome is decided.
-    Disputed { activations: u32 },
-    Ended { outcome: Outcome },
+    Disputed {
+        activations: u32,
+    },
+    Ended {
+        outcome: Outcome,
+    },
 }
 
 /// How a contract ended.
@@ -173,7 +185,11 @@ impl State {
     #[must_use]
     pub const fn is_in_force(self) -> bool {
         match self {
-            Self::Preparing | Self::Standby { .. } | Self::TakenOver { .. } | Self::HandingBack { .. } | Self::Disputed { .. } => true,
+            Self::Preparing
+            | Self::Standby { .. }
+            | Self::TakenOver { .. }
+            | Self::HandingBack { .. }
+            | Self::Disputed { .. } => true,
             Self::Proposed | Self::Agreed | Self::Ended { .. } => false,
         }
     }
@@ -210,7 +226,9 @@ mod tests {
     ];
 
     fn table() -> String {
-        let mut page = String::from("# Contract states\n\nRendered from the transition table in `contracts/src/contract/life.rs`; a pair that is not listed is rejected.\n\n| state | event | next state | effects |\n|---|---|---|---|\n");
+        let mut page = String::from(
+            "# Contract states\n\nRendered from the transition table in `contracts/src/contract/life.rs`; a pair that is not listed is rejected.\n\n| state | event | next state | effects |\n|---|---|---|---|\n",
+        );
         for state in STATES {
             for event in EVENTS {
                 if let Ok((next, effects)) = apply(state, event) {

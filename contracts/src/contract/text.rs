@@ -130,10 +130,17 @@ impl Statement for Contract {
         let members: BTreeSet<_> = self.members().into_iter().collect();
         Invalid::unless(members.len() == self.witnesses.len() + 2, "witnesses", "every member once")?;
         Invalid::unless(members.len() % 2 == 1, "witnesses", "an odd number of members")?;
-        Invalid::unless(self.customer.owner != self.provider.owner || self.witnesses.len() > 1, "witnesses", "no owner has a majority")?;
+        Invalid::unless(
+            self.customer.owner != self.provider.owner || self.witnesses.len() > 1,
+            "witnesses",
+            "no owner has a majority",
+        )?;
         Invalid::unless((1..=DEVICES_MAX).contains(&self.devices.len()), "devices", "1 to 10,000")?;
         self.blueprint.validate()?;
-        for (cid, field) in [(&self.network_configuration, "network_configuration"), (&self.application_configuration, "application_configuration")] {
+        for (cid, field) in [
+            (&self.network_configuration, "network_configuration"),
+            (&self.application_configuration, "application_configuration"),
+        ] {
             Invalid::unless((32..=128).contains(&cid.len()) && cid.is_ascii(), field, "a CIDv1 in base32")?;
         }
         self.terms.validate()?;

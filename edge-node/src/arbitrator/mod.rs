@@ -104,7 +104,9 @@ impl EdgeArbitrator {
         policy(limits <= rules.capacity.memory_bytes, "the services' memory limits are above the capacity")?;
         let devices = contract.devices.len() as u64;
         let interfaces = &contract.blueprint.needs.interfaces;
-        let has_slots = |(kind, region)| interfaces.iter().any(|i| (i.kind.as_str(), i.region.as_str()) == (kind, region) && i.slots >= devices);
+        let has_slots = |(kind, region)| {
+            interfaces.iter().any(|i| (i.kind.as_str(), i.region.as_str()) == (kind, region) && i.slots >= devices)
+        };
         policy(radio(&contract.blueprint.capabilities).is_none_or(has_slots), "more devices than radio slots asked for")
     }
 }

@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn an_estimate_is_use_plus_margin_and_says_why() {
-        let usage = Usage { cpu_millis: 200, memory_peak_bytes: 20 << 20, image_bytes: 3_000_000, traffic_bps: 5_000, devices: 200 };
+        let usage =
+            Usage { cpu_millis: 200, memory_peak_bytes: 20 << 20, image_bytes: 3_000_000, traffic_bps: 5_000, devices: 200 };
         let estimate = needs(&usage, 500, 30, Some(("lora", "EU868")));
         assert_eq!((estimate.needs.cpu_millis, estimate.needs.memory_bytes), (300, 30 << 20));
         assert_eq!(estimate.needs.bandwidth_bps, BANDWIDTH_BPS_MIN);

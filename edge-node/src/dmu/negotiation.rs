@@ -85,7 +85,8 @@ impl Limits {
     #[must_use]
     pub fn price(&self, round: u32) -> Amount {
         let share = conceded(self.concession, round, self.rounds_max);
-        let part = |from: Amount, to: Amount| to.checked_sub(from).and_then(|gap| gap.scaled_down(share, 1_000_000)).unwrap_or_default();
+        let part =
+            |from: Amount, to: Amount| to.checked_sub(from).and_then(|gap| gap.scaled_down(share, 1_000_000)).unwrap_or_default();
         match self.side {
             Side::Customer => self.price_open.checked_add(part(self.price_open, self.price_limit)).unwrap_or(self.price_limit),
             Side::Provider => self.price_open.checked_sub(part(self.price_limit, self.price_open)).unwrap_or(self.price_limit),
@@ -154,14 +155,21 @@ mod tests {
     }
 
     fn negotiate(customer: Limits, provider: Limits) -> Option<Amount> {
-        let mut proposal =
-            Proposal { price_per_day: customer.price(0), provider_stake: Amount::from_units(20), deadline: Millis(2_000), ttl: Millis(1_000), days: 30 };
+        let mut proposal = Proposal {
+            price_per_day: customer.price(0),
+            provider_stake: Amount::from_units(20),
+            deadline: Millis(2_000),
+            ttl: Millis(1_000),
+            days: 30,
+        };
         for round in 0..20 {
             match provider.answer(round, &proposal) {
                 Answer::Accept { proposal } => return Some(proposal.price_per_day),
                 Answer::Counter { proposal: counter } => match customer.answer(round, &counter) {
                     Answer::Accept { proposal } => return Some(proposal.price_per_day),
-                    Answer::Counter { proposal: next } => proposal = Proposal { price_per_day: customer.price(round + 1), ..next },
+                    Answer::Counter { proposal: next } => {
+                        proposal = Proposal { price_per_day: customer.price(round + 1), ..next }
+                    }
                     Answer::Refuse { .. } => return None,
                 },
                 Answer::Refuse { .. } => return None,
@@ -185,10 +193,17 @@ mod tests {
 
     #[test]
     fn nobody_goes_beyond_the_limit() {
-        let price = negotiate(limits(Side::Customer, Concession::Conceder, 1, 4), limits(Side::Provider, Concession::Conceder, 9, 5));
+        let price =
+            negotiate(limits(Side::Customer, Concession::Conceder, 1, 4), limits(Side::Provider, Concession::Conceder, 9, 5));
         assert_eq!(price, None);
         let provider = limits(Side::Provider, Concession::Linear, 9, 5);
-        let bad = |deadline, days| Proposal { price_per_day: Amount::from_units(99), provider_stake: Amount::from_units(20), deadline, ttl: Millis(1_000), days };
+        let bad = |deadline, days| Proposal {
+            price_per_day: Amount::from_units(99),
+            provider_stake: Amount::from_units(20),
+            deadline,
+            ttl: Millis(1_000),
+            days,
+        };
         assert!(matches!(provider.answer(0, &bad(Millis(1_000), 30)), Answer::Refuse { .. }));
         assert!(matches!(provider.answer(0, &bad(Millis(2_000), 31)), Answer::Refuse { .. }));
         assert!(matches!(provider.answer(0, &bad(Millis(2_000), 30)), Answer::Accept { .. }));

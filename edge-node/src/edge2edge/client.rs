@@ -91,7 +91,11 @@ impl Client {
     /// The peer is away or refused.
     pub async fn stream(&self, to: NodeId, path: &str) -> Result<Body, Error> {
         let response = self.transport.request(to, request(Method::GET, path, Body::empty())?).await?;
-        if response.status().is_success() { Ok(response.into_body()) } else { Err(refusal(response.status(), &read(response.into_body()).await?)) }
+        if response.status().is_success() {
+            Ok(response.into_body())
+        } else {
+            Err(refusal(response.status(), &read(response.into_body()).await?))
+        }
     }
 
     async fn ask<T: DeserializeOwned>(&self, to: NodeId, method: Method, path: &str, body: Body) -> Result<T, Error> {
@@ -100,7 +104,8 @@ impl Client {
             let status = response.status();
             Ok::<_, Error>((status, read(response.into_body()).await?))
         };
-        let (status, bytes) = tokio::time::timeout(self.answer_max, answered).await.map_err(|_| Error::Timeout(self.answer_max))??;
+        let (status, bytes) =
+            tokio::time::timeout(self.answer_max, answered).await.map_err(|_| Error::Timeout(self.answer_max))??;
         if !status.is_success() {
             return Err(refusal(status, &bytes));
         }
@@ -127,6 +132,7 @@ async fn read(body: Body) -> Result<Bytes, Error> {
 }
 
 fn refusal(status: StatusCode, body: &[u8]) -> Error {
-    let problem = serde_json::from_slice(body).unwrap_or_else(|_| Problem::new(status, "unnamed", "the peer gave no problem document"));
+    let problem =
+        serde_json::from_slice(body).unwrap_or_else(|_| Problem::new(status, "unnamed", "the peer gave no problem document"));
     Error::Refused(problem)
 }

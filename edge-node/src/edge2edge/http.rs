@@ -14,7 +14,10 @@ use kit::problem::Problem;
 use peering::PeerIdentity;
 use serde::Deserialize;
 
-use super::messages::{FRAMES_MAX, Frames, Level, LevelAnswer, LevelReport, MARKS_MAX, OPEN_MAX, OpenUplink, OpenUplinks, Progress, STATES_MAX, Sessions};
+use super::messages::{
+    FRAMES_MAX, Frames, Level, LevelAnswer, LevelReport, MARKS_MAX, OPEN_MAX, OpenUplink, OpenUplinks, Progress, STATES_MAX,
+    Sessions,
+};
 use crate::agreements::Agreement;
 use crate::insurance::{Parts, provider};
 use crate::readings::inbox::Inbox;
@@ -64,7 +67,11 @@ impl Context {
             let parties = [a.contract.customer.node, a.contract.provider.node];
             parties.contains(&peer) && parties.contains(&me) && peer != me
         };
-        self.core.agreements.in_force(group).filter(is_ours).ok_or_else(|| Problem::forbidden("no contract in force with this peer for this group"))
+        self.core
+            .agreements
+            .in_force(group)
+            .filter(is_ours)
+            .ok_or_else(|| Problem::forbidden("no contract in force with this peer for this group"))
     }
 }
 
@@ -92,7 +99,10 @@ async fn accept_readings(
     let is_own_edge = core.directory.owner(peer) == Some(core.owner);
     let agreements = core.agreements.list();
     let allowed = |group| {
-        is_own_edge || agreements.iter().any(|a| a.contract.group == group && a.contract.provider.node == peer && a.contract.readings_to == core.me())
+        is_own_edge
+            || agreements
+                .iter()
+                .any(|a| a.contract.group == group && a.contract.provider.node == peer && a.contract.readings_to == core.me())
     };
     inbox.accept(peer, allowed, batch).await.map(Json)
 }
@@ -119,7 +129,8 @@ async fn get_content(
     query: Result<Query<ContentQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let (Path(cid), Query(ContentQuery { format })) = (cid?, query?);
-    let shares_contract = context.core.agreements.list().iter().any(|a| [a.contract.customer.node, a.contract.provider.node].contains(&peer));
+    let shares_contract =
+        context.core.agreements.list().iter().any(|a| [a.contract.customer.node, a.contract.provider.node].contains(&peer));
     if !shares_contract {
         return Err(Problem::forbidden("content is for the parties of a contract"));
     }
@@ -157,7 +168,12 @@ async fn take_frames(
 ) -> Result<Json<()>, Problem> {
     let (Path(group), Json(Frames { frames })) = (group?, body?);
     // Also for the grace after a contract: a frame is verified like any other, whoever brings it.
-    let is_insurer = context.core.agreements.list().iter().any(|a| a.contract.group == group && [a.contract.customer.node, a.contract.provider.node].contains(&peer));
+    let is_insurer = context
+        .core
+        .agreements
+        .list()
+        .iter()
+        .any(|a| a.contract.group == group && [a.contract.customer.node, a.contract.provider.node].contains(&peer));
     if !is_insurer {
         return Err(Problem::forbidden("no contract with this peer for this group"));
     }
@@ -211,13 +227,17 @@ async fn store_reservation(
     context.agreement(group, peer)?;
     within(reservation.bounds.len(), SESSIONS_MAX, "bounds")?;
     let parts = context.parts()?;
-    let view = parts.custody.subscribe(group).ok_or_else(|| Problem::unavailable("this node does not take part in custody yet"))?;
+    let view =
+        parts.custody.subscribe(group).ok_or_else(|| Problem::unavailable("this node does not take part in custody yet"))?;
     let (voted_epoch, voted_for) = {
         let view = view.borrow();
         (view.voted_epoch, view.voted_for)
     };
     if reservation.epoch < voted_epoch || (reservation.epoch == voted_epoch && voted_for != Some(peer)) {
-        return Err(Problem::conflict(format_args!("epoch {} is not the peer's: {voted_epoch} was voted for", reservation.epoch)));
+        return Err(Problem::conflict(format_args!(
+            "epoch {} is not the peer's: {voted_epoch} was voted for",
+            reservation.epoch
+        )));
     }
     reserved::raise(&context.core.store, group, &reservation.bounds).await.map_err(|e| failed(&e))?;
     parts.reserved.raise(group, &reservation.bounds);

@@ -1,8 +1,8 @@
 //! The insured node's guard: serves while it holds custody, follows while the provider does, and comes back.
 
 use contracts::contract::{Contract, State};
-use contracts::evidence::HandbackReport;
 use contracts::envelope::Envelope;
+use contracts::evidence::HandbackReport;
 use contracts::ids::{Epoch, GroupId};
 use lora_bridge::bridge::io::Mode;
 use peering::custody::{CustodyView, Role};
@@ -58,7 +58,12 @@ async fn serve_alone(parts: &Parts, group: GroupId) -> Result<(), Error> {
 }
 
 /// Serves without a contract: counters are reserved on this disk only.
-pub(crate) async fn alone(parts: &Parts, group: GroupId, epoch: Epoch, sessions: Vec<lora_bridge::mac::session::Session>) -> Result<(), Error> {
+pub(crate) async fn alone(
+    parts: &Parts,
+    group: GroupId,
+    epoch: Epoch,
+    sessions: Vec<lora_bridge::mac::session::Session>,
+) -> Result<(), Error> {
     let mut ends = parts.links.open(group, &sessions);
     let (members, members_taken) = watch::channel(Members::default());
     tokio::spawn(async move {
@@ -91,7 +96,10 @@ impl Guard<'_> {
         let is_first = parts_never_voted(self.parts, group);
         let hold = join(self.parts, self.agreement).await?;
         let mut view = self.parts.custody.subscribe(group).ok_or(peering::custody::Error::UnknownGroup(group))?;
-        let mut memory = Memory { provider_held: matches!(self.agreement.state, State::TakenOver { .. } | State::HandingBack { .. }), ..Memory::default() };
+        let mut memory = Memory {
+            provider_held: matches!(self.agreement.state, State::TakenOver { .. } | State::HandingBack { .. }),
+            ..Memory::default()
+        };
         if is_first {
             // Nobody was ever voted for, and only this node may be the first: it serves on until it holds.
             self.parts.core.timeline.push(Event::Armed { contract: self.agreement.id, group });
@@ -123,7 +131,13 @@ impl Guard<'_> {
         }
     }
 
-    async fn hold(&self, epoch: Epoch, view: &CustodyView, memory: &mut Memory, hold: &peering::custody::Hold) -> Result<(), Error> {
+    async fn hold(
+        &self,
+        epoch: Epoch,
+        view: &CustodyView,
+        memory: &mut Memory,
+        hold: &peering::custody::Hold,
+    ) -> Result<(), Error> {
         if memory.serving == Some(epoch) {
             return Ok(());
         }

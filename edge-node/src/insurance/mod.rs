@@ -105,7 +105,11 @@ fn needs_guard(agreement: &Agreement, me: NodeId) -> bool {
 
 pub(crate) const fn is_armed_or_ended(state: State) -> bool {
     match state {
-        State::Standby { .. } | State::TakenOver { .. } | State::HandingBack { .. } | State::Disputed { .. } | State::Ended { .. } => true,
+        State::Standby { .. }
+        | State::TakenOver { .. }
+        | State::HandingBack { .. }
+        | State::Disputed { .. }
+        | State::Ended { .. } => true,
         State::Proposed | State::Agreed | State::Preparing => false,
     }
 }
@@ -116,7 +120,11 @@ async fn guard(parts: Parts, id: ContractId) {
     loop {
         let Some(agreement) = parts.core.agreements.get(id) else { return };
         let is_customer = agreement.contract.customer.node == parts.core.me();
-        let ran = if is_customer { Box::pin(customer::run(&parts, &agreement)).await } else { Box::pin(provider::run(&parts, &agreement)).await };
+        let ran = if is_customer {
+            Box::pin(customer::run(&parts, &agreement)).await
+        } else {
+            Box::pin(provider::run(&parts, &agreement)).await
+        };
         match ran {
             Ok(()) => return,
             Err(error) => {
@@ -163,7 +171,9 @@ pub(crate) fn group_config(agreement: &Agreement) -> GroupConfig {
 pub(crate) async fn join(parts: &Parts, agreement: &Agreement) -> Result<Hold, Error> {
     match parts.custody.add_group(group_config(agreement)).await {
         Ok(hold) => Ok(hold),
-        Err(peering::custody::Error::AlreadyThere(group)) => Ok(parts.custody.hold(group).ok_or(peering::custody::Error::UnknownGroup(group))?),
+        Err(peering::custody::Error::AlreadyThere(group)) => {
+            Ok(parts.custody.hold(group).ok_or(peering::custody::Error::UnknownGroup(group))?)
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -206,7 +216,13 @@ pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, v
 }
 
 /// Begins to serve: counters first, then transmissions.
-pub(crate) async fn begin_serving(parts: &Parts, group: GroupId, epoch: Epoch, view: &CustodyView, after_another: bool) -> Result<(), Error> {
+pub(crate) async fn begin_serving(
+    parts: &Parts,
+    group: GroupId,
+    epoch: Epoch,
+    view: &CustodyView,
+    after_another: bool,
+) -> Result<(), Error> {
     take_counters(parts, group, epoch, view).await?;
     parts.links.set_epoch(group, epoch);
     let foreign_lease_end = after_another.then(|| parts.core.clock.boot());

@@ -22,7 +22,13 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_m
 const ANSWER_MAX: Duration = Duration::from_millis(500);
 
 /// Runs until the link is closed. `serves` says whether this node holds custody: only then it tells what it served.
-pub async fn run(parts: Parts, group: GroupId, peer: NodeId, mut outgoing: mpsc::Receiver<Outgoing>, serves: watch::Receiver<bool>) {
+pub async fn run(
+    parts: Parts,
+    group: GroupId,
+    peer: NodeId,
+    mut outgoing: mpsc::Receiver<Outgoing>,
+    serves: watch::Receiver<bool>,
+) {
     let mut pause = PAUSE.0;
     let mut states_due = true;
     let mut batch = Vec::new();
@@ -89,7 +95,12 @@ async fn push_states(parts: &Parts, group: GroupId, peer: NodeId) -> Result<(), 
     let mut cursor = 0;
     loop {
         let (states, next) = parts.bridge.export(group, cursor, STATES_MAX).await?;
-        let () = parts.core.client.within(ANSWER_MAX).post(peer, &format!("/peer/v1/groups/{group}/sessions"), &Sessions { states, next }).await?;
+        let () = parts
+            .core
+            .client
+            .within(ANSWER_MAX)
+            .post(peer, &format!("/peer/v1/groups/{group}/sessions"), &Sessions { states, next })
+            .await?;
         match next {
             Some(next) => cursor = next,
             None => return Ok(()),

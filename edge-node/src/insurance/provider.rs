@@ -189,7 +189,8 @@ impl Guard<'_> {
         connected.borrow_and_update();
         let begun = parts.core.clock.boot_micros();
         let cid = storage::parse_cid(&contract.application_configuration).map_err(migration::Error::from)?;
-        let configuration = migration::open_sealed(&parts.core.content, &cid, &parts.core.identity.unsealing, PURPOSE_APPLICATION).await?;
+        let configuration =
+            migration::open_sealed(&parts.core.content, &cid, &parts.core.identity.unsealing, PURPOSE_APPLICATION).await?;
         self.socket.tenant.set_configuration(Some(Bytes::from(configuration)));
         orchestrator.run(contract.group).await?;
         if tokio::time::timeout(CONNECT_MAX, connected.changed()).await.is_err() {
@@ -309,7 +310,9 @@ async fn wipe_group(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
         orchestrator.remove(group).await?;
         let others = parts.core.agreements.list();
         let in_use = |image: &str| {
-            others.iter().any(|a| a.id != agreement.id && !a.wiped && a.contract.blueprint.services.iter().any(|s| s.image_id == image))
+            others
+                .iter()
+                .any(|a| a.id != agreement.id && !a.wiped && a.contract.blueprint.services.iter().any(|s| s.image_id == image))
         };
         for service in contract.blueprint.services.iter().filter(|s| !in_use(&s.image_id)) {
             if let Ok(image) = service.image_id.parse() {
@@ -374,8 +377,13 @@ pub(crate) async fn answer_level(parts: &Parts, agreement: &Agreement, epoch: Ep
     let handover = serde_json::to_vec(&Handover { counters }).unwrap_or_default();
     let released = parts.custody.release(group, Some(contract.customer.node), handover.into()).await?;
     parts.core.timeline.push(Event::Released { group, epoch: released });
-    let report =
-        ReleaseReport { contract: agreement.id, group, node: parts.core.me(), epoch: released, released_at: parts.core.clock.wall() };
+    let report = ReleaseReport {
+        contract: agreement.id,
+        group,
+        node: parts.core.me(),
+        epoch: released,
+        released_at: parts.core.clock.wall(),
+    };
     crate::market::evidence::post(&parts.core, Envelope::sign(&report, &parts.core.identity.keypair));
     Ok(LevelAnswer::Released { epoch: released })
 }

@@ -30,7 +30,12 @@ impl Members {
 }
 
 /// Serves a group's wishes until the link is closed. What cannot be reserved now is asked for again by the bridge.
-pub async fn run(parts: Parts, group: GroupId, mut wishes: mpsc::UnboundedReceiver<Vec<(DevEui, u32)>>, members: watch::Receiver<Members>) {
+pub async fn run(
+    parts: Parts,
+    group: GroupId,
+    mut wishes: mpsc::UnboundedReceiver<Vec<(DevEui, u32)>>,
+    members: watch::Receiver<Members>,
+) {
     let mut seq = 0;
     while let Some(mut wanted) = wishes.recv().await {
         while let Ok(more) = wishes.try_recv() {
@@ -42,11 +47,15 @@ pub async fn run(parts: Parts, group: GroupId, mut wishes: mpsc::UnboundedReceiv
             *known = upto.max(*known);
             all
         });
-        let bound = |(device, upto): (&DevEui, &u32)| Some(Bound { device: *device, session: parts.links.session(group, *device)?, upto: *upto });
+        let bound = |(device, upto): (&DevEui, &u32)| {
+            Some(Bound { device: *device, session: parts.links.session(group, *device)?, upto: *upto })
+        };
         let bounds: Vec<Bound> = wanted.iter().filter_map(bound).collect();
         let members = members.borrow().clone();
         seq += 1;
-        if reserve(&parts, group, &members, seq, &bounds).await && parts.bridge.reserved(wanted.into_iter().collect()).await.is_err() {
+        if reserve(&parts, group, &members, seq, &bounds).await
+            && parts.bridge.reserved(wanted.into_iter().collect()).await.is_err()
+        {
             return;
         }
     }
@@ -64,7 +73,8 @@ async fn reserve(parts: &Parts, group: GroupId, members: &Members, seq: u64, bou
     }
     let Some(epoch) = members.epoch else { return false };
     let reservation = Reservation { epoch, seq, bounds: bounds.to_vec() };
-    let mut answers: FuturesUnordered<_> = members.others.iter().map(|member| ask(&parts.core.client, *member, group, &reservation)).collect();
+    let mut answers: FuturesUnordered<_> =
+        members.others.iter().map(|member| ask(&parts.core.client, *member, group, &reservation)).collect();
     let mut stored = 0;
     while let Some(answer) = answers.next().await {
         stored += usize::from(answer);

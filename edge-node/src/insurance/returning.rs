@@ -43,13 +43,28 @@ pub(super) async fn catch_up(parts: &Parts, contract: &Contract) {
 }
 
 /// Fetches what is open, stores it, fetches the sessions once (the provider's progress keeps them current), then says level.
-async fn step(parts: &Parts, contract: &Contract, cursor: &mut u64, imported: &mut u64, has_states: &mut bool) -> Result<LevelAnswer, Error> {
+async fn step(
+    parts: &Parts,
+    contract: &Contract,
+    cursor: &mut u64,
+    imported: &mut u64,
+    has_states: &mut bool,
+) -> Result<LevelAnswer, Error> {
     let (group, provider) = (contract.group, contract.provider.node);
     let client = parts.core.client.within(ANSWER_MAX);
     loop {
         let page: OpenUplinks = client.get(provider, &format!("/peer/v1/groups/{group}/open?after={cursor}")).await?;
-        let marks = page.uplinks.iter().map(|open| lora_bridge::mac::session::Mark { device: open.uplink.device, session: open.uplink.session, f_cnt: open.uplink.f_cnt }).collect();
-        let open: Vec<_> = page.uplinks.into_iter().filter(|open| open.uplink.group == group).map(|open| (open.uplink, open.decoded)).collect();
+        let marks = page
+            .uplinks
+            .iter()
+            .map(|open| lora_bridge::mac::session::Mark {
+                device: open.uplink.device,
+                session: open.uplink.session,
+                f_cnt: open.uplink.f_cnt,
+            })
+            .collect();
+        let open: Vec<_> =
+            page.uplinks.into_iter().filter(|open| open.uplink.group == group).map(|open| (open.uplink, open.decoded)).collect();
         *imported += open.len() as u64;
         if !open.is_empty() {
             parts.core.log.import(open).await?;

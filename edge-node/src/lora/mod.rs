@@ -45,7 +45,12 @@ pub async fn consume(mut outputs: mpsc::Receiver<Vec<Output>>, bridge: BridgeHan
     }
 }
 
-async fn commit(heard: Vec<HeardUplink>, bridge: &BridgeHandle, log: &Log, links: &Links) -> Result<(), lora_bridge::server::Error> {
+async fn commit(
+    heard: Vec<HeardUplink>,
+    bridge: &BridgeHandle,
+    log: &Log,
+    links: &Links,
+) -> Result<(), lora_bridge::server::Error> {
     let events = heard.iter().map(|u| u.event).collect();
     let mut marks: BTreeMap<GroupId, Vec<Mark>> = BTreeMap::new();
     for uplink in &heard {

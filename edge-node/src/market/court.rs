@@ -39,7 +39,9 @@ async fn follow_once(inner: &Inner, client: &Client, pause: &mut Duration) -> Re
     inner.check_arbitrator(client).await?;
     match client.register_node(inner.core.me(), &inner.core.record).await.map_err(Error::from) {
         Ok(_) => {}
-        Err(error) if error.problem() == Some("stale-record") => inner.alarm("the arbitrator has a newer record of this node".to_owned()),
+        Err(error) if error.problem() == Some("stale-record") => {
+            inner.alarm("the arbitrator has a newer record of this node".to_owned())
+        }
         Err(error) => return Err(error),
     }
     let mut events = client.follow_events(None).await?;
@@ -86,7 +88,9 @@ impl Inner {
     pub(super) async fn submit(&self, id: ContractId) -> Result<(), Error> {
         let agreement = self.agreement(id)?;
         let arbitrator = agreement.contract.arbitrator;
-        let own_record = |envelope: &Envelope| contracts::node_record::NodeRecord::verify(envelope).is_ok_and(|record| record.statement.node == arbitrator);
+        let own_record = |envelope: &Envelope| {
+            contracts::node_record::NodeRecord::verify(envelope).is_ok_and(|record| record.statement.node == arbitrator)
+        };
         let mut node_records = self.records_of(&agreement.contract, true)?;
         node_records.retain(|record| !own_record(record));
         let submission = Submission { contract: (*agreement.envelope).clone(), node_records };
@@ -176,7 +180,12 @@ impl Inner {
             State::Proposed | State::Agreed => {
                 self.core.agreements.set_state(id, State::Preparing).await?;
             }
-            State::Preparing | State::Standby { .. } | State::TakenOver { .. } | State::HandingBack { .. } | State::Disputed { .. } | State::Ended { .. } => {}
+            State::Preparing
+            | State::Standby { .. }
+            | State::TakenOver { .. }
+            | State::HandingBack { .. }
+            | State::Disputed { .. }
+            | State::Ended { .. } => {}
         }
         if was_known.is_none_or(|state| matches!(state, State::Proposed | State::Agreed)) {
             self.core.timeline.push(Event::InForce { contract: id });
@@ -208,5 +217,9 @@ impl Inner {
 /// The id of a verdict that the contract's arbitrator signed about this contract.
 fn check_verdict(known: &Agreement, envelope: &Envelope) -> Result<StatementId, Error> {
     let verdict = envelope.verify_signed_by::<Verdict>(&[Key::from(known.contract.arbitrator)])?;
-    if verdict.statement.contract == known.id { Ok(verdict.id) } else { Err(Error::Final("the verdict is about another contract".to_owned())) }
+    if verdict.statement.contract == known.id {
+        Ok(verdict.id)
+    } else {
+        Err(Error::Final("the verdict is about another contract".to_owned()))
+    }
 }

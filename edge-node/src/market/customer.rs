@@ -48,7 +48,8 @@ impl Inner {
     pub(super) async fn admit(&self, id: StatementId) -> Result<(), Error> {
         let matched = self.find_match(id).ok_or(Error::NotYet("the match is gone"))?;
         let introduction = self.introduce(&matched)?;
-        let other = if introduction.terms.customer == self.core.me() { &matched.provider_record } else { &matched.customer_record };
+        let other =
+            if introduction.terms.customer == self.core.me() { &matched.provider_record } else { &matched.customer_record };
         self.core.directory.put(other).await?;
         self.memory().admitted.insert(id);
         self.core.timeline.push(Event::Matched { id });
@@ -68,7 +69,11 @@ impl Inner {
         if introduction.terms.customer != self.core.me() {
             return Err(Error::Final("the match names another customer".to_owned()));
         }
-        let demand = lock(&self.view).demands.iter().find(|(demand, _)| *demand == introduction.terms.demand).map(|(_, demand)| demand.clone());
+        let demand = lock(&self.view)
+            .demands
+            .iter()
+            .find(|(demand, _)| *demand == introduction.terms.demand)
+            .map(|(_, demand)| demand.clone());
         let demand = demand.ok_or(Error::NotYet("the demand is not listed any more"))?;
         let own = self.core.own_service.as_ref().ok_or(Error::NotYet("there is no service to insure"))?;
         let readings_to = self.core.config.cloud.ok_or(Error::NotYet("no cloud is configured"))?;
@@ -104,11 +109,21 @@ impl Inner {
         let listing = self.marketplace()?.listing(ListingKind::Offer, introduction.terms.offer).await?;
         let offer = listing.statement.verify_signed_by::<Offer>(&[Key::from(introduction.terms.provider)])?;
         let is_it = offer.id == introduction.terms.offer && offer.statement.node == introduction.terms.provider;
-        if is_it { Ok(offer.statement) } else { Err(Error::Final("the marketplace shows another offer than the matched one".to_owned())) }
+        if is_it {
+            Ok(offer.statement)
+        } else {
+            Err(Error::Final("the marketplace shows another offer than the matched one".to_owned()))
+        }
     }
 
     /// Rounds until both sides say the same; the price is traded, nothing else.
-    async fn negotiate(&self, matched: &Match, introduction: &Introduction, limits: &Limits, opening: Proposal) -> Result<(u32, Proposal), Error> {
+    async fn negotiate(
+        &self,
+        matched: &Match,
+        introduction: &Introduction,
+        limits: &Limits,
+        opening: Proposal,
+    ) -> Result<(u32, Proposal), Error> {
         let mut proposal = opening;
         // One round more than there are counter-proposals: to take the last one.
         for round in 0..=limits.rounds_max {
@@ -125,7 +140,9 @@ impl Inner {
                     Answer::Refuse { reason } => return Err(Error::Final(reason)),
                 },
                 Answer::Refuse { reason } => return Err(Error::Final(format!("the provider refuses: {reason}"))),
-                Answer::Accept { .. } | Answer::Counter { .. } => return Err(Error::Final("the provider changes what is not traded".to_owned())),
+                Answer::Accept { .. } | Answer::Counter { .. } => {
+                    return Err(Error::Final("the provider changes what is not traded".to_owned()));
+                }
             }
         }
         Err(Error::Final("no agreement within the agreed rounds".to_owned()))
@@ -159,15 +176,19 @@ impl Inner {
         let agreement = self.agreement(id)?;
         let contract = &agreement.contract;
         let text = Text { contract: (*agreement.envelope).clone(), node_records: self.records_of(contract, false)? };
-        let envelope = match negotiation::ask_signature(&self.core.client, contract.provider.node, &text).await.map_err(Error::from) {
-            Ok(envelope) => envelope,
-            Err(error) if error.is_transient() && contract.valid_until > self.now() && !self.is_hold_over(contract) => return Err(error),
-            Err(error) => {
-                self.cancel(&agreement, &format!("the provider does not sign: {}", error.chain())).await?;
-                return Err(error);
-            }
-        };
-        let signed = envelope.verify_signed_by::<Contract>(&[Key::from(contract.customer.node), Key::from(contract.provider.node)])?;
+        let envelope =
+            match negotiation::ask_signature(&self.core.client, contract.provider.node, &text).await.map_err(Error::from) {
+                Ok(envelope) => envelope,
+                Err(error) if error.is_transient() && contract.valid_until > self.now() && !self.is_hold_over(contract) => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    self.cancel(&agreement, &format!("the provider does not sign: {}", error.chain())).await?;
+                    return Err(error);
+                }
+            };
+        let signed =
+            envelope.verify_signed_by::<Contract>(&[Key::from(contract.customer.node), Key::from(contract.provider.node)])?;
         if ContractId::from(signed.id) != id {
             return Err(Error::Final("the provider signed another text".to_owned()));
         }
@@ -220,7 +241,11 @@ impl Inner {
         let record = |node: NodeId| {
             if node == self.core.me() { Some(self.core.record.clone()) } else { self.core.directory.envelope(node) }
         };
-        nodes.into_iter().map(record).collect::<Option<_>>().ok_or(Error::NotYet("the record of the cloud or a witness is not known yet"))
+        nodes
+            .into_iter()
+            .map(record)
+            .collect::<Option<_>>()
+            .ok_or(Error::NotYet("the record of the cloud or a witness is not known yet"))
     }
 
     /// Tells a node of a contract in force.
@@ -269,12 +294,20 @@ pub(super) async fn give_challenge(inner: &Arc<Inner>, provider: NodeId, id: Con
     let mut nonce = [0; 32];
     getrandom::fill(&mut nonce).map_err(|_| Problem::internal())?;
     let within = Millis((ANSWER_BASE.0 + bytes / ANSWER_BYTES_PER_MS).min(ANSWER_MAX.0));
-    let challenge = ReadinessChallenge { contract: id, node: inner.core.me(), challenge: hex::encode(nonce), issued_at: now, answer_by: now + within };
+    let challenge = ReadinessChallenge {
+        contract: id,
+        node: inner.core.me(),
+        challenge: hex::encode(nonce),
+        issued_at: now,
+        answer_by: now + within,
+    };
     let envelope = Envelope::sign(&challenge, keypair);
     match inner.arbitrator().map_err(failed)?.add_evidence(id, &envelope).await.map_err(Error::from) {
         Ok(_) => {}
         // One from before a restart is open; it ends by itself, and this one is between the two of us.
-        Err(error) if error.problem() == Some("wrong-state") => tracing::info!(contract = %id, "an earlier challenge is still open"),
+        Err(error) if error.problem() == Some("wrong-state") => {
+            tracing::info!(contract = %id, "an earlier challenge is still open")
+        }
         Err(error) => return Err(failed(error)),
     }
     inner.memory().challenges.insert(id, challenge);
@@ -285,7 +318,12 @@ pub(super) async fn give_challenge(inner: &Arc<Inner>, provider: NodeId, id: Con
 pub(super) async fn check_answer(inner: &Arc<Inner>, provider: NodeId, mut envelope: Envelope) -> Result<Envelope, Problem> {
     let answer = envelope.verify_signed_by::<ReadinessAnswer>(&[Key::from(provider)])?.statement;
     let agreement = insured_by(inner, provider, answer.contract)?;
-    let open = inner.memory().challenges.get(&answer.contract).cloned().ok_or_else(|| Problem::conflict("no challenge waits for an answer"))?;
+    let open = inner
+        .memory()
+        .challenges
+        .get(&answer.contract)
+        .cloned()
+        .ok_or_else(|| Problem::conflict("no challenge waits for an answer"))?;
     if open.challenge != answer.challenge {
         return Err(Problem::conflict("this is not the challenge that waits for an answer").field("challenge"));
     }
@@ -293,10 +331,11 @@ pub(super) async fn check_answer(inner: &Arc<Inner>, provider: NodeId, mut envel
         inner.memory().challenges.remove(&answer.contract);
         return Err(Problem::conflict("the answer came too late; ask for another challenge").field("challenge"));
     }
-    let expected = readiness::answer(&inner.core.content, agreement.id, &agreement.contract, &open.challenge).await.map_err(|error| {
-        tracing::error!(error = &error as &dyn std::error::Error, "the own copy of insured content cannot be read");
-        Problem::unavailable("the customer cannot read its own copy now")
-    })?;
+    let expected =
+        readiness::answer(&inner.core.content, agreement.id, &agreement.contract, &open.challenge).await.map_err(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "the own copy of insured content cannot be read");
+            Problem::unavailable("the customer cannot read its own copy now")
+        })?;
     if expected != answer {
         inner.alarm(format!("{provider} answered a readiness challenge of {} wrongly", agreement.id));
         return Err(Problem::forbidden("this is not what the content gives").field("keyed_hash"));

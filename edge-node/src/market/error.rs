@@ -50,7 +50,12 @@ impl Error {
             Self::Marketplace(error) => error.is_transient() || self.is_passing(),
             Self::Arbitrator(error) => error.is_transient() || self.is_passing(),
             Self::Peer(error) => error.is_transient(),
-            Self::Storage(_) | Self::Migration(_) | Self::Readiness(_) | Self::Agreement(_) | Self::Directory(_) | Self::File(_) => true,
+            Self::Storage(_)
+            | Self::Migration(_)
+            | Self::Readiness(_)
+            | Self::Agreement(_)
+            | Self::Directory(_)
+            | Self::File(_) => true,
             Self::NotYet(_) => true,
             Self::Envelope(_) | Self::Introduction(_) | Self::Refusal(_) | Self::Final(_) => false,
         }

@@ -100,13 +100,18 @@ pub(super) async fn send_all(core: &Core, client: Client) {
 async fn send_waiting(directory: &Path, client: &Client) -> Result<(), super::Error> {
     for path in waiting(directory)? {
         let json = tokio::fs::read(&path).await?;
-        let read = serde_json::from_slice::<Envelope>(&json).ok().and_then(|envelope| Some((Evidence::read(&envelope).ok()?, envelope)));
+        let read =
+            serde_json::from_slice::<Envelope>(&json).ok().and_then(|envelope| Some((Evidence::read(&envelope).ok()?, envelope)));
         match read {
-            Some((evidence, envelope)) => match client.add_evidence(evidence.item.contract(), &envelope).await.map_err(super::Error::from) {
-                Ok(_) => {}
-                Err(error) if error.is_transient() => return Err(error),
-                Err(error) => tracing::warn!(statement = %evidence.id, error = error.chain(), "the arbitrator does not take this evidence"),
-            },
+            Some((evidence, envelope)) => {
+                match client.add_evidence(evidence.item.contract(), &envelope).await.map_err(super::Error::from) {
+                    Ok(_) => {}
+                    Err(error) if error.is_transient() => return Err(error),
+                    Err(error) => {
+                        tracing::warn!(statement = %evidence.id, error = error.chain(), "the arbitrator does not take this evidence")
+                    }
+                }
+            }
             None => tracing::error!(path = %path.display(), "this is no evidence; it is removed"),
         }
         tokio::fs::remove_file(&path).await?;

@@ -11,7 +11,9 @@ use peering::PeerIdentity;
 
 use super::{Inner, customer, provider};
 use crate::dmu::negotiation::Answer;
-use crate::edge2edge::negotiation::{ANSWERS, Answered, BODY_BYTES_MAX, CHALLENGES, CONTRACTS, Challenged, NEGOTIATIONS, Opening, Ready, SIGNATURES, Signed, Text};
+use crate::edge2edge::negotiation::{
+    ANSWERS, Answered, BODY_BYTES_MAX, CHALLENGES, CONTRACTS, Challenged, NEGOTIATIONS, Opening, Ready, SIGNATURES, Signed, Text,
+};
 
 type Peer = Extension<PeerIdentity>;
 type Body<T> = Result<Json<T>, JsonRejection>;
@@ -28,7 +30,11 @@ pub(super) fn router(inner: Arc<Inner>) -> Router {
         .with_state(inner)
 }
 
-async fn answer_opening(State(inner): State<Arc<Inner>>, Extension(PeerIdentity(peer)): Peer, body: Body<Opening>) -> Reply<Answer> {
+async fn answer_opening(
+    State(inner): State<Arc<Inner>>,
+    Extension(PeerIdentity(peer)): Peer,
+    body: Body<Opening>,
+) -> Reply<Answer> {
     provider::answer_opening(&inner, peer, &body?.0).map(Json)
 }
 
@@ -37,17 +43,29 @@ async fn sign_text(State(inner): State<Arc<Inner>>, Extension(PeerIdentity(peer)
     Ok(Json(Signed { contract }))
 }
 
-async fn take_contract(State(inner): State<Arc<Inner>>, Extension(PeerIdentity(peer)): Peer, body: Body<Text>) -> Result<StatusCode, Problem> {
+async fn take_contract(
+    State(inner): State<Arc<Inner>>,
+    Extension(PeerIdentity(peer)): Peer,
+    body: Body<Text>,
+) -> Result<StatusCode, Problem> {
     provider::take_contract(&inner, peer, body?.0).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn give_challenge(State(inner): State<Arc<Inner>>, Extension(PeerIdentity(peer)): Peer, body: Body<Ready>) -> Reply<Challenged> {
+async fn give_challenge(
+    State(inner): State<Arc<Inner>>,
+    Extension(PeerIdentity(peer)): Peer,
+    body: Body<Ready>,
+) -> Reply<Challenged> {
     let challenge = customer::give_challenge(&inner, peer, body?.0.contract).await?;
     Ok(Json(Challenged { challenge }))
 }
 
-async fn check_answer(State(inner): State<Arc<Inner>>, Extension(PeerIdentity(peer)): Peer, body: Body<Answered>) -> Reply<Answered> {
+async fn check_answer(
+    State(inner): State<Arc<Inner>>,
+    Extension(PeerIdentity(peer)): Peer,
+    body: Body<Answered>,
+) -> Reply<Answered> {
     let answer = customer::check_answer(&inner, peer, body?.0.answer).await?;
     Ok(Json(Answered { answer }))
 }

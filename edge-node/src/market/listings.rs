@@ -35,7 +35,9 @@ const fn uptime_s(rules: &Provider) -> u64 {
 
 /// What can be promised to others now; `None` if nothing can.
 pub(super) fn free(rules: &Provider, own: &Resources, promised: &[Resources]) -> Option<Resources> {
-    let has_radio = |kind: &str, region: &str| rules.capacity.interfaces.iter().any(|i| (i.kind.as_str(), i.region.as_str()) == (kind, region));
+    let has_radio = |kind: &str, region: &str| {
+        rules.capacity.interfaces.iter().any(|i| (i.kind.as_str(), i.region.as_str()) == (kind, region))
+    };
     // A radio that the owner does not offer is not shared, so its use takes nothing away.
     let interfaces = own.interfaces.iter().filter(|i| has_radio(&i.kind, &i.region)).cloned().collect();
     let own = Resources { interfaces, ..own.clone() };
@@ -82,7 +84,14 @@ pub(super) fn needs(rules: &Customer, usage: &Usage, capabilities: &BTreeSet<Str
 }
 
 /// A demand for insurance of devices around this node's position.
-pub(super) fn demand(by: &Lister<'_>, rules: &Customer, needs: Resources, capabilities: &BTreeSet<String>, valid_from: WallTime, nonce: u64) -> Demand {
+pub(super) fn demand(
+    by: &Lister<'_>,
+    rules: &Customer,
+    needs: Resources,
+    capabilities: &BTreeSet<String>,
+    valid_from: WallTime,
+    nonce: u64,
+) -> Demand {
     Demand {
         node: by.node,
         owner: by.owner,
@@ -110,13 +119,25 @@ pub(super) fn offer_fits(listed: &Offer, claimed: &[Resources], now: &Offer, cap
         left = left.and_then(|left| left.minus(&Resources { uptime_s: 0, ..claim.clone() }));
     }
     let Some(left) = left else { return false };
-    let same_terms = Offer { free: now.free.clone(), nonce: now.nonce, valid_from: now.valid_from, valid_until: now.valid_until, ..listed.clone() } == *now;
+    let same_terms = Offer {
+        free: now.free.clone(),
+        nonce: now.nonce,
+        valid_from: now.valid_from,
+        valid_until: now.valid_until,
+        ..listed.clone()
+    } == *now;
     same_terms && !estimate::differs(&left, &now.free, capacity, OFFER_PERMILLE)
 }
 
 /// Whether a listed demand still says what `now` says.
 pub(super) fn demand_fits(listed: &Demand, now: &Demand) -> bool {
-    let same_terms = Demand { needs: now.needs.clone(), nonce: now.nonce, valid_from: now.valid_from, valid_until: now.valid_until, ..listed.clone() } == *now;
+    let same_terms = Demand {
+        needs: now.needs.clone(),
+        nonce: now.nonce,
+        valid_from: now.valid_from,
+        valid_until: now.valid_until,
+        ..listed.clone()
+    } == *now;
     same_terms && !estimate::differs(&listed.needs, &now.needs, &listed.needs, DEMAND_PERMILLE)
 }
 
@@ -132,4 +153,3 @@ pub(super) fn sign<T: Statement>(statement: &T, keypair: &Keypair) -> Result<Env
     statement.validate().map_err(|invalid| super::Error::Final(format!("{} is not valid: {invalid}", T::TYPE)))?;
     Ok(Envelope::sign(statement, keypair))
 }
-

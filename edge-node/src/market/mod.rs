@@ -251,7 +251,11 @@ impl Inner {
             accounts: memory.accounts.clone(),
             evidence_waiting: evidence::count_waiting(&self.core),
             evidence_dropped: evidence::dropped(),
-            failing: memory.failures.iter().map(|(step, failing)| format!("{step:?}, {} times: {}", failing.times, failing.last)).collect(),
+            failing: memory
+                .failures
+                .iter()
+                .map(|(step, failing)| format!("{step:?}, {} times: {}", failing.times, failing.last))
+                .collect(),
         }
     }
 }

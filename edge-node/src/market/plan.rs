@@ -104,7 +104,11 @@ pub enum Step {
 const fn is_open(state: State) -> bool {
     match state {
         State::Proposed | State::Agreed => true,
-        State::Preparing | State::Standby { .. } | State::TakenOver { .. } | State::HandingBack { .. } | State::Disputed { .. } => true,
+        State::Preparing
+        | State::Standby { .. }
+        | State::TakenOver { .. }
+        | State::HandingBack { .. }
+        | State::Disputed { .. } => true,
         State::Ended { .. } => false,
     }
 }
@@ -146,7 +150,10 @@ impl Situation {
             if !self.admitted.contains(&pair.id) {
                 steps.insert(Step::Admit(pair.id));
             }
-            let deal = self.deals.iter().find(|deal| deal.matched_by == Some(pair.id) && (deal.state == State::Agreed || deal.state.is_in_force()));
+            let deal = self
+                .deals
+                .iter()
+                .find(|deal| deal.matched_by == Some(pair.id) && (deal.state == State::Agreed || deal.state.is_in_force()));
             if let Some(deal) = deal {
                 steps.insert(Step::Confirm { pair: pair.id, contract: deal.id });
             }

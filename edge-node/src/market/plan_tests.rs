@@ -21,7 +21,16 @@ fn pair(n: u8, part: Part, state: MatchState) -> Pair {
 }
 
 fn deal(part: Part, state: State) -> Deal {
-    Deal { id: CONTRACT, part, state, group: GROUP, matched_by: Some(id(30)), provider: PROVIDER, receiver: CLOUD, overdue: false }
+    Deal {
+        id: CONTRACT,
+        part,
+        state,
+        group: GROUP,
+        matched_by: Some(id(30)),
+        provider: PROVIDER,
+        receiver: CLOUD,
+        overdue: false,
+    }
 }
 
 fn customer() -> Situation {
@@ -45,7 +54,11 @@ fn listings_follow_what_is_wanted() {
     check("nobody wants anything", &Situation { now: NOW, ..Situation::default() }, &[]);
     check("something is free", &provider(), &[Step::List(Offer)]);
     check("it is listed", &Situation { listings: vec![offer], ..provider() }, &[]);
-    check("nothing is free any more", &Situation { sells: false, listings: vec![offer], ..provider() }, &[Step::Withdraw(id(10))]);
+    check(
+        "nothing is free any more",
+        &Situation { sells: false, listings: vec![offer], ..provider() },
+        &[Step::Withdraw(id(10))],
+    );
     let other = Listed { fits: false, ..offer };
     check("what is free changed", &Situation { listings: vec![other], ..provider() }, &[Step::Withdraw(id(10))]);
     let negotiating = Situation { listings: vec![other], pairs: vec![held], admitted: admitted.clone(), ..provider() };
@@ -65,8 +78,16 @@ fn listings_follow_what_is_wanted() {
     check("insurance is wanted", &customer(), &[Step::List(Demand)]);
     let insured = Situation { deals: vec![deal(Part::Customer, State::Standby { activations: 0 })], ..customer() };
     let told = BTreeSet::from([(CONTRACT, PROVIDER), (CONTRACT, CLOUD)]);
-    check("insured", &Situation { announced: told.clone(), listings: vec![listed(20, Demand)], ..insured }, &[Step::Withdraw(id(20))]);
-    let over = Situation { announced: told, deals: vec![deal(Part::Customer, State::Ended { outcome: Outcome::Honoured })], ..customer() };
+    check(
+        "insured",
+        &Situation { announced: told.clone(), listings: vec![listed(20, Demand)], ..insured },
+        &[Step::Withdraw(id(20))],
+    );
+    let over = Situation {
+        announced: told,
+        deals: vec![deal(Part::Customer, State::Ended { outcome: Outcome::Honoured })],
+        ..customer()
+    };
     check("insurance has ended", &over, &[Step::List(Demand)]);
 }
 
@@ -81,7 +102,10 @@ fn a_match_becomes_a_contract_step_by_step() {
     check("the demand is not ours any more", &Situation { listings: vec![], ..known.clone() }, &[Step::List(Demand)]);
     check("it came to nothing", &Situation { given_up: BTreeSet::from([id(30)]), ..known.clone() }, &[]);
     check("the hold ran out", &Situation { now: NOW + Millis(60_000), ..known.clone() }, &[]);
-    let two = Situation { pairs: vec![pair(31, Part::Customer, MatchState::Held), pair(30, Part::Customer, MatchState::Held)], ..known.clone() };
+    let two = Situation {
+        pairs: vec![pair(31, Part::Customer, MatchState::Held), pair(30, Part::Customer, MatchState::Held)],
+        ..known.clone()
+    };
     check("two at once", &two, &[Step::Meet(id(30))]);
     let with = |state| Situation { deals: vec![deal(Part::Customer, state)], ..known.clone() };
     check("written", &with(State::Proposed), &[Step::Sign(CONTRACT)]);

@@ -36,7 +36,11 @@ fn introduced(inner: &Inner, customer: NodeId, matched: &Envelope) -> Result<(St
         return Err(Problem::conflict("the match is over").field("matched"));
     }
     let is_ours = lock(&inner.view).offers.iter().any(|(id, _)| *id == terms.offer);
-    if is_ours { Ok((verified.id, terms)) } else { Err(Problem::conflict("the matched offer is not listed any more").field("matched")) }
+    if is_ours {
+        Ok((verified.id, terms))
+    } else {
+        Err(Problem::conflict("the matched offer is not listed any more").field("matched"))
+    }
 }
 
 /// Answers a proposal of the customer of a match.
@@ -45,7 +49,8 @@ pub(super) fn answer_opening(inner: &Inner, customer: NodeId, opening: &Opening)
     let limits = limits.ok_or_else(|| Problem::forbidden("this node sells no insurance"))?;
     let (id, terms) = introduced(inner, customer, &opening.matched)?;
     let held = (id, customer, terms.held_until);
-    let outcome = lock(&inner.sessions).answer(&limits, held, (opening.round, &opening.proposal), inner.now()).map_err(refused)?;
+    let outcome =
+        lock(&inner.sessions).answer(&limits, held, (opening.round, &opening.proposal), inner.now()).map_err(refused)?;
     if let (true, Answer::Accept { proposal }) = (outcome.just_agreed, &outcome.answer) {
         let price_per_day_micros = proposal.price_per_day.micros().to_string();
         inner.core.timeline.push(Event::Negotiated { round: opening.round, price_per_day_micros });
@@ -90,11 +95,18 @@ fn failed(error: &dyn std::error::Error) -> Problem {
 pub(super) async fn sign_text(inner: &Arc<Inner>, customer: NodeId, text: Text) -> Result<Envelope, Problem> {
     let verified = text.contract.verify_signed_by::<Contract>(&[Key::from(customer)])?;
     let (id, contract) = (ContractId::from(verified.id), verified.statement);
-    if (contract.customer.node, contract.provider.node) != (customer, inner.core.me()) || verified.signers != [Key::from(customer)] {
+    if (contract.customer.node, contract.provider.node) != (customer, inner.core.me())
+        || verified.signers != [Key::from(customer)]
+    {
         return Err(Problem::forbidden("only its customer brings a text to its provider, signed by the customer alone"));
     }
     let _one_at_a_time = inner.signing.lock().await;
-    let earlier = inner.core.agreements.list().into_iter().find(|a| a.contract.matched_by == contract.matched_by && !matches!(a.state, State::Ended { .. }));
+    let earlier = inner
+        .core
+        .agreements
+        .list()
+        .into_iter()
+        .find(|a| a.contract.matched_by == contract.matched_by && !matches!(a.state, State::Ended { .. }));
     match earlier {
         Some(known) if known.id == id => return Ok((*known.envelope).clone()),
         Some(_) => return Err(Problem::conflict("another text was signed under this match").field("matched_by")),
@@ -103,7 +115,9 @@ pub(super) async fn sign_text(inner: &Arc<Inner>, customer: NodeId, text: Text) 
     let agreed = check_text(inner, customer, &contract, &text).await?;
     let mut envelope = text.contract.clone();
     let edge_arbitrator = inner.edge_arbitrator().map_err(|error| failed(&error))?;
-    edge_arbitrator.cosign(&mut envelope, &contract, &agreed, inner.now()).map_err(|refusal| Problem::forbidden(refusal).field("contract"))?;
+    edge_arbitrator
+        .cosign(&mut envelope, &contract, &agreed, inner.now())
+        .map_err(|refusal| Problem::forbidden(refusal).field("contract"))?;
     put_records(inner, &contract, &text).await?;
     inner.core.agreements.insert(&envelope, State::Agreed).await.map_err(|error| failed(&error))?;
     inner.core.timeline.push(Event::Signed { contract: id });
@@ -128,12 +142,20 @@ async fn check_text(inner: &Inner, customer: NodeId, contract: &Contract, text: 
     fits(starts_now, "valid_from", "the term begins now")?;
     readiness::content_of(contract).map_err(|error| Problem::invalid("content", error))?;
     let records = read_records(text)?;
-    let knows = |node: NodeId| node == core.me() || core.directory.admits(node) || records.iter().any(|record| record.node == node);
+    let knows =
+        |node: NodeId| node == core.me() || core.directory.admits(node) || records.iter().any(|record| record.node == node);
     let known = contract.witnesses.iter().chain([&contract.readings_to]).all(|node| knows(*node));
     fits(known, "node_records", "the record of a witness or of the cloud is missing")?;
-    let group_is_free = core.agreements.list().iter().all(|a| matches!(a.state, State::Ended { .. }) || a.contract.group != contract.group && a.contract.devices.is_disjoint(&contract.devices));
+    let group_is_free = core.agreements.list().iter().all(|a| {
+        matches!(a.state, State::Ended { .. })
+            || a.contract.group != contract.group && a.contract.devices.is_disjoint(&contract.devices)
+    });
     fits(group_is_free, "devices", "this node has a contract for this group or one of its devices")?;
-    let rules = core.policy.as_ref().and_then(|policy| policy.provider.as_ref()).ok_or_else(|| Problem::forbidden("this node sells no insurance"))?;
+    let rules = core
+        .policy
+        .as_ref()
+        .and_then(|policy| policy.provider.as_ref())
+        .ok_or_else(|| Problem::forbidden("this node sells no insurance"))?;
     let free = listings::free(rules, &inner.own_use(), &inner.promised());
     fits(free.is_some_and(|free| free.covers(&contract.blueprint.needs)), "blueprint.needs", "more than is free now")?;
     Ok(agreed)
@@ -205,7 +227,10 @@ impl Inner {
                 return Err(error);
             }
         };
-        proof.verify_signed_by::<contracts::evidence::ReadinessAnswer>(&[Key::from(customer), Key::from(contract.provider.node)])?;
+        proof.verify_signed_by::<contracts::evidence::ReadinessAnswer>(&[
+            Key::from(customer),
+            Key::from(contract.provider.node),
+        ])?;
         if proof.id() != envelope.id() {
             return Err(Error::NotYet("the customer signed another answer"));
         }
@@ -247,7 +272,11 @@ impl Inner {
         let form = |reason: String| Error::Migration(migration::Error::Form(reason));
         let registration: tenant::Registration = serde_json::from_slice(&json).map_err(|error| form(error.to_string()))?;
         registration.check().map_err(|error| form(error.to_string()))?;
-        let devices = registration.devices.iter().map(|device| contracts::ids::DevEui::from_bytes(device.dev_eui.0)).collect::<std::collections::BTreeSet<_>>();
+        let devices = registration
+            .devices
+            .iter()
+            .map(|device| contracts::ids::DevEui::from_bytes(device.dev_eui.0))
+            .collect::<std::collections::BTreeSet<_>>();
         if devices == contract.devices { Ok(()) } else { Err(form("its devices are not those of the contract".to_owned())) }
     }
 }

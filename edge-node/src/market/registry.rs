@@ -97,7 +97,11 @@ impl Inner {
     async fn fetch_record(&self, node: NodeId) -> Result<Envelope, Error> {
         if self.core.config.arbitrator.as_ref().is_some_and(|a| a.node == node) {
             let arbitrator = self.arbitrator()?.describe_arbitrator().await?;
-            return if arbitrator.node == node { Ok(arbitrator.record) } else { Err(Error::Final(format!("the arbitrator is {}, not {node}", arbitrator.node))) };
+            return if arbitrator.node == node {
+                Ok(arbitrator.record)
+            } else {
+                Err(Error::Final(format!("the arbitrator is {}, not {node}", arbitrator.node)))
+            };
         }
         match self.marketplace() {
             Ok(marketplace) => match marketplace.node(node).await {
@@ -148,7 +152,10 @@ impl Inner {
         let on_disk = tokio::fs::read_to_string(&path).await.ok().and_then(|text| read_pin(&text, &url));
         let says = client.marketplace().await?.id;
         if let Some(pinned) = on_disk.filter(|pinned| *pinned != says) {
-            self.alarm(format!("the marketplace at {url} was {pinned} and says now that it is {says}; remove {} if that is right", path.display()));
+            self.alarm(format!(
+                "the marketplace at {url} was {pinned} and says now that it is {says}; remove {} if that is right",
+                path.display()
+            ));
             return Err(Error::NotYet("the marketplace changed its key"));
         }
         if on_disk.is_none() {

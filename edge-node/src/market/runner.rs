@@ -79,7 +79,8 @@ impl Inner {
             Err(error) => error,
         };
         let times = retries.get(&step).map_or(0, |retry| retry.times) + 1;
-        let pause = if error.is_transient() { (PAUSE.0 * 2_u32.saturating_pow(times.min(16) - 1)).min(PAUSE.1) } else { PAUSE_FINAL };
+        let pause =
+            if error.is_transient() { (PAUSE.0 * 2_u32.saturating_pow(times.min(16) - 1)).min(PAUSE.1) } else { PAUSE_FINAL };
         retries.insert(step, Retry { times, not_before: Instant::now() + pause });
         let last = error.chain();
         tracing::info!(?step, times, pause_ms = pause.as_millis(), error = last, "a step is tried again");

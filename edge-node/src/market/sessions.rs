@@ -155,7 +155,13 @@ mod tests {
     }
 
     fn proposal(price: u32) -> Proposal {
-        Proposal { price_per_day: Amount::from_units(price), provider_stake: Amount::from_units(20), deadline: Millis(2_000), ttl: Millis(1_000), days: 30 }
+        Proposal {
+            price_per_day: Amount::from_units(price),
+            provider_stake: Amount::from_units(20),
+            deadline: Millis(2_000),
+            ttl: Millis(1_000),
+            days: 30,
+        }
     }
 
     #[test]
@@ -164,14 +170,27 @@ mod tests {
         let first = sessions.answer(&limits, HELD, (0, &proposal(3)), NOW).expect("answered");
         assert_eq!(first.answer, Answer::Counter { proposal: proposal(9) });
         assert_eq!(sessions.answer(&limits, HELD, (0, &proposal(3)), NOW), Ok(first));
-        assert_eq!(sessions.answer(&limits, HELD, (2, &proposal(4)), NOW), Err(Refusal::Round { wanted: 1 }), "no jump to the last round");
+        assert_eq!(
+            sessions.answer(&limits, HELD, (2, &proposal(4)), NOW),
+            Err(Refusal::Round { wanted: 1 }),
+            "no jump to the last round"
+        );
         assert_eq!(sessions.agreed(MATCH, CUSTOMER, NOW), Err(Refusal::NothingAgreed));
-        assert!(matches!(sessions.answer(&limits, HELD, (1, &proposal(4)), NOW), Ok(Outcome { answer: Answer::Counter { .. }, .. })));
-        let Ok(Outcome { answer: Answer::Counter { proposal: offered }, .. }) = sessions.answer(&limits, HELD, (2, &proposal(4)), NOW) else {
+        assert!(matches!(
+            sessions.answer(&limits, HELD, (1, &proposal(4)), NOW),
+            Ok(Outcome { answer: Answer::Counter { .. }, .. })
+        ));
+        let Ok(Outcome { answer: Answer::Counter { proposal: offered }, .. }) =
+            sessions.answer(&limits, HELD, (2, &proposal(4)), NOW)
+        else {
             panic!("a counter-proposal in the last round");
         };
         let taken = sessions.answer(&limits, HELD, (3, &offered), NOW).expect("answered");
-        assert_eq!(taken, Outcome { answer: Answer::Accept { proposal: offered }, just_agreed: true }, "beyond the last round its own words still hold");
+        assert_eq!(
+            taken,
+            Outcome { answer: Answer::Accept { proposal: offered }, just_agreed: true },
+            "beyond the last round its own words still hold"
+        );
         assert_eq!(sessions.agreed(MATCH, CUSTOMER, NOW), Ok(offered));
         assert!(!sessions.answer(&limits, HELD, (3, &offered), NOW).expect("answered").just_agreed);
     }
@@ -199,7 +218,12 @@ mod tests {
     fn there_are_never_more_than_the_bound() {
         let (mut sessions, limits) = (Sessions::default(), limits());
         for n in 0..=SESSIONS_MAX {
-            let id = StatementId::from_bytes([u8::try_from(n % 256).expect("a byte"), u8::try_from(n / 256).expect("a byte")].repeat(16).try_into().expect("32"));
+            let id = StatementId::from_bytes(
+                [u8::try_from(n % 256).expect("a byte"), u8::try_from(n / 256).expect("a byte")]
+                    .repeat(16)
+                    .try_into()
+                    .expect("32"),
+            );
             let held_until = NOW + Millis(1 + n as u64);
             sessions.answer(&limits, (id, CUSTOMER, held_until), (0, &proposal(9)), NOW).expect("answered");
         }

@@ -45,7 +45,10 @@ pub(super) fn opening(limits: &Limits, rules: &Customer, offer: &Offer, matched_
 /// One witness that both sides accept and that is no party, the arbitrator if it may be. With the two parties that makes three members.
 pub(super) fn witness(offer: &Offer, policy: &Policy, parties: [NodeId; 2]) -> Option<NodeId> {
     let mut both = offer.witnesses.intersection(&policy.witnesses).copied().filter(|node| !parties.contains(node));
-    if offer.witnesses.contains(&policy.arbitrator) && policy.witnesses.contains(&policy.arbitrator) && !parties.contains(&policy.arbitrator) {
+    if offer.witnesses.contains(&policy.arbitrator)
+        && policy.witnesses.contains(&policy.arbitrator)
+        && !parties.contains(&policy.arbitrator)
+    {
         Some(policy.arbitrator)
     } else {
         both.next()

@@ -70,7 +70,9 @@ impl Inner {
         match client.register(self.core.me(), &self.core.record).await.map_err(Error::from) {
             Ok(_) => {}
             // A newer record of ours is there, from a copy of this node or a clock that was ahead: good enough to be found, but worth a word.
-            Err(error) if error.problem() == Some("stale-record") => self.alarm("the marketplace has a newer record of this node".to_owned()),
+            Err(error) if error.problem() == Some("stale-record") => {
+                self.alarm("the marketplace has a newer record of this node".to_owned())
+            }
             Err(error) => return Err(error),
         }
         self.registered.store(true, Ordering::Relaxed);
@@ -154,7 +156,8 @@ impl Inner {
     }
 
     pub(super) fn listed(&self, view: &View, offer: Option<&Offer>, demand: Option<&Demand>) -> Vec<Listed> {
-        let capacity = self.core.policy.as_ref().and_then(|p| p.provider.as_ref()).map(|p| p.capacity.clone()).unwrap_or_default();
+        let capacity =
+            self.core.policy.as_ref().and_then(|p| p.provider.as_ref()).map(|p| p.capacity.clone()).unwrap_or_default();
         let offers = view.offers.iter().map(|(id, listed)| Listed {
             id: *id,
             kind: ListingKind::Offer,

@@ -50,8 +50,16 @@ pub struct SealedConfiguration {
 pub fn read_configuration(path: &Path) -> Result<Vec<u8>, Error> {
     let file_error = |source| Error::File { path: path.display().to_string(), source };
     let mut bytes = Vec::new();
-    let read = std::fs::File::open(path).map_err(file_error)?.take(CONFIGURATION_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(file_error)?;
-    if read as u64 > CONFIGURATION_BYTES_MAX { Err(Error::Form(format!("longer than {CONFIGURATION_BYTES_MAX} bytes"))) } else { Ok(bytes) }
+    let read = std::fs::File::open(path)
+        .map_err(file_error)?
+        .take(CONFIGURATION_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(file_error)?;
+    if read as u64 > CONFIGURATION_BYTES_MAX {
+        Err(Error::Form(format!("longer than {CONFIGURATION_BYTES_MAX} bytes")))
+    } else {
+        Ok(bytes)
+    }
 }
 
 /// The network part of a device service's configuration: what the node itself needs of each device. Fields that only the service knows
@@ -93,14 +101,25 @@ pub async fn store_image(store: &BlockStore, engine: &dyn Engine, path: &Path, l
 ///
 /// # Errors
 /// The configuration is not of its form, or does not fit into the store.
-pub async fn store_configuration(store: &BlockStore, configuration: &[u8], recipients: &[SealingKey], label: &str) -> Result<SealedConfiguration, Error> {
+pub async fn store_configuration(
+    store: &BlockStore,
+    configuration: &[u8],
+    recipients: &[SealingKey],
+    label: &str,
+) -> Result<SealedConfiguration, Error> {
     let network = serde_json::to_vec(&network_part(configuration)?).map_err(|e| Error::Form(e.to_string()))?;
     let network = store_sealed(store, &network, recipients, PURPOSE_NETWORK, label).await?;
     let application = store_sealed(store, configuration, recipients, PURPOSE_APPLICATION, label).await?;
     Ok(SealedConfiguration { network, application })
 }
 
-async fn store_sealed(store: &BlockStore, secret: &[u8], recipients: &[SealingKey], purpose: &str, label: &str) -> Result<Cid, Error> {
+async fn store_sealed(
+    store: &BlockStore,
+    secret: &[u8],
+    recipients: &[SealingKey],
+    purpose: &str,
+    label: &str,
+) -> Result<Cid, Error> {
     let sealed = Sealed::seal(secret, recipients, purpose)?;
     let json = serde_json::to_vec(&sealed).map_err(|e| Error::Form(e.to_string()))?;
     Ok(store.add(json.as_slice(), label).await?)
@@ -114,7 +133,13 @@ pub async fn open_sealed(store: &BlockStore, cid: &Cid, key: &UnsealingKey, purp
     let mut json = Vec::new();
     // Base64 in JSON, once per recipient.
     let limit = (CONFIGURATION_BYTES_MAX * 2) * contracts::sealed::RECIPIENTS_MAX as u64;
-    store.read(cid).await?.take(limit).read_to_end(&mut json).await.map_err(|source| Error::File { path: cid.to_string(), source })?;
+    store
+        .read(cid)
+        .await?
+        .take(limit)
+        .read_to_end(&mut json)
+        .await
+        .map_err(|source| Error::File { path: cid.to_string(), source })?;
     let sealed: Sealed = serde_json::from_slice(&json).map_err(|e| Error::Form(e.to_string()))?;
     Ok(key.open(&sealed, purpose)?)
 }

@@ -85,7 +85,8 @@ impl Orchestrator {
     /// Starts the reconciler over an engine whose containers of an earlier process have been recovered.
     #[must_use]
     pub fn start(engine: Arc<dyn Engine>) -> Self {
-        let orchestrator = Self { engine, deployments: Arc::default(), pass: Arc::default(), wake: Arc::new(watch::Sender::new(0)) };
+        let orchestrator =
+            Self { engine, deployments: Arc::default(), pass: Arc::default(), wake: Arc::new(watch::Sender::new(0)) };
         tokio::spawn(orchestrator.clone().reconcile_for_ever());
         orchestrator
     }
@@ -99,7 +100,13 @@ impl Orchestrator {
     ///
     /// # Errors
     /// The blueprint or engine refuses; the reconciler goes on trying what the engine refused.
-    pub async fn deploy(&self, group: GroupId, blueprint: &Blueprint, socket_directory: PathBuf, desired: Desired) -> Result<(), Error> {
+    pub async fn deploy(
+        &self,
+        group: GroupId,
+        blueprint: &Blueprint,
+        socket_directory: PathBuf,
+        desired: Desired,
+    ) -> Result<(), Error> {
         let services = blueprint.start_order()?;
         let specs = services.into_iter().map(|s| specification(group, s, socket_directory.clone())).collect::<Result<_, _>>()?;
         self.lock().insert(group, Deployment { specs, desired });
@@ -190,7 +197,8 @@ impl Orchestrator {
         let _only_one = self.pass.lock().await;
         let desired: BTreeMap<String, (ContainerSpec, Desired)> = {
             let deployments = self.lock();
-            let all = deployments.values().flat_map(|d| d.specs.iter().map(|s| (s.name.as_str().to_owned(), (s.clone(), d.desired))));
+            let all =
+                deployments.values().flat_map(|d| d.specs.iter().map(|s| (s.name.as_str().to_owned(), (s.clone(), d.desired))));
             all.collect()
         };
         let wanted = desired.iter().map(|(name, (_, desired))| (name.clone(), *desired)).collect();

@@ -32,14 +32,17 @@ pub fn steps(desired: &BTreeMap<String, Desired>, observed: &BTreeMap<String, Ob
     let (mut remove, mut create, mut start) = (Vec::new(), Vec::new(), Vec::new());
     for (name, state) in observed {
         match (desired.get(name), state) {
-            (None, _) | (Some(_), Observed::Exited) | (Some(Desired::Prepared), Observed::Running) => remove.push(Step::Remove(name.clone())),
+            (None, _) | (Some(_), Observed::Exited) | (Some(Desired::Prepared), Observed::Running) => {
+                remove.push(Step::Remove(name.clone()))
+            }
             (Some(Desired::Prepared), Observed::Created) | (Some(Desired::Running), Observed::Created | Observed::Running) => {}
         }
     }
     for name in start_order {
         let wanted = desired.get(name);
         let stays = match (wanted, observed.get(name)) {
-            (Some(Desired::Prepared), Some(Observed::Created)) | (Some(Desired::Running), Some(Observed::Created | Observed::Running)) => true,
+            (Some(Desired::Prepared), Some(Observed::Created))
+            | (Some(Desired::Running), Some(Observed::Created | Observed::Running)) => true,
             (Some(Desired::Prepared), Some(Observed::Running | Observed::Exited) | None)
             | (Some(Desired::Running), Some(Observed::Exited) | None)
             | (None, _) => false,
@@ -66,8 +69,14 @@ mod tests {
         for step in steps {
             match step {
                 Step::Remove(name) => assert!(observed.remove(name).is_some(), "removes what is not there"),
-                Step::Create(name) => assert!(observed.insert(name.clone(), Observed::Created).is_none(), "creates what is there"),
-                Step::Start(name) => assert_eq!(observed.insert(name.clone(), Observed::Running), Some(Observed::Created), "starts what is not created"),
+                Step::Create(name) => {
+                    assert!(observed.insert(name.clone(), Observed::Created).is_none(), "creates what is there")
+                }
+                Step::Start(name) => assert_eq!(
+                    observed.insert(name.clone(), Observed::Running),
+                    Some(Observed::Created),
+                    "starts what is not created"
+                ),
             }
         }
         observed

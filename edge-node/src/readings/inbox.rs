@@ -49,7 +49,8 @@ impl Inbox {
     pub async fn accept(&self, from: NodeId, allowed: impl Fn(GroupId) -> bool, batch: Batch) -> Result<Accepted, Problem> {
         let (proof, proof_id) = check(from, allowed, &batch)?;
         debug_assert_eq!(proof.node, from);
-        let arrival = inbox::Batch { from, received_at: self.clock.wall(), proof_id, proof: batch.proof, readings: batch.readings };
+        let arrival =
+            inbox::Batch { from, received_at: self.clock.wall(), proof_id, proof: batch.proof, readings: batch.readings };
         let (done, answer) = oneshot::channel();
         self.arrivals.send(Arrival { batch: arrival, done }).await.map_err(|_| Problem::unavailable("the inbox has stopped"))?;
         let new = answer.await.map_err(|_| Problem::unavailable("the inbox has stopped"))??;
@@ -71,7 +72,11 @@ impl Inbox {
     }
 }
 
-fn check(from: NodeId, allowed: impl Fn(GroupId) -> bool, batch: &Batch) -> Result<(BatchProof, contracts::ids::StatementId), Problem> {
+fn check(
+    from: NodeId,
+    allowed: impl Fn(GroupId) -> bool,
+    batch: &Batch,
+) -> Result<(BatchProof, contracts::ids::StatementId), Problem> {
     let verified = batch.proof.verify_signed_by::<BatchProof>(&[from.into()])?;
     let proof = verified.statement;
     if proof.node != from || !allowed(proof.group) {

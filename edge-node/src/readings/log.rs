@@ -68,7 +68,11 @@ impl Log {
     #[must_use]
     pub fn start(store: Store) -> Self {
         let (commands, waiting) = mpsc::channel(QUEUE_MAX);
-        let signals = Signals { uplinks: Arc::default(), readings: watch::Sender::new(0), settled: tokio::sync::broadcast::Sender::new(1_024) };
+        let signals = Signals {
+            uplinks: Arc::default(),
+            readings: watch::Sender::new(0),
+            settled: tokio::sync::broadcast::Sender::new(1_024),
+        };
         tokio::spawn(write_all(store.clone(), waiting, signals.clone()));
         Self { commands, store, signals }
     }

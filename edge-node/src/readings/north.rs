@@ -13,8 +13,8 @@ use contracts::proof::{self, BatchProof};
 use kit::clock::Clock;
 use serde::{Deserialize, Serialize};
 
-use super::{Name, Reading};
 use super::log::Log;
+use super::{Name, Reading};
 use crate::edge2edge::client::{Client, Error};
 use crate::store::uplinks;
 
@@ -107,7 +107,13 @@ enum Failure {
 }
 
 /// One pass over everything unsettled; groups whose cloud is unknown or away do not hold up the others.
-async fn ship(log: &Log, client: &Client, destinations: &Destinations, keypair: &Keypair, clock: &Clock) -> Result<Shipped, Failure> {
+async fn ship(
+    log: &Log,
+    client: &Client,
+    destinations: &Destinations,
+    keypair: &Keypair,
+    clock: &Clock,
+) -> Result<Shipped, Failure> {
     let mut after = 0;
     let mut shipped = Shipped::Nothing;
     let mut failure = None;
@@ -137,7 +143,14 @@ async fn ship(log: &Log, client: &Client, destinations: &Destinations, keypair: 
     failure.map_or(Ok(shipped), Err)
 }
 
-async fn ship_batch(client: &Client, cloud: NodeId, group: GroupId, readings: Vec<Reading>, keypair: &Keypair, clock: &Clock) -> Result<Vec<Name>, Failure> {
+async fn ship_batch(
+    client: &Client,
+    cloud: NodeId,
+    group: GroupId,
+    readings: Vec<Reading>,
+    keypair: &Keypair,
+    clock: &Clock,
+) -> Result<Vec<Name>, Failure> {
     let leaves = readings.iter().map(leaf).collect::<Result<Vec<_>, _>>()?;
     let proof = BatchProof {
         node: keypair.node_id(),

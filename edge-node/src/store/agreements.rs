@@ -51,7 +51,9 @@ pub async fn put(store: &Store, row: &Row) -> Result<bool> {
 /// The database failed or a row is unreadable.
 pub async fn list(store: &Store) -> Result<Vec<Row>> {
     let rows: Vec<(Vec<u8>, String, String, i64, bool)> =
-        sqlx::query_as("SELECT contract, envelope, state, version, wiped FROM agreement ORDER BY contract").fetch_all(&store.reader).await?;
+        sqlx::query_as("SELECT contract, envelope, state, version, wiped FROM agreement ORDER BY contract")
+            .fetch_all(&store.reader)
+            .await?;
     rows.into_iter()
         .map(|(contract, envelope, state, version, wiped)| {
             Ok(Row {

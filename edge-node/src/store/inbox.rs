@@ -36,7 +36,8 @@ pub async fn insert_all(store: &Store, batches: &[Batch]) -> Result<Vec<u64>> {
     let mut transaction = store.writer.begin().await?;
     let mut counts = Vec::with_capacity(batches.len());
     for batch in batches {
-        let proof = serde_json::to_string(&batch.proof).map_err(|e| Error::Row { table: "batch_proof", reason: e.to_string() })?;
+        let proof =
+            serde_json::to_string(&batch.proof).map_err(|e| Error::Row { table: "batch_proof", reason: e.to_string() })?;
         sqlx::query("INSERT INTO batch_proof (id, envelope, received_at) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING")
             .bind(batch.proof_id.as_bytes().as_slice())
             .bind(proof)

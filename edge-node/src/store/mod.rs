@@ -67,7 +67,9 @@ impl Store {
 
 /// An id of `N` bytes from a column.
 pub(crate) fn bytes<const N: usize>(table: &'static str, column: Vec<u8>) -> Result<[u8; N]> {
-    column.try_into().map_err(|v: Vec<u8>| Error::Row { table, reason: format!("an id of {} bytes where {N} are wanted", v.len()) })
+    column
+        .try_into()
+        .map_err(|v: Vec<u8>| Error::Row { table, reason: format!("an id of {} bytes where {N} are wanted", v.len()) })
 }
 
 /// An unsigned number from a column.

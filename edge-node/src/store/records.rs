@@ -30,13 +30,18 @@ pub async fn put(store: &Store, record: &NodeRecord, envelope: &Envelope) -> Res
 /// The database failed or a row is unreadable.
 pub async fn list(store: &Store) -> Result<Vec<Envelope>> {
     let rows: Vec<String> = sqlx::query_scalar("SELECT envelope FROM node_record ORDER BY node").fetch_all(&store.reader).await?;
-    rows.iter().map(|json| serde_json::from_str(json).map_err(|e| Error::Row { table: "node_record", reason: e.to_string() })).collect()
+    rows.iter()
+        .map(|json| serde_json::from_str(json).map_err(|e| Error::Row { table: "node_record", reason: e.to_string() }))
+        .collect()
 }
 
 /// # Errors
 /// The database failed or the row is unreadable.
 pub async fn get(store: &Store, node: NodeId) -> Result<Option<Envelope>> {
-    let row: Option<String> =
-        sqlx::query_scalar("SELECT envelope FROM node_record WHERE node = ?").bind(node.as_bytes().as_slice()).fetch_optional(&store.reader).await?;
-    row.map(|json| serde_json::from_str(&json).map_err(|e| Error::Row { table: "node_record", reason: e.to_string() })).transpose()
+    let row: Option<String> = sqlx::query_scalar("SELECT envelope FROM node_record WHERE node = ?")
+        .bind(node.as_bytes().as_slice())
+        .fetch_optional(&store.reader)
+        .await?;
+    row.map(|json| serde_json::from_str(&json).map_err(|e| Error::Row { table: "node_record", reason: e.to_string() }))
+        .transpose()
 }

@@ -33,13 +33,15 @@ pub async fn raise(store: &Store, group: GroupId, bounds: &[Bound]) -> Result<()
 /// # Errors
 /// The database failed or a row is unreadable.
 pub async fn list(store: &Store, group: GroupId) -> Result<Reserved> {
-    let rows: Vec<(Vec<u8>, Vec<u8>, i64)> = sqlx::query_as("SELECT device, session, upto FROM reserved WHERE group_id = ? ORDER BY device, session")
-        .bind(group.as_bytes().as_slice())
-        .fetch_all(&store.reader)
-        .await?;
+    let rows: Vec<(Vec<u8>, Vec<u8>, i64)> =
+        sqlx::query_as("SELECT device, session, upto FROM reserved WHERE group_id = ? ORDER BY device, session")
+            .bind(group.as_bytes().as_slice())
+            .fetch_all(&store.reader)
+            .await?;
     let mut reserved = Reserved::default();
     for (device, session, upto) in rows {
-        let (device, session) = (DevEui::from_bytes(bytes("reserved", device)?), SessionId::from_bytes(bytes("reserved", session)?));
+        let (device, session) =
+            (DevEui::from_bytes(bytes("reserved", device)?), SessionId::from_bytes(bytes("reserved", session)?));
         reserved.raise(Bound { device, session, upto: unsigned("reserved", upto)? });
     }
     Ok(reserved)

@@ -67,7 +67,10 @@ pub async fn publish(connection: &mut SqliteConnection, group: GroupId, reading:
 /// # Errors
 /// The database failed.
 pub async fn settle(connection: &mut SqliteConnection, event: EventId) -> Result<()> {
-    sqlx::query("UPDATE uplink SET settled = 1 WHERE event_id = ?").bind(event.as_uuid().as_bytes().as_slice()).execute(connection).await?;
+    sqlx::query("UPDATE uplink SET settled = 1 WHERE event_id = ?")
+        .bind(event.as_uuid().as_bytes().as_slice())
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
@@ -88,7 +91,10 @@ pub async fn import(connection: &mut SqliteConnection, uplink: &Uplink, decoded:
 /// # Errors
 /// The database failed.
 pub async fn prune(store: &Store, before: WallTime) -> Result<u64> {
-    let done = sqlx::query("DELETE FROM uplink WHERE heard_at < ? AND (settled = 1 OR deliver = 0)").bind(signed(before.0)).execute(&store.writer).await?;
+    let done = sqlx::query("DELETE FROM uplink WHERE heard_at < ? AND (settled = 1 OR deliver = 0)")
+        .bind(signed(before.0))
+        .execute(&store.writer)
+        .await?;
     Ok(done.rows_affected())
 }
 
@@ -97,7 +103,10 @@ pub async fn prune(store: &Store, before: WallTime) -> Result<u64> {
 /// # Errors
 /// The database failed.
 pub async fn wipe(store: &Store, group: GroupId) -> Result<()> {
-    sqlx::query("DELETE FROM uplink WHERE group_id = ? AND (settled = 1 OR deliver = 0)").bind(group.as_bytes().as_slice()).execute(&store.writer).await?;
+    sqlx::query("DELETE FROM uplink WHERE group_id = ? AND (settled = 1 OR deliver = 0)")
+        .bind(group.as_bytes().as_slice())
+        .execute(&store.writer)
+        .await?;
     Ok(())
 }
 
@@ -106,12 +115,14 @@ pub async fn wipe(store: &Store, group: GroupId) -> Result<()> {
 /// # Errors
 /// The database failed or a row is unreadable.
 pub async fn list_undecoded(store: &Store, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
-    let rows = sqlx::query("SELECT seq, body FROM uplink WHERE group_id = ? AND seq > ? AND decoded IS NULL AND deliver = 1 ORDER BY seq LIMIT ?")
-        .bind(group.as_bytes().as_slice())
-        .bind(signed(after))
-        .bind(limit)
-        .fetch_all(&store.reader)
-        .await?;
+    let rows = sqlx::query(
+        "SELECT seq, body FROM uplink WHERE group_id = ? AND seq > ? AND decoded IS NULL AND deliver = 1 ORDER BY seq LIMIT ?",
+    )
+    .bind(group.as_bytes().as_slice())
+    .bind(signed(after))
+    .bind(limit)
+    .fetch_all(&store.reader)
+    .await?;
     rows.iter().map(|row| Ok(StoredUplink { seq: unsigned(TABLE, row.try_get("seq")?)?, uplink: body(row)? })).collect()
 }
 
@@ -120,12 +131,13 @@ pub async fn list_undecoded(store: &Store, group: GroupId, after: u64, limit: u3
 /// # Errors
 /// The database failed or a row is unreadable.
 pub async fn list_open(store: &Store, group: GroupId, after: u64, limit: u32) -> Result<Vec<(StoredUplink, Option<String>)>> {
-    let rows = sqlx::query("SELECT seq, body, decoded FROM uplink WHERE group_id = ? AND seq > ? AND settled = 0 ORDER BY seq LIMIT ?")
-        .bind(group.as_bytes().as_slice())
-        .bind(signed(after))
-        .bind(limit)
-        .fetch_all(&store.reader)
-        .await?;
+    let rows =
+        sqlx::query("SELECT seq, body, decoded FROM uplink WHERE group_id = ? AND seq > ? AND settled = 0 ORDER BY seq LIMIT ?")
+            .bind(group.as_bytes().as_slice())
+            .bind(signed(after))
+            .bind(limit)
+            .fetch_all(&store.reader)
+            .await?;
     rows.iter()
         .map(|row| {
             let stored = StoredUplink { seq: unsigned(TABLE, row.try_get("seq")?)?, uplink: body(row)? };
@@ -185,8 +197,11 @@ pub async fn marks(store: &Store, group: GroupId) -> Result<(Vec<Mark>, Vec<Mark
             .await?;
     let (mut served, mut settled) = (Vec::with_capacity(rows.len()), Vec::new());
     for (device, session, f_cnt, is_settled) in rows {
-        let mark =
-            Mark { device: DevEui::from_bytes(bytes(TABLE, device)?), session: SessionId::from_bytes(bytes(TABLE, session)?), f_cnt: unsigned(TABLE, f_cnt)? };
+        let mark = Mark {
+            device: DevEui::from_bytes(bytes(TABLE, device)?),
+            session: SessionId::from_bytes(bytes(TABLE, session)?),
+            f_cnt: unsigned(TABLE, f_cnt)?,
+        };
         served.push(mark);
         if is_settled {
             settled.push(mark);
@@ -212,10 +227,12 @@ pub async fn last_open(store: &Store, group: GroupId) -> Result<u64> {
 /// # Errors
 /// The database failed.
 pub async fn has_open(store: &Store, group: GroupId, upto: u64) -> Result<bool> {
-    let open = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM uplink WHERE group_id = ? AND seq <= ? AND settled = 0 AND deliver = 1)")
-        .bind(group.as_bytes().as_slice())
-        .bind(signed(upto))
-        .fetch_one(&store.reader)
-        .await?;
+    let open = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM uplink WHERE group_id = ? AND seq <= ? AND settled = 0 AND deliver = 1)",
+    )
+    .bind(group.as_bytes().as_slice())
+    .bind(signed(upto))
+    .fetch_one(&store.reader)
+    .await?;
     Ok(open)
 }

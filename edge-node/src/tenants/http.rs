@@ -37,7 +37,10 @@ pub fn router(tenant: Arc<Tenant>) -> Router {
         .route(tenant::UPLINKS, routing::get(follow))
         .route(tenant::READINGS, routing::post(publish).layer(DefaultBodyLimit::max(tenant::READINGS_BODY_BYTES_MAX)))
         .route(tenant::DOWNLINKS, routing::post(queue_downlink).layer(DefaultBodyLimit::max(tenant::DOWNLINK_BODY_BYTES_MAX)))
-        .route(&format!("{}/{{key}}", tenant::STATE), routing::get(get_state).put(put_state).layer(DefaultBodyLimit::max(tenant::STATE_VALUE_BYTES_MAX)))
+        .route(
+            &format!("{}/{{key}}", tenant::STATE),
+            routing::get(get_state).put(put_state).layer(DefaultBodyLimit::max(tenant::STATE_VALUE_BYTES_MAX)),
+        )
         .route(tenant::HEALTH, routing::get(health))
         .fallback(|| async { Problem::not_found("no such path on the tenant socket") })
         .with_state(tenant)
@@ -167,7 +170,8 @@ async fn publish(
     let Json(batch) = body?;
     batch.check().map_err(|e| Problem::invalid(&e.field, e.reason))?;
     let accepted = batch.readings.len();
-    let decoded = batch.readings.into_iter().map(decoded).collect::<Result<_, _>>().map_err(|e| Problem::invalid("readings", e))?;
+    let decoded =
+        batch.readings.into_iter().map(decoded).collect::<Result<_, _>>().map_err(|e| Problem::invalid("readings", e))?;
     tenant.log.publish(tenant.group, decoded).await.map_err(|e| Problem::unavailable(e))?;
     Ok(Json(tenant::Accepted { accepted }))
 }
@@ -194,7 +198,11 @@ async fn get_state(State(tenant): Context, Path(key): Path<String>) -> Result<Ve
     value.ok_or_else(|| Problem::not_found("nothing was put under this key"))
 }
 
-async fn put_state(State(tenant): Context, Path(key): Path<String>, body: Result<Bytes, BytesRejection>) -> Result<StatusCode, Problem> {
+async fn put_state(
+    State(tenant): Context,
+    Path(key): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<StatusCode, Problem> {
     let body = body?;
     tenant::check_state_key(&key).map_err(|e| Problem::invalid(&e.field, e.reason))?;
     let keys_max = u32::try_from(tenant::STATE_KEYS_MAX).unwrap_or(u32::MAX);

@@ -48,7 +48,12 @@ pub struct Tenant {
 
 impl Tenant {
     #[must_use]
-    pub fn new(group: GroupId, log: Log, bridge: Option<BridgeHandle>, devices: std::collections::BTreeSet<contracts::ids::DevEui>) -> Self {
+    pub fn new(
+        group: GroupId,
+        log: Log,
+        bridge: Option<BridgeHandle>,
+        devices: std::collections::BTreeSet<contracts::ids::DevEui>,
+    ) -> Self {
         let (connected, epoch) = (watch::Sender::new(0), watch::Sender::new(Epoch(0)));
         Self { group, log, bridge, configuration: RwLock::new(None), devices, connected, epoch }
     }
