@@ -216,6 +216,8 @@ impl Misbehaving {
             customer.agent.status().registered && cloud.agent.status().registered && !provider.agent.status().offers.is_empty()
         })
         .await;
+        // An agent without a policy takes back what its node lists; this node lists by itself.
+        customer.agent.stop().await;
         let now = customer.core.clock.wall();
         let rules = buying().customer.unwrap();
         let demand = contracts::listing::Demand {

@@ -11,7 +11,7 @@ pub fn run(install: bool) -> Result<(), String> {
     }
     let engine = Docker::start();
     let mut tests = Command::new(cargo());
-    tests.args(["test", "--release", "--workspace", "--quiet"]);
+    tests.args(["test", "--release", "--workspace", "--quiet", "--no-fail-fast"]);
     match &engine {
         Ok(docker) => {
             tests.env("ANTIRIO_DOCKER_SOCKET", docker.socket());

@@ -29,6 +29,8 @@ use crate::timeline::Event;
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// After custody went, the tenant has so long to decode what was heard before.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// Longest wait for the last progress before a release.
+const FLUSH_MAX: Duration = Duration::from_millis(200);
 /// A customer that was silent for so long has to be quiet anew.
 const VISIT_GAP_MS_MAX: u64 = 3_000;
 
@@ -374,6 +376,10 @@ pub(crate) async fn answer_level(parts: &Parts, agreement: &Agreement, epoch: Ep
         return Ok(LevelAnswer::Behind);
     }
     let counters = parts.bridge.release(group, Mode::Standby).await?;
+    // What this node answered, the customer must know before it holds: it would answer it too.
+    if tokio::time::timeout(FLUSH_MAX, parts.links.flush(group)).await.is_err() {
+        tracing::warn!(%group, "custody is released before all progress was told");
+    }
     let handover = serde_json::to_vec(&Handover { counters }).unwrap_or_default();
     let released = parts.custody.release(group, Some(contract.customer.node), handover.into()).await?;
     parts.core.timeline.push(Event::Released { group, epoch: released });

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use contracts::ids::{DevAddr, DevEui, Epoch, GroupId, SessionId};
 use lora_bridge::bridge::io::OfferedFrame;
 use lora_bridge::mac::session::{Mark, Session};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// What waits for a group's sender at most; beyond it progress is sent as whole session states, and offers are made again by the bridge.
 const WAITING_MAX: usize = 4_096;
@@ -17,6 +17,8 @@ pub enum Outgoing {
     Served(Vec<Mark>),
     Settled(Vec<Mark>),
     Offer(OfferedFrame),
+    /// Says when everything before it has been told.
+    Flush(oneshot::Sender<()>),
 }
 
 /// The ends of a group's link that its guard takes.
@@ -112,6 +114,14 @@ impl Links {
 
     pub fn settled(&self, group: GroupId, marks: Vec<Mark>) {
         self.send(group, Outgoing::Settled(marks));
+    }
+
+    /// Returns when the other party was told everything that was said before, or cannot be told.
+    pub async fn flush(&self, group: GroupId) {
+        let (told, wait) = oneshot::channel();
+        self.send(group, Outgoing::Flush(told));
+        // An error means that nobody tells any more.
+        let _told_or_gone = wait.await;
     }
 
     pub(super) fn offer(&self, group: GroupId, frame: OfferedFrame) {
