@@ -338,6 +338,19 @@ async fn the_estimate_shows_use_needs_and_what_is_free() {
 }
 
 #[tokio::test]
+async fn the_market_agent_speaks_for_itself() {
+    let node = node(insured()).await;
+    let agent = edge_node::market::Agent::start(Arc::clone(&node.core)).unwrap();
+    let node = Node { router: api::router_with_market(node.context.clone(), agent.clone()), ..node };
+    let market: Value = node.get("/v1/market").await;
+    assert_eq!((&market["registered"], &market["negotiations"]), (&json!(false), &json!(0)), "no marketplace answers here");
+    agent.stop().await;
+    let estimate: EstimateView = node.get("/v1/estimate").await;
+    assert_eq!(estimate.demand, agent.status().estimate, "what is shown is what would be asked for");
+    assert!(estimate.demand.is_some());
+}
+
+#[tokio::test]
 async fn metrics_tell_what_is_kept_and_what_waits() {
     let node = node(Wishes::default()).await;
     receive(&node, 4).await;

@@ -73,8 +73,10 @@ fn names(path: &Path, text: &str) -> BTreeSet<String> {
         }
     }
     if path.ends_with("kit/src/problem.rs") {
-        for (at, _) in text.match_indices("=> \"") {
-            let quoted: String = text[at + 3..].split_inclusive('"').take(2).collect();
+        for (at, _) in text.match_indices("=>") {
+            // The arm may be a block that holds nothing but the name.
+            let arm = text[at + 2..].trim_start_matches(|c: char| c.is_whitespace() || c == '{');
+            let quoted: String = arm.split_inclusive('"').take(2).collect();
             found.extend(literal(&quoted));
         }
     }

@@ -19,7 +19,7 @@ fn standby_delivers_nothing_and_offers_what_the_other_lacks() {
         assert!(uplinks(&rig.hear(&mote.frame(f_cnt, f_cnt == 2))).is_empty());
     }
     rig.apply(Input::PeerProgress { served: vec![mote.mark(1)], settled: vec![mote.mark(0)] });
-    assert!(offers(&rig.advance(59)).is_empty());
+    assert!(offers(&rig.advance(29)).is_empty());
     let out = rig.advance(1);
     assert_eq!(offers(&out).iter().map(|offer| offer.mark).collect::<Vec<_>>(), [mote.mark(2)]);
     let offer = offers(&out)[0].clone();

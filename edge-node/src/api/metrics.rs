@@ -10,7 +10,7 @@ use engine::ContainerState;
 use kit::problem::Problem;
 use lora_bridge::stats::Stats;
 use peering::{custody, transport};
-use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -170,7 +170,7 @@ pub(super) fn known_method(method: &Method) -> &'static str {
     }
 }
 
-fn add(registry: &mut Registry, described: Described, metric: impl prometheus_client::registry::Metric + EncodeMetric) {
+fn add(registry: &mut Registry, described: Described, metric: impl prometheus_client::registry::Metric) {
     registry.register(described.0, described.1, metric);
 }
 
