@@ -34,6 +34,23 @@ pub struct Sqlite {
     _lock: File,
 }
 
+/// A predecessor that is just ending may hold the lock for a moment: its last connections still end.
+const LOCK_WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(5);
+/// Between two looks at the lock; the kernel tells nobody that it is free.
+const LOCK_LOOK: std::time::Duration = std::time::Duration::from_millis(20);
+
+async fn take_lock(lock: &File) -> Result<()> {
+    let begun = tokio::time::Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_WAIT_MAX => tokio::time::sleep(LOCK_LOOK).await,
+            Err(TryLockError::WouldBlock) => return Err(Error::InUse),
+            Err(TryLockError::Error(error)) => return Err(Error::Lock(error)),
+        }
+    }
+}
+
 impl Sqlite {
     /// Opens or creates the file and brings it to the present schema. A lock beside it keeps other processes out.
     ///
@@ -43,10 +60,7 @@ impl Sqlite {
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");
         let lock = File::options().create(true).truncate(false).write(true).open(lock_path)?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => Error::InUse,
-            TryLockError::Error(error) => Error::Lock(error),
-        })?;
+        take_lock(&lock).await?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
