@@ -13,6 +13,7 @@ use contracts::node_record::{NodeRecord, Role};
 use contracts::sealed::UnsealingKey;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use kit::clock::Clock;
+use peering::custody::os_entropy;
 use peering::{AddressBook, Endpoint, endpoint};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -84,7 +85,7 @@ pub async fn run_with(
     };
     let service = Arc::new(Service::new(parts).await?);
     let transport = Arc::new(endpoint.clone());
-    let witness = witness::start(Arc::clone(&service), transport, keypair, clock, admitted, addresses).await?;
+    let witness = witness::start(Arc::clone(&service), transport, keypair, clock, admitted, addresses, os_entropy()).await?;
     let (stop, stopping) = watch::channel(false);
     let every = Duration::from_millis(config.tick_ms);
     let mut tasks = JoinSet::new();

@@ -3,7 +3,7 @@
 use contracts::ids::NodeId;
 use contracts::time::WallTime;
 use edge_node::api::ReceivedReading;
-use motes::audit::{Alive, Delivered, Input, Limits, NodeLife, Report, Timeline, audit};
+use motes::audit::{Alive, Delivered, Input, Limits, NodeLife, Report, Timeline, audit, decicelsius};
 use motes::ledger::Ledgers;
 
 use crate::world::{PATRAS_GATEWAY, RIO_GATEWAY, World};
@@ -35,16 +35,6 @@ fn delivered(world: &World, reading: &ReceivedReading) -> anyhow::Result<Deliver
     })
 }
 
-/// `"23.5"`, `"-0.4"` or a whole number, in tenths.
-fn decicelsius(value: &serde_json::Value) -> Option<i32> {
-    let text = value.as_str().map_or_else(|| value.as_i64().map(|n| n.to_string()), |text| Some(text.to_owned()))?;
-    let (whole, tenths) = text.split_once('.').unwrap_or((&text, "0"));
-    let negative = whole.starts_with('-');
-    let whole: i32 = whole.parse().ok()?;
-    let tenths: i32 = tenths.get(..1)?.parse().ok()?;
-    Some(whole * 10 + if negative { -tenths } else { tenths })
-}
-
 /// Judges what was recorded so far.
 pub async fn judge(world: &World, marks: Marks) -> anyhow::Result<Report> {
     let readings = world.all_readings().await?;
@@ -69,17 +59,4 @@ pub async fn judge(world: &World, marks: Marks) -> anyhow::Result<Report> {
     };
     let ledgers = Ledgers::read(&world.ledgers)?;
     Ok(audit(&Input { ledgers: &ledgers, nodes: &nodes, delivered: &delivered, timeline: &timeline, limits: Limits::default() }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn temperatures_are_read_exactly() {
-        for (value, tenths) in [("\"23.5\"", 235), ("\"-0.4\"", -4), ("\"-12.0\"", -120), ("7", 70), ("\"7\"", 70)] {
-            assert_eq!(decicelsius(&serde_json::from_str(value).expect("JSON")), Some(tenths), "{value}");
-        }
-        assert_eq!(decicelsius(&serde_json::Value::Null), None);
-    }
 }

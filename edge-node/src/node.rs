@@ -1,5 +1,6 @@
 //! Puts a node together and runs it: from configuration to listeners, and down again in order.
 
+use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,7 +12,8 @@ use contracts::node_record::{NodeRecord, Role};
 use kit::clock::Clock;
 use lora_bridge::bridge::io::Mode;
 use lora_bridge::bridge::{self, Bridge};
-use peering::custody::{CustodyHandle, FileVotes, Setup};
+use lora_bridge::server::{BridgeHandle, Socket};
+use peering::custody::{CustodyHandle, Entropy, FileVotes, Setup, VoteStore, os_entropy};
 use peering::{AddressBook, Endpoint, Transport};
 use storage::BlockStore;
 use tokio::net::TcpListener;
@@ -32,6 +34,7 @@ use crate::readings::inbox::Inbox;
 use crate::readings::log::Log;
 use crate::readings::north::{self, Destinations};
 use crate::store::Store;
+use crate::tenants::doors::{Doors, UnixDoors};
 use crate::tenants::{self, Tenant, TenantSocket};
 use crate::timeline::{Event, Timeline};
 use crate::{api, edge2edge, lora, market, service};
@@ -84,20 +87,52 @@ pub enum Error {
     NoRecord(#[source] identity::Error),
 }
 
-/// A node that runs; what the process and the tests need of it.
+/// What a node stands on: the parts of a machine, real or simulated.
+pub struct Host {
+    pub config: Config,
+    pub clock: Clock,
+    pub identity: Identity,
+    /// The node's own signed record.
+    pub record: Envelope,
+    pub policy: Option<Policy>,
+    pub store: Store,
+    pub votes: Arc<dyn VoteStore>,
+    pub content: BlockStore,
+    /// Over an engine that has recovered; absent on a node that runs no containers.
+    pub orchestrator: Option<Orchestrator>,
+    pub own_service: Option<OwnService>,
+    pub doors: Arc<dyn Doors>,
+    pub transport: Arc<dyn Transport>,
+    /// What `transport` looks peers up in.
+    pub addresses: AddressBook,
+    pub entropy: Entropy,
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host").field("config", &self.config).field("transport", &self.transport).finish_non_exhaustive()
+    }
+}
+
+/// A node that takes part: everything but the operator's API.
 #[derive(Debug)]
-pub struct Node {
+pub struct Running {
     pub core: Arc<Core>,
-    pub endpoint: Endpoint,
     pub custody: CustodyHandle,
+    /// Absent on a node without gateways.
     pub parts: Option<Parts>,
     pub inbox: Option<Inbox>,
-    /// Where the operator API listens.
-    pub api: SocketAddr,
-    listener: TcpListener,
-    _lock: std::fs::File,
+    pub agent: market::AgentHandle,
     _own_tenant: Option<TenantSocket>,
-    agent: market::AgentHandle,
+}
+
+/// A node with its listener.
+#[derive(Debug)]
+struct Node {
+    running: Running,
+    listener: TcpListener,
+    api: SocketAddr,
+    _lock: std::fs::File,
 }
 
 /// Starts a node and runs it until `shutdown` resolves.
@@ -152,7 +187,7 @@ fn record(config: &Config, identity: &Identity, bound: SocketAddr, clock: &Clock
     Ok(identity::write_record(&config.state_directory, &record, &owner, &identity.keypair)?)
 }
 
-async fn open_engine(config: &Config, needed: bool) -> Result<Option<(Orchestrator, engine::Kind)>, Error> {
+async fn open_engine(config: &Config, needed: bool) -> Result<Option<Orchestrator>, Error> {
     if !needed {
         return Ok(None);
     }
@@ -167,8 +202,7 @@ async fn open_engine(config: &Config, needed: bool) -> Result<Option<(Orchestrat
         EngineKind::Auto => engine::select::Selection::Auto,
     };
     let selected = engine::select::select(wanted, &selection).await?;
-    let kind = selected.engine.kind();
-    Ok(Some((Orchestrator::start(selected.engine), kind)))
+    Ok(Some(Orchestrator::start(selected.engine)))
 }
 
 /// Everything up to the point where only serving is missing.
@@ -179,41 +213,47 @@ async fn start(config: Config, clock: Clock) -> Result<Node, Error> {
     let policy = read_policy(&config)?;
     let store = Store::open(&state.join("node.db")).await?;
     let content = BlockStore::open(state.join("content"), CONTENT_BYTES_MAX).await?;
+    let votes_path = state.join("votes.json");
+    let votes = Arc::new(FileVotes::open(&votes_path).map_err(file_error(&votes_path))?);
     let runs_containers = config.service.is_some() || policy.as_ref().is_some_and(|p| p.provider.is_some());
-    let engine = open_engine(&config, runs_containers).await?;
+    let orchestrator = open_engine(&config, runs_containers).await?;
     let addresses = AddressBook::new();
     let endpoint = open_endpoint(&config, &identity, addresses.clone(), &clock).await?;
     let record = record(&config, &identity, endpoint.local_address().unwrap_or(config.peering.bind), &clock)?;
-    let directory = Directory::open(store.clone(), addresses).await?;
-    let own = directory.put(&record).await?;
-    let own_service = match (&config.service, &engine) {
-        (Some(service), Some((orchestrator, _))) => {
+    let own_service = match (&config.service, &orchestrator) {
+        (Some(service), Some(orchestrator)) => {
             Some(service::load(identity.keypair.node_id(), service, &content, orchestrator.engine().as_ref()).await?)
         }
         _ => None,
     };
-    let timeline = Timeline::new(clock.clone());
-    let engine_name = engine.as_ref().map_or_else(|| "none".to_owned(), |(_, kind)| kind.to_string());
-    timeline.push(Event::Started { node: config.name.clone(), engine: engine_name });
-    let core = Arc::new(Core {
-        owner: own.owner,
-        record,
-        policy,
-        log: Log::start(store.clone()),
-        destinations: Destinations::default(),
-        content,
-        orchestrator: engine.map(|(orchestrator, _)| orchestrator),
-        directory,
-        agreements: Agreements::open(store.clone()).await?,
-        client: Client::new(Arc::new(endpoint.clone())),
-        timeline,
-        own_service,
-        store,
+    let gateways = match &config.lora {
+        Some(lora) => Some(lora_bridge::server::bind(lora.bind).await?),
+        None => None,
+    };
+    let bind = config.api.bind;
+    let doors = Arc::new(UnixDoors::new(state.join("tenants")));
+    let transport = Arc::new(endpoint);
+    let host = Host {
+        config,
         clock,
         identity,
-        config,
-    });
-    assemble(core, endpoint, lock).await
+        record,
+        policy,
+        store,
+        votes,
+        content,
+        orchestrator,
+        own_service,
+        doors,
+        transport,
+        addresses,
+        entropy: os_entropy(),
+    };
+    let running = assemble(host, gateways).await?;
+    let api_error = |source| Error::Api { address: bind, source };
+    let listener = TcpListener::bind(bind).await.map_err(api_error)?;
+    let api = listener.local_addr().map_err(api_error)?;
+    Ok(Node { running, listener, api, _lock: lock })
 }
 
 async fn open_endpoint(config: &Config, identity: &Identity, addresses: AddressBook, clock: &Clock) -> Result<Endpoint, Error> {
@@ -224,20 +264,26 @@ async fn open_endpoint(config: &Config, identity: &Identity, addresses: AddressB
     Ok(Endpoint::bind(peering).await?)
 }
 
-async fn assemble(core: Arc<Core>, endpoint: Endpoint, lock: std::fs::File) -> Result<Node, Error> {
+/// Starts all parts of a node on a host. `gateways`: where packet forwarders send to.
+///
+/// # Errors
+/// [`Error`] if a part cannot start.
+pub async fn assemble<S: Socket>(host: Host, gateways: Option<S>) -> Result<Running, Error> {
+    let Host { votes, doors, transport, entropy, .. } = &host;
+    let (votes, doors, transport, entropy) = (Arc::clone(votes), Arc::clone(doors), Arc::clone(transport), Arc::clone(entropy));
+    let core = core(host).await?;
     let reserved = ReservedByGroup::default();
-    let votes_path = core.config.state_directory.join("votes.json");
-    let votes = Arc::new(FileVotes::open(&votes_path).map_err(file_error(&votes_path))?);
-    let transport: Arc<dyn Transport> = Arc::new(endpoint.clone());
-    let mut setup = Setup::new(transport, core.identity.keypair.clone(), core.clock.clone(), Arc::clone(&votes) as _);
+    let mut setup = Setup::new(Arc::clone(&transport), core.identity.keypair.clone(), core.clock.clone(), Arc::clone(&votes));
     let records = reserved.clone();
     setup.records = Arc::new(move |group| records.bytes(group));
+    setup.entropy = entropy;
     let (custody, custody_router) = peering::custody::start(setup)?;
     let inbox = (core.config.role == Role::Cloud).then(|| Inbox::start(core.store.clone(), core.clock.clone()));
-    let parts = match &core.config.lora {
-        Some(lora) => Some(open_bridge(&core, lora.bind, custody.clone(), votes, reserved).await?),
-        None => None,
-    };
+    let parts = gateways.map(|socket| {
+        let (bridge, leases, links) = open_bridge(&core, socket);
+        let (core, custody, visits) = (Arc::clone(&core), custody.clone(), insurance::provider::Visits::default());
+        Parts { core, custody, votes, bridge, leases, links, reserved, doors, visits }
+    });
     let own_tenant = match (&parts, &core.own_service) {
         (Some(parts), Some(service)) => Some(run_own_service(parts, service).await?),
         _ => None,
@@ -245,13 +291,37 @@ async fn assemble(core: Arc<Core>, endpoint: Endpoint, lock: std::fs::File) -> R
     let context = edge2edge::http::Context { parts: parts.clone(), core: Arc::clone(&core), inbox: inbox.clone() };
     let agent = market::Agent::start(Arc::clone(&core))?;
     // Fallbacks of merged routers would clash: only the first has one.
-    endpoint.serve(edge2edge::http::router(context).merge(market::router(&agent)).merge(custody_router));
+    transport.serve(edge2edge::http::router(context).merge(market::router(&agent)).merge(custody_router));
     start_side_tasks(&core, parts.clone());
-    let address = core.config.api.bind;
-    let api_error = |source| Error::Api { address, source };
-    let listener = TcpListener::bind(address).await.map_err(api_error)?;
-    let api = listener.local_addr().map_err(api_error)?;
-    Ok(Node { core, endpoint, custody, parts, inbox, api, listener, _lock: lock, _own_tenant: own_tenant, agent })
+    Ok(Running { core, custody, parts, inbox, agent, _own_tenant: own_tenant })
+}
+
+async fn core(host: Host) -> Result<Arc<Core>, Error> {
+    let Host { config, clock, identity, record, policy, store, content, orchestrator, own_service, transport, addresses, .. } =
+        host;
+    let directory = Directory::open(store.clone(), addresses).await?;
+    let own = directory.put(&record).await?;
+    let timeline = Timeline::new(clock.clone());
+    let engine = orchestrator.as_ref().map_or_else(|| "none".to_owned(), |o| o.engine().kind().to_string());
+    timeline.push(Event::Started { node: config.name.clone(), engine });
+    Ok(Arc::new(Core {
+        owner: own.owner,
+        record,
+        policy,
+        log: Log::start(store.clone()),
+        destinations: Destinations::default(),
+        content,
+        orchestrator,
+        directory,
+        agreements: Agreements::open(store.clone()).await?,
+        client: Client::new(transport),
+        timeline,
+        own_service,
+        store,
+        clock,
+        identity,
+        config,
+    }))
 }
 
 fn start_side_tasks(core: &Arc<Core>, parts: Option<Parts>) {
@@ -262,39 +332,22 @@ fn start_side_tasks(core: &Arc<Core>, parts: Option<Parts>) {
         core.identity.keypair.clone(),
         core.clock.clone(),
     );
-    tokio::spawn(north);
+    kit::task::spawn(north);
     if let Some(parts) = parts {
-        tokio::spawn(tell_settled(parts.clone()));
-        tokio::spawn(insurance::run(parts));
+        kit::task::spawn(tell_settled(parts.clone()));
+        kit::task::spawn(insurance::run(parts));
     }
-    tokio::spawn(prune(Arc::clone(core)));
+    kit::task::spawn(prune(Arc::clone(core)));
 }
 
-async fn open_bridge(
-    core: &Arc<Core>,
-    bind: SocketAddr,
-    custody: CustodyHandle,
-    votes: Arc<FileVotes>,
-    reserved: ReservedByGroup,
-) -> Result<Parts, Error> {
-    let socket = lora_bridge::server::bind(bind).await?;
+fn open_bridge<S: Socket>(core: &Arc<Core>, socket: S) -> (BridgeHandle, Leases, Links) {
     let leases = Leases::default();
     let asked = leases.clone();
     let lease: lora_bridge::server::Lease = Arc::new(move |group, epoch| asked.holds(group, epoch));
     let (bridge, outputs) = lora_bridge::server::spawn(socket, Bridge::new(bridge::Config::default()), core.clock.clone(), lease);
     let links = Links::default();
-    tokio::spawn(lora::consume(outputs, bridge.clone(), core.log.clone(), links.clone(), core.timeline.clone()));
-    Ok(Parts {
-        core: Arc::clone(core),
-        custody,
-        votes,
-        bridge,
-        leases,
-        links,
-        reserved,
-        tenants_directory: core.config.state_directory.join("tenants"),
-        visits: insurance::provider::Visits::default(),
-    })
+    kit::task::spawn(lora::consume(outputs, bridge.clone(), core.log.clone(), links.clone(), core.timeline.clone()));
+    (bridge, leases, links)
 }
 
 /// The owner's own tenant runs with and without a contract; whether its devices are transmitted for is the lease's business.
@@ -304,8 +357,7 @@ async fn run_own_service(parts: &Parts, service: &OwnService) -> Result<TenantSo
     let devices = sessions.iter().map(|s| s.device).collect();
     let tenant = Tenant::new(service.group, core.log.clone(), Some(parts.bridge.clone()), devices);
     tenant.set_configuration(Some(service.configuration.clone()));
-    let directory = parts.tenants_directory.join(service.group.to_string());
-    let socket = TenantSocket::open(tenant, &directory).map_err(file_error(&directory))?;
+    let socket = TenantSocket::open(tenant, parts.doors.as_ref()).map_err(insurance::Error::from)?;
     if let Some(cloud) = core.config.cloud {
         core.destinations.set(service.group, cloud);
     }
@@ -321,9 +373,10 @@ async fn run_own_service(parts: &Parts, service: &OwnService) -> Result<TenantSo
     let orchestrator = core.orchestrator.as_ref().ok_or(insurance::Error::Lacking("container engine"))?;
     let begun = core.clock.boot_micros();
     let mut connected = socket.tenant.connected();
+    let directory = socket.directory().to_owned();
     orchestrator.deploy(service.group, &service.blueprint, directory, Desired::Running).await.map_err(insurance::Error::from)?;
     let (timeline, group, clock) = (core.timeline.clone(), service.group, core.clock.clone());
-    tokio::spawn(async move {
+    kit::task::spawn(async move {
         if connected.changed().await.is_ok() {
             timeline.push(Event::ServiceStarted { group, start_us: clock.boot_micros() - begun });
         }
@@ -367,31 +420,9 @@ async fn prune(core: Arc<Core>) {
     }
 }
 
-impl Node {
-    /// Serves the operator API until `shutdown` resolves, then goes down in order: custody first, so that nobody waits for a lease.
-    ///
-    /// # Errors
-    /// The API's listener failed.
-    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
-        let address = self.api;
-        let router = api::router(api::Context {
-            core: Arc::clone(&self.core),
-            parts: self.parts.clone(),
-            inbox: self.inbox.clone(),
-            custody: self.custody.clone(),
-        });
-        tracing::info!(node = %self.core.me(), %address, "serving");
-        let (stop, mut stopped) = tokio::sync::watch::channel(false);
-        tokio::spawn(async move {
-            shutdown.await;
-            stop.send_replace(true);
-        });
-        let served = axum::serve(self.listener, router);
-        let ended = tokio::select! {
-            biased;
-            _ = stopped.wait_for(|stop| *stop) => Ok(()),
-            served = served => served.map_err(|source| Error::Api { address, source }),
-        };
+impl Running {
+    /// Goes down in order: custody first, so that nobody waits for a lease.
+    pub async fn shut_down(&self) {
         self.agent.stop().await;
         if let Some(parts) = &self.parts {
             insurance::release_all(parts).await;
@@ -403,6 +434,36 @@ impl Node {
             tracing::warn!(error = &error as &dyn std::error::Error, "containers are left for the next start");
         }
         self.core.store.close().await;
+    }
+}
+
+impl Node {
+    /// Serves the operator API until `shutdown` resolves, then goes down.
+    ///
+    /// # Errors
+    /// The API's listener failed.
+    async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
+        let Self { running, listener, api: address, .. } = self;
+        let context = api::Context {
+            core: Arc::clone(&running.core),
+            parts: running.parts.clone(),
+            inbox: running.inbox.clone(),
+            custody: running.custody.clone(),
+        };
+        let router = api::router_with_market(context, running.agent.clone());
+        tracing::info!(node = %running.core.me(), %address, "serving");
+        let (stop, mut stopped) = tokio::sync::watch::channel(false);
+        kit::task::spawn(async move {
+            shutdown.await;
+            stop.send_replace(true);
+        });
+        let served = axum::serve(listener, router);
+        let ended = tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stop| *stop) => Ok(()),
+            served = served => served.map_err(|source| Error::Api { address, source }),
+        };
+        running.shut_down().await;
         ended
     }
 }

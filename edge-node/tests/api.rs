@@ -433,8 +433,8 @@ async fn a_release_gives_custody_to_the_other_party_at_once() {
 
     let cut = Arc::new(AtomicBool::new(true));
     let is_cut = Arc::clone(&cut);
-    network.set_faults(Arc::new(move |from, to| {
-        let between = (from == id(1) && to == id(2)) || (from == id(2) && to == id(1));
+    network.set_faults(Arc::new(move |message| {
+        let between = [message.from, message.to] == [id(1), id(2)] || [message.from, message.to] == [id(2), id(1)];
         if between && is_cut.load(Ordering::SeqCst) { Passage::Lost } else { Passage::Delivered }
     }));
     until(&node.custody, "the provider is missed", |view| view.missing.contains(&id(2))).await;

@@ -11,7 +11,8 @@ use contracts::time::WallTime;
 use edge_node::readings::log::Log;
 use edge_node::readings::{Kind, Reception, Uplink};
 use edge_node::store::{Store, uplinks};
-use edge_node::tenants::{CONNECTIONS_MAX, SOCKET_NAME, Tenant, TenantSocket};
+use edge_node::tenants::doors::{SOCKET_NAME, UnixDoors};
+use edge_node::tenants::{CONNECTIONS_MAX, Tenant, TenantSocket};
 use kit::clock::Clock;
 use lora_bridge::bridge::{Bridge, Config};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -46,7 +47,7 @@ async fn open(log: &Log, group: GroupId, directory: &Path) -> TenantSocket {
         while outputs.recv().await.is_some() {}
     });
     let devices = BTreeSet::from([DevEui::from_u64(1), DevEui::from_u64(2)]);
-    TenantSocket::open(Tenant::new(group, log.clone(), Some(bridge), devices), directory).unwrap()
+    TenantSocket::open(Tenant::new(group, log.clone(), Some(bridge), devices), &UnixDoors::new(directory)).unwrap()
 }
 
 impl World {

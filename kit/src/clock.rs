@@ -15,6 +15,15 @@ enum Source {
     System,
     /// Microseconds, moved by hand; wall time starts at a fixed date.
     Manual(Arc<AtomicU64>),
+    Simulated(Arc<dyn TimeSource>),
+}
+
+/// The clocks of a simulated machine: they may drift and be set.
+pub trait TimeSource: std::fmt::Debug + Send + Sync {
+    /// As [`Clock::boot_micros`].
+    fn boot_micros(&self) -> u64;
+    /// As [`Clock::wall`].
+    fn wall(&self) -> WallTime;
 }
 
 /// Where the manual clock's wall time starts: 2026-01-01 00:00:00 UTC.
@@ -31,6 +40,12 @@ impl Clock {
     #[must_use]
     pub fn manual() -> Self {
         Self(Source::Manual(Arc::new(AtomicU64::new(0))))
+    }
+
+    /// The clock of a simulated machine.
+    #[must_use]
+    pub fn simulated(source: Arc<dyn TimeSource>) -> Self {
+        Self(Source::Simulated(source))
     }
 
     /// Moves a manual clock; the system's clocks are not moved.
@@ -50,6 +65,7 @@ impl Clock {
                 WallTime(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
             }
             Source::Manual(micros) => MANUAL_WALL_START + Millis(micros.load(Ordering::SeqCst) / 1_000),
+            Source::Simulated(source) => source.wall(),
         }
     }
 
@@ -69,6 +85,7 @@ impl Clock {
                 seconds * 1_000_000 + nanos / 1_000
             }
             Source::Manual(micros) => micros.load(Ordering::SeqCst),
+            Source::Simulated(source) => source.boot_micros(),
         }
     }
 }

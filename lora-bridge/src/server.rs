@@ -41,6 +41,48 @@ const IDLE: Millis = Millis::from_secs(1);
 /// Says whether this node's lease on a group holds in an epoch, now.
 pub type Lease = Arc<dyn Fn(GroupId, Epoch) -> bool + Send + Sync>;
 
+/// The packet forwarders' socket: UDP, or a simulated network.
+pub trait Socket: fmt::Debug + Send + Sync + 'static {
+    /// Where gateways reach it.
+    ///
+    /// # Errors
+    /// The socket is not bound.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+
+    /// Resolves when a datagram may be there.
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Takes a datagram; longer ones than `buffer` are cut.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] if none is there; others do not end the socket.
+    fn try_recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
+
+    /// Sends without waiting.
+    ///
+    /// # Errors
+    /// It could not be sent now, and will not be sent later.
+    fn try_send_to(&self, bytes: &[u8], to: SocketAddr) -> io::Result<usize>;
+}
+
+impl Socket for UdpSocket {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.local_addr()
+    }
+
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
+        self.readable()
+    }
+
+    fn try_recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.try_recv_from(buffer)
+    }
+
+    fn try_send_to(&self, bytes: &[u8], to: SocketAddr) -> io::Result<usize> {
+        self.try_send_to(bytes, to)
+    }
+}
+
 /// Why the bridge's socket does not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -226,7 +268,7 @@ impl BridgeHandle {
 ///
 /// Must be called within a tokio runtime.
 #[must_use]
-pub fn spawn(socket: UdpSocket, bridge: Bridge, clock: Clock, lease: Lease) -> (BridgeHandle, mpsc::Receiver<Vec<Output>>) {
+pub fn spawn<S: Socket>(socket: S, bridge: Bridge, clock: Clock, lease: Lease) -> (BridgeHandle, mpsc::Receiver<Vec<Output>>) {
     let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
     let (outputs, output_queue) = mpsc::channel(OUTPUT_BATCHES_MAX);
     let address = socket.local_addr().ok();
@@ -242,12 +284,12 @@ pub fn spawn(socket: UdpSocket, bridge: Bridge, clock: Clock, lease: Lease) -> (
         buffer: vec![0; DATAGRAM_BYTES_MAX + 1],
         stats: ServerStats::default(),
     };
-    tokio::spawn(server.run());
+    kit::task::spawn(server.run());
     (BridgeHandle { commands, address }, output_queue)
 }
 
-struct Server {
-    socket: UdpSocket,
+struct Server<S> {
+    socket: S,
     bridge: Bridge,
     clock: Clock,
     lease: Lease,
@@ -261,13 +303,13 @@ struct Server {
     stats: ServerStats,
 }
 
-impl fmt::Debug for Server {
+impl<S: Socket> fmt::Debug for Server<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server").field("socket", &self.socket).field("stats", &self.stats).finish_non_exhaustive()
     }
 }
 
-impl Server {
+impl<S: Socket> Server<S> {
     async fn run(mut self) {
         loop {
             let sleep = self.until_due();

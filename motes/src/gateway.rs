@@ -4,6 +4,7 @@
 //! once at the start, from another; nothing is repeated. A gateway lives on when its server is killed: its datagrams go nowhere.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -33,6 +34,46 @@ const RECEPTIONS_WAITING_MAX: usize = 1_024;
 const TOKENS_KEPT_MAX: usize = 64;
 /// An immediate downlink starts this long after its request (`jitqueue.c`: twice `TX_JIT_DELAY`).
 const IMMEDIATE_US: u32 = 60_000;
+
+/// A datagram socket of a gateway: UDP, or a simulated network.
+pub trait Socket: Send + Sync + 'static {
+    /// Takes the next datagram; a longer one than `buffer` is cut.
+    fn recv_from(&self, buffer: &mut [u8]) -> impl Future<Output = io::Result<(usize, SocketAddr)>> + Send;
+
+    /// Sends one.
+    fn send_to(&self, bytes: &[u8], to: SocketAddr) -> impl Future<Output = io::Result<usize>> + Send;
+}
+
+/// Where gateways get their sockets from.
+pub trait Sockets: Sync {
+    /// What it gives.
+    type Socket: Socket;
+
+    /// A socket from which `server` can be reached.
+    fn bind(&self, server: SocketAddr) -> impl Future<Output = io::Result<Self::Socket>> + Send;
+}
+
+impl Socket for UdpSocket {
+    fn recv_from(&self, buffer: &mut [u8]) -> impl Future<Output = io::Result<(usize, SocketAddr)>> + Send {
+        self.recv_from(buffer)
+    }
+
+    fn send_to(&self, bytes: &[u8], to: SocketAddr) -> impl Future<Output = io::Result<usize>> + Send {
+        self.send_to(bytes, to)
+    }
+}
+
+/// This machine's UDP.
+#[derive(Clone, Copy, Debug)]
+pub struct Udp;
+
+impl Sockets for Udp {
+    type Socket = UdpSocket;
+
+    async fn bind(&self, server: SocketAddr) -> io::Result<UdpSocket> {
+        UdpSocket::bind(local_address(server)).await
+    }
+}
 
 /// Why a gateway stopped.
 #[derive(Debug, thiserror::Error)]
@@ -141,11 +182,15 @@ impl Gateway {
     ///
     /// # Errors
     /// [`Error::Socket`].
-    pub async fn start(config: Config, transmissions: mpsc::Sender<Transmission>, ledger: Ledger) -> Result<Self, Error> {
+    pub async fn start(
+        config: Config,
+        sockets: &impl Sockets,
+        transmissions: mpsc::Sender<Transmission>,
+        ledger: Ledger,
+    ) -> Result<Self, Error> {
         let to_error = |source| Error::Socket { gateway: config.eui, source };
-        let local = local_address(config.server);
-        let up = UdpSocket::bind(local).await.map_err(to_error)?;
-        let down = UdpSocket::bind(local).await.map_err(to_error)?;
+        let up = sockets.bind(config.server).await.map_err(to_error)?;
+        let down = sockets.bind(config.server).await.map_err(to_error)?;
         let (hear, receptions) = mpsc::channel(RECEPTIONS_WAITING_MAX);
         let (server, server_changes) = watch::channel(Some(config.server));
         let counts = Arc::new(Mutex::new(Counts::default()));
@@ -229,14 +274,14 @@ fn local_address(server: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, 0)
 }
 
-struct Forwarder {
+struct Forwarder<S> {
     eui: Eui64,
     index: usize,
     seed: Seed,
     clock: Clock,
     counter_offset: u64,
-    up: UdpSocket,
-    down: UdpSocket,
+    up: S,
+    down: S,
     server: Option<SocketAddr>,
     pending: VecDeque<Reception>,
     queue: Queue,
@@ -251,7 +296,7 @@ struct Forwarder {
     ledger: Ledger,
 }
 
-impl Forwarder {
+impl<S: Socket> Forwarder<S> {
     async fn run(
         mut self,
         mut receptions: mpsc::Receiver<Reception>,

@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use serde::de::DeserializeOwned;
@@ -326,19 +327,38 @@ enum Line {
     Gateways(Vec<u8>),
 }
 
-/// Sends records to the writer thread; cheap to clone.
+/// Sends records to the writer thread, or keeps them; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Ledger {
-    sender: SyncSender<Line>,
+pub struct Ledger(Destination);
+
+#[derive(Clone, Debug)]
+enum Destination {
+    Files(SyncSender<Line>),
+    Memory(Arc<Mutex<Ledgers>>),
 }
 
 impl Ledger {
+    /// A ledger in memory, for simulation; [`Self::ledgers`] reads it.
+    #[must_use]
+    pub fn in_memory() -> Self {
+        Self(Destination::Memory(Arc::default()))
+    }
+
+    /// What a ledger in memory has so far.
+    #[must_use]
+    pub fn ledgers(&self) -> Option<Ledgers> {
+        match &self.0 {
+            Destination::Files(_) => None,
+            Destination::Memory(ledgers) => Some(ledgers.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+        }
+    }
+
     /// Writes down what a mote knows. Waits if the disk is 65,536 lines behind; fails only if the writer is gone.
     ///
     /// # Errors
     /// [`Error::WriterGone`].
     pub fn record_mote(&self, record: &MoteRecord) -> Result<(), Error> {
-        self.send(Line::Motes(to_line(record)))
+        self.record(record, Line::Motes, |ledgers| &mut ledgers.motes)
     }
 
     /// Writes down what the radio knows.
@@ -346,7 +366,7 @@ impl Ledger {
     /// # Errors
     /// [`Error::WriterGone`].
     pub fn record_radio(&self, record: &RadioRecord) -> Result<(), Error> {
-        self.send(Line::Radio(to_line(record)))
+        self.record(record, Line::Radio, |ledgers| &mut ledgers.radio)
     }
 
     /// Writes down what a gateway knows.
@@ -354,11 +374,22 @@ impl Ledger {
     /// # Errors
     /// [`Error::WriterGone`].
     pub fn record_gateway(&self, record: &GatewayRecord) -> Result<(), Error> {
-        self.send(Line::Gateways(to_line(record)))
+        self.record(record, Line::Gateways, |ledgers| &mut ledgers.gateways)
     }
 
-    fn send(&self, line: Line) -> Result<(), Error> {
-        self.sender.send(line).map_err(|_| Error::WriterGone)
+    fn record<T: Serialize + Clone>(
+        &self,
+        record: &T,
+        line: fn(Vec<u8>) -> Line,
+        list: fn(&mut Ledgers) -> &mut Vec<T>,
+    ) -> Result<(), Error> {
+        match &self.0 {
+            Destination::Files(sender) => sender.send(line(to_line(record))).map_err(|_| Error::WriterGone),
+            Destination::Memory(ledgers) => {
+                list(&mut ledgers.lock().unwrap_or_else(PoisonError::into_inner)).push(record.clone());
+                Ok(())
+            }
+        }
     }
 }
 
@@ -395,7 +426,7 @@ pub fn create(directory: &Path) -> Result<(Ledger, Writer), Error> {
     let files = [motes?, radio?, gateways?];
     let (sender, receiver) = sync_channel(LINES_WAITING_MAX);
     let thread = std::thread::spawn(move || write_lines(&receiver, files));
-    Ok((Ledger { sender }, Writer { thread }))
+    Ok((Ledger(Destination::Files(sender)), Writer { thread }))
 }
 
 #[derive(Debug)]

@@ -153,7 +153,18 @@ pub struct World {
     status: watch::Receiver<Status>,
     gateway_counts: Vec<Arc<Mutex<gateway::Counts>>>,
     task: JoinHandle<Result<(), Error>>,
-    writer: Writer,
+    writer: Option<Writer>,
+}
+
+/// What a world stands on.
+#[derive(Clone, Debug)]
+pub struct Ground<S> {
+    /// Where gateways get their sockets from.
+    pub sockets: S,
+    /// Where everything is written down.
+    pub ledger: Ledger,
+    /// Wall clock at the start, microseconds since 1970.
+    pub wall_us: u64,
 }
 
 impl World {
@@ -163,20 +174,36 @@ impl World {
     /// [`Error`] if a value is outside its limits, a ledger or a socket cannot be opened.
     pub async fn start(config: WorldConfig, gateways: &[GatewayConfig]) -> Result<Self, Error> {
         config.check(gateways.len())?;
+        let (ledger, writer) = ledger::create(&config.ledger_directory)?;
+        let mut world = Self::start_on(Ground { sockets: gateway::Udp, ledger, wall_us: wall_us() }, config, gateways).await?;
+        world.writer = Some(writer);
+        Ok(world)
+    }
+
+    /// As [`Self::start`], on other ground than this machine's; the ledger directory of `config` is not used.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_on(
+        ground: Ground<impl gateway::Sockets>,
+        config: WorldConfig,
+        gateways: &[GatewayConfig],
+    ) -> Result<Self, Error> {
+        config.check(gateways.len())?;
+        let Ground { sockets, ledger, wall_us } = ground;
         let fleet = Fleet::new(config.seed, config.motes)?;
         let euis: Vec<Eui64> = gateways.iter().map(|gateway| gateway.eui).collect();
         if euis.iter().enumerate().any(|(index, eui)| euis[..index].contains(eui)) {
             return Err(Error::Config("two gateways have one identifier".to_owned()));
         }
-        let clock = Clock::new(wall_us());
+        let clock = Clock::new(wall_us);
         let start_us = clock.now_us();
-        let (ledger, writer) = ledger::create(&config.ledger_directory)?;
         record_start(&ledger, &config, &euis, start_us)?;
         let (transmit, transmissions) = mpsc::channel(TRANSMISSIONS_WAITING_MAX);
         let mut running = Vec::with_capacity(gateways.len());
         for (index, gateway) in gateways.iter().enumerate() {
             let config = gateway::Config { index, eui: gateway.eui, server: gateway.server, seed: fleet.seed(), clock };
-            running.push(Gateway::start(config, transmit.clone(), ledger.clone()).await?);
+            running.push(Gateway::start(config, &sockets, transmit.clone(), ledger.clone()).await?);
         }
         let loss = Loss { uplink_ppm: config.uplink_loss_ppm, downlink_ppm: config.downlink_loss_ppm };
         let policy = Policy {
@@ -192,7 +219,7 @@ impl World {
         let gateway_counts = running.iter().map(Gateway::shared_counts).collect();
         let driver = Driver { clock, radio, gateways: running, ledger, publish, receptions: 0 };
         let task = tokio::spawn(driver.run(command_queue, transmissions));
-        Ok(Self { fleet, euis, commands, status, gateway_counts, task, writer })
+        Ok(Self { fleet, euis, commands, status, gateway_counts, task, writer: None })
     }
 
     /// The motes.
@@ -285,8 +312,9 @@ impl World {
             Err(join) if join.is_panic() => std::panic::resume_unwind(join.into_panic()),
             Err(_) => return Err(Error::Stopped),
         }
-        let writer = self.writer;
-        tokio::task::spawn_blocking(move || writer.finish()).await.map_err(|_| Error::Stopped)??;
+        if let Some(writer) = self.writer {
+            tokio::task::spawn_blocking(move || writer.finish()).await.map_err(|_| Error::Stopped)??;
+        }
         let status = *self.status.borrow();
         Ok(status)
     }

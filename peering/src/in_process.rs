@@ -13,6 +13,7 @@ use bytes::Bytes;
 use contracts::ids::NodeId;
 use contracts::time::Millis;
 use kit::clock::Clock;
+use kit::task::Process;
 use tokio::sync::{mpsc, watch};
 use tower::ServiceExt;
 
@@ -20,16 +21,39 @@ use crate::limits::{DATAGRAM_BYTES_MAX, DATAGRAMS_QUEUED_MAX};
 use crate::transport::{Counters, Counts, Datagram, DatagramDropped, Error, PeerIdentity, PeerState, Transport};
 use crate::warm::UNANSWERED_PINGS_MAX;
 
+/// What travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Datagram,
+    /// A request or a response: over a stream, which repeats what is lost.
+    Stream,
+    Ping,
+}
+
+/// A message on its way from one node to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message {
+    pub from: NodeId,
+    pub to: NodeId,
+    pub kind: Kind,
+    /// Length of a datagram; 0 where it is not known.
+    pub bytes: usize,
+}
+
 /// What becomes of one message on a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Passage {
     Delivered,
     Lost,
+    /// Lost, and the one that waits for it learns so after this time.
+    LostAfter(Millis),
     Delayed(Millis),
+    /// A datagram that arrives twice; others arrive at the first time.
+    Doubled(Millis, Millis),
 }
 
-/// Decides the passage of each message from one node to another; called once per datagram, request, response and ping.
-pub type Faults = Arc<dyn Fn(NodeId, NodeId) -> Passage + Send + Sync>;
+/// Decides the passage of each message; called once per datagram, request, response and ping.
+pub type Faults = Arc<dyn Fn(&Message) -> Passage + Send + Sync>;
 
 /// The medium; clones are the same one.
 #[derive(Clone)]
@@ -52,6 +76,8 @@ struct Node {
     router: Mutex<Option<Router>>,
     incoming: mpsc::Sender<Datagram>,
     counters: Counters,
+    /// What serves requests here, if it is a simulated process: they end with it.
+    process: Option<Process>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -62,7 +88,7 @@ impl Network {
     /// A network without faults.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
-        Self(Arc::new(Medium { clock, faults: Mutex::new(Arc::new(|_, _| Passage::Delivered)), nodes: Mutex::default() }))
+        Self(Arc::new(Medium { clock, faults: Mutex::new(Arc::new(|_| Passage::Delivered)), nodes: Mutex::default() }))
     }
 
     /// From now on `faults` decides.
@@ -74,7 +100,8 @@ impl Network {
     #[must_use]
     pub fn join(&self, me: NodeId) -> InProcess {
         let (incoming, taken) = mpsc::channel(DATAGRAMS_QUEUED_MAX);
-        let node = Arc::new(Node { router: Mutex::default(), incoming, counters: Counters::default() });
+        let node =
+            Arc::new(Node { router: Mutex::default(), incoming, counters: Counters::default(), process: Process::current() });
         lock(&self.0.nodes).insert(me, Arc::clone(&node));
         InProcess(Arc::new(Joined { me, network: self.clone(), node, taken: Mutex::new(Some(taken)), peers: Mutex::default() }))
     }
@@ -88,17 +115,21 @@ impl Network {
         lock(&self.0.nodes).get(&id).cloned()
     }
 
-    fn passage(&self, from: NodeId, to: NodeId) -> Passage {
+    fn passage(&self, message: &Message) -> Passage {
         let faults = Arc::clone(&lock(&self.0.faults));
-        faults(from, to)
+        faults(message)
     }
 
     /// Waits out the delay of one message; false if it is lost.
-    async fn pass(&self, from: NodeId, to: NodeId) -> bool {
-        match self.passage(from, to) {
+    async fn pass(&self, from: NodeId, to: NodeId, kind: Kind) -> bool {
+        match self.passage(&Message { from, to, kind, bytes: 0 }) {
             Passage::Delivered => true,
             Passage::Lost => false,
-            Passage::Delayed(delay) => {
+            Passage::LostAfter(wait) => {
+                tokio::time::sleep(wait.to_duration()).await;
+                false
+            }
+            Passage::Delayed(delay) | Passage::Doubled(delay, _) => {
                 tokio::time::sleep(delay.to_duration()).await;
                 true
             }
@@ -142,7 +173,8 @@ impl Drop for Kept {
 async fn ping(network: Network, me: NodeId, peer: NodeId, every: Millis, state: watch::Sender<PeerState>) {
     let mut unanswered = 0;
     loop {
-        let answered = network.node(peer).is_some() && network.pass(me, peer).await && network.pass(peer, me).await;
+        let answered =
+            network.node(peer).is_some() && network.pass(me, peer, Kind::Ping).await && network.pass(peer, me, Kind::Ping).await;
         unanswered = if answered { 0 } else { unanswered + 1 };
         let now = network.0.clock.boot();
         state.send_if_modified(|state| {
@@ -181,21 +213,20 @@ impl Transport for InProcess {
         }
         self.0.node.counters.requests_sent.add_one();
         let lost = || Error::Lost { peer: to, source: "the message was lost".into() };
-        if !network.pass(me, to).await {
+        if !network.pass(me, to, Kind::Stream).await {
             return Err(lost());
         }
         let node = network.node(to).ok_or(Error::UnknownAddress(to))?;
         node.counters.requests_served.add_one();
         request.extensions_mut().insert(PeerIdentity(me));
         let router = lock(&node.router).clone();
-        let response = match router {
-            Some(router) => match router.oneshot(request).await {
-                Ok(response) => response,
-                Err(never) => match never {},
-            },
-            None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        let response = match (router, &node.process) {
+            (Some(router), Some(process)) => process.run(router.oneshot(request)).await.map_err(|_| lost())?,
+            (Some(router), None) => router.oneshot(request).await,
+            (None, _) => Ok(StatusCode::SERVICE_UNAVAILABLE.into_response()),
         };
-        if network.pass(to, me).await { Ok(response) } else { Err(lost()) }
+        let response = response.unwrap_or_else(|never| match never {});
+        if network.pass(to, me, Kind::Stream).await { Ok(response) } else { Err(lost()) }
     }
 
     fn datagram(&self, to: NodeId, bytes: Bytes) -> Result<(), DatagramDropped> {
@@ -210,14 +241,14 @@ impl Transport for InProcess {
         }
         counters.datagrams_sent.add_one();
         let (network, datagram) = (self.0.network.clone(), Datagram { from: self.0.me, bytes });
-        match network.passage(datagram.from, to) {
-            Passage::Lost => {}
+        let message = Message { from: datagram.from, to, kind: Kind::Datagram, bytes: datagram.bytes.len() };
+        match network.passage(&message) {
+            Passage::Lost | Passage::LostAfter(_) => {}
             Passage::Delivered => deliver(&network, to, datagram),
-            Passage::Delayed(delay) => {
-                tokio::spawn(async move {
-                    tokio::time::sleep(delay.to_duration()).await;
-                    deliver(&network, to, datagram);
-                });
+            Passage::Delayed(delay) => deliver_later(network, to, datagram, delay),
+            Passage::Doubled(first, second) => {
+                deliver_later(network.clone(), to, datagram.clone(), first);
+                deliver_later(network, to, datagram, second);
             }
         }
         Ok(())
@@ -235,7 +266,7 @@ impl Transport for InProcess {
         let mut peers = lock(&self.0.peers);
         let kept = peers.entry(peer).or_default();
         let pings = ping(self.0.network.clone(), self.0.me, peer, every, kept.state.clone());
-        if let Some(old) = kept.pings.replace(tokio::spawn(pings).abort_handle()) {
+        if let Some(old) = kept.pings.replace(kit::task::spawn(pings).abort_handle()) {
             old.abort();
         }
     }
@@ -256,6 +287,14 @@ impl Transport for InProcess {
     fn counts(&self) -> Counts {
         self.0.node.counters.snapshot()
     }
+}
+
+/// What is under way arrives even if its sender dies meanwhile.
+fn deliver_later(network: Network, to: NodeId, datagram: Datagram, delay: Millis) {
+    tokio::spawn(async move {
+        tokio::time::sleep(delay.to_duration()).await;
+        deliver(&network, to, datagram);
+    });
 }
 
 fn deliver(network: &Network, to: NodeId, datagram: Datagram) {

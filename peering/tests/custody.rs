@@ -35,8 +35,8 @@ impl World {
         let network = Network::new(Clock::system());
         let cut: Arc<Mutex<BTreeSet<(NodeId, NodeId)>>> = Arc::default();
         let seen = Arc::clone(&cut);
-        network.set_faults(Arc::new(move |from, to| {
-            if seen.lock().expect("cut").contains(&(from, to)) { Passage::Lost } else { Passage::Delivered }
+        network.set_faults(Arc::new(move |message| {
+            if seen.lock().expect("cut").contains(&(message.from, message.to)) { Passage::Lost } else { Passage::Delivered }
         }));
         Self { network, cut, disk: tempfile::tempdir().expect("a directory") }
     }
@@ -253,12 +253,13 @@ struct Disk {
     writes: std::sync::atomic::AtomicU64,
 }
 
+#[async_trait::async_trait]
 impl VoteStore for Disk {
-    fn persist(&self, batch: &[(GroupId, Durable)]) -> io::Result<()> {
+    async fn persist(&self, batch: &[(GroupId, Durable)]) -> io::Result<()> {
         // Not for ever: a failed test must end.
         let since = Instant::now();
         while self.stuck.load(Ordering::SeqCst) && since.elapsed() < common::PATIENCE {
-            std::thread::park_timeout(Duration::from_millis(1));
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         if self.broken.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
@@ -268,7 +269,7 @@ impl VoteStore for Disk {
         Ok(())
     }
 
-    fn load(&self, group: GroupId) -> io::Result<Option<Durable>> {
+    async fn load(&self, group: GroupId) -> io::Result<Option<Durable>> {
         Ok(self.votes.lock().expect("votes").get(&group).copied())
     }
 }

@@ -19,7 +19,7 @@ use contracts::ids::{DevEui, GroupId, NodeId};
 use contracts::time::{BootTime, Millis};
 use contracts::write_ahead::Reserved;
 use kit::clock::Clock;
-use peering::custody::{self, CustodyHandle, GroupConfig, RecordSource, Setup};
+use peering::custody::{self, CustodyHandle, Entropy, GroupConfig, RecordSource, Setup};
 use peering::{AddressBook, Transport};
 use tokio::sync::watch;
 
@@ -99,12 +99,13 @@ pub async fn start(
     clock: Clock,
     admitted: Admitted,
     addresses: AddressBook,
+    entropy: Entropy,
 ) -> Result<Arc<Witness>, Error> {
     let votes = Arc::new(votes::StoredVotes::new(Arc::clone(&service.store), clock.clone()));
     let reserved = ReservedMirror::default();
     let mirror = reserved.clone();
     let records: RecordSource = Arc::new(move |group| mirror.bytes(group));
-    let setup = Setup { records, ..Setup::new(Arc::clone(&transport), keypair, clock.clone(), votes) };
+    let setup = Setup { records, entropy, ..Setup::new(Arc::clone(&transport), keypair, clock.clone(), votes) };
     let (custody, routes) = custody::start(setup)?;
     let driven = Mutex::default();
     let witness = Arc::new(Witness { service, custody, admitted, addresses, clock, driven, reserved });

@@ -1,9 +1,6 @@
 //! A tenant's side: requests over one kept connection, the stream of uplinks over another.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt, io, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -15,7 +12,11 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{net::UnixStream, sync::Mutex};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+    sync::Mutex,
+};
 
 use crate::{
     AFTER, ANSWER_BYTES_MAX, Accepted, CONFIG, CONFIG_BYTES_MAX, DEVICES, DOWNLINKS, Downlink, HEALTH, Health, Problem, Queued,
@@ -58,16 +59,41 @@ type Sender = SendRequest<Full<Bytes>>;
 
 /// A client of one node. Requests wait for each other; the stream of uplinks has a connection of its own. A connection that the node
 /// closed meanwhile is opened again once per request; waiting longer is the caller's decision ([`crate::Backoff`]).
-#[derive(Debug)]
 pub struct Client {
-    socket: PathBuf,
+    connector: Connector,
     kept: Mutex<Option<Sender>>,
+}
+
+/// A byte stream to the node.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A connection that is being made.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Duplex>>> + Send>>;
+
+/// Makes a new connection to the node at each call.
+pub type Connector = Arc<dyn Fn() -> Connecting + Send + Sync>;
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
 }
 
 impl Client {
     /// A client for the node behind `socket`. Connects with the first request.
     pub fn new(socket: impl AsRef<Path>) -> Self {
-        Client { socket: socket.as_ref().to_path_buf(), kept: Mutex::new(None) }
+        let socket = socket.as_ref().to_path_buf();
+        Self::over(Arc::new(move || {
+            let socket = socket.clone();
+            Box::pin(async move { UnixStream::connect(socket).await.map(|stream| Box::new(stream) as Box<dyn Duplex>) })
+        }))
+    }
+
+    /// A client over connections of another kind, for simulation.
+    pub fn over(connector: Connector) -> Self {
+        Client { connector, kept: Mutex::new(None) }
     }
 
     /// The configuration as the customer sealed it.
@@ -95,7 +121,7 @@ impl Client {
     pub async fn uplinks(&self, after: Option<u64>) -> Result<Uplinks, Error> {
         let path = after.map_or(UPLINKS.to_owned(), |cursor| format!("{UPLINKS}?{AFTER}={cursor}"));
         let opened = async {
-            let mut sender = connect(&self.socket).await?;
+            let mut sender = connect(&self.connector).await?;
             let request = request(&Method::GET, &path, &Bytes::new())?;
             sender.send_request(request).await.map_err(|error| Error::Unreachable(Box::new(error)))
         };
@@ -175,7 +201,7 @@ impl Client {
                     return Ok(answer);
                 }
             }
-            let mut sender = connect(&self.socket).await?;
+            let mut sender = connect(&self.connector).await?;
             let request = request(&method, path, &body)?;
             let answer = sender.send_request(request).await.map_err(|error| Error::Unreachable(Box::new(error)))?;
             *kept = Some(sender);
@@ -189,8 +215,8 @@ async fn within<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Er
     tokio::time::timeout(Duration::from_millis(REQUEST_MS_MAX), work).await.unwrap_or(Err(Error::TimedOut))
 }
 
-async fn connect(socket: &Path) -> Result<Sender, Error> {
-    let stream = UnixStream::connect(socket).await.map_err(|error| Error::Unreachable(Box::new(error)))?;
+async fn connect(connector: &Connector) -> Result<Sender, Error> {
+    let stream = connector().await.map_err(|error| Error::Unreachable(Box::new(error)))?;
     let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| Error::Unreachable(Box::new(error)))?;
     // Its end shows in the requests that use it.
     tokio::spawn(async move { drop(connection.await) });

@@ -64,7 +64,7 @@ pub(super) async fn import(app: &App, image_name: &str, file_name: &str, expecte
 
 /// The id of the image in a file: every layer is read and checked.
 async fn inspect_file(path: PathBuf, name: &str) -> Result<String, Problem> {
-    let inspected = tokio::task::spawn_blocking(move || {
+    let inspected = kit::task::blocking(move || {
         check_file(&path)?;
         inspect(&path, ImageLimits::default()).map(|(id, _)| id.to_string()).map_err(Refused::Image)
     });

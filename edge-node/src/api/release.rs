@@ -70,7 +70,7 @@ pub(super) async fn release_group(
     // In a task of its own: a caller that hangs up must not leave a bridge stopped and custody held.
     let task = {
         let parts = parts.clone();
-        tokio::spawn(async move { insurance::release_one(&parts, group).await })
+        kit::task::spawn(async move { insurance::release_one(&parts, group).await })
     };
     let released = task.await.map_err(|e| failed("release custody", &e))?;
     let not_held = || Problem::conflict("this node does not hold custody of the group");

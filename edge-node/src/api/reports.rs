@@ -129,7 +129,7 @@ impl Reports {
         let mut changed = kept.clone();
         let answer = act(&mut changed);
         let (path, bytes) = (self.path.clone(), serde_json::to_vec(&changed)?);
-        tokio::task::spawn_blocking(move || kit::file::replace(&path, &bytes, 0o600)).await.map_err(io::Error::other)??;
+        kit::task::blocking(move || kit::file::replace(&path, &bytes, 0o600)).await.map_err(io::Error::other)??;
         *kept = changed;
         Ok(answer)
     }

@@ -34,8 +34,14 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         let (members, members_taken) = watch::channel(Members::default());
         let (serves, serves_taken) = watch::channel(false);
         let mut side_tasks = tokio::task::JoinSet::new();
-        side_tasks.spawn(reservations::run(parts.clone(), group, ends.reserve, members_taken));
-        side_tasks.spawn(progress::run(parts.clone(), group, contract.provider.node, ends.outgoing, serves_taken));
+        side_tasks.spawn(kit::task::belong(reservations::run(parts.clone(), group, ends.reserve, members_taken)));
+        side_tasks.spawn(kit::task::belong(progress::run(
+            parts.clone(),
+            group,
+            contract.provider.node,
+            ends.outgoing,
+            serves_taken,
+        )));
         restore(parts, group, sessions).await?;
         let guard = Guard { parts, agreement, members, serves };
         tokio::select! {
@@ -66,12 +72,12 @@ pub(crate) async fn alone(
 ) -> Result<(), Error> {
     let mut ends = parts.links.open(group, &sessions);
     let (members, members_taken) = watch::channel(Members::default());
-    tokio::spawn(async move {
+    kit::task::spawn(async move {
         // Nobody is told, but the queue must not fill up.
         let _members = members;
         while ends.outgoing.recv().await.is_some() {}
     });
-    tokio::spawn(reservations::run(parts.clone(), group, ends.reserve, members_taken));
+    kit::task::spawn(reservations::run(parts.clone(), group, ends.reserve, members_taken));
     restore(parts, group, sessions).await?;
     parts.leases.set_alone(group);
     parts.links.set_epoch(group, epoch);
@@ -93,7 +99,7 @@ impl Guard<'_> {
 
     async fn follow_custody(&self) -> Result<(), Error> {
         let group = self.contract().group;
-        let is_first = parts_never_voted(self.parts, group);
+        let is_first = parts_never_voted(self.parts, group).await;
         let hold = join(self.parts, self.agreement).await?;
         let mut view = self.parts.custody.subscribe(group).ok_or(peering::custody::Error::UnknownGroup(group))?;
         let mut memory = Memory {
@@ -178,6 +184,6 @@ impl Guard<'_> {
 }
 
 /// Whether this node never took part in custody of the group.
-fn parts_never_voted(parts: &Parts, group: GroupId) -> bool {
-    parts.votes.load(group).is_ok_and(|vote| vote.is_none_or(|v| v.voted_epoch == Epoch(0)))
+async fn parts_never_voted(parts: &Parts, group: GroupId) -> bool {
+    parts.votes.load(group).await.is_ok_and(|vote| vote.is_none_or(|v| v.voted_epoch == Epoch(0)))
 }

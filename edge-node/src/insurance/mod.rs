@@ -17,7 +17,6 @@ pub mod reserved;
 pub mod returning;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use contracts::contract::State;
@@ -39,6 +38,7 @@ use crate::core::Core;
 use crate::edge2edge::messages::Handover;
 use crate::lora::leases::Leases;
 use crate::lora::links::Links;
+use crate::tenants::doors::Doors;
 use crate::timeline::Event;
 
 /// Why a guard cannot do its work now; it tries again.
@@ -76,8 +76,8 @@ pub struct Parts {
     pub leases: Leases,
     pub links: Links,
     pub reserved: reserved::ReservedByGroup,
-    /// Below it each tenant's socket directory.
-    pub tenants_directory: PathBuf,
+    /// Where tenants knock.
+    pub doors: Arc<dyn Doors>,
     pub visits: provider::Visits,
 }
 
@@ -90,7 +90,7 @@ pub async fn run(parts: Parts) {
         for agreement in parts.core.agreements.list() {
             let is_guarded = guards.get(&agreement.id).is_some_and(|guard| !guard.is_finished());
             if !is_guarded && needs_guard(&agreement, parts.core.me()) {
-                guards.insert(agreement.id, tokio::spawn(guard(parts.clone(), agreement.id)));
+                guards.insert(agreement.id, kit::task::spawn(guard(parts.clone(), agreement.id)));
             }
         }
         let _again = tokio::time::timeout(std::time::Duration::from_secs(5), changed.changed()).await;

@@ -1,7 +1,6 @@
 //! The insurer's guard: keeps the containers prepared and the frames buffered, takes over when it gains custody, and gives back.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,8 +72,14 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         let (members, members_taken) = watch::channel(Members::default());
         let (serves, serves_taken) = watch::channel(false);
         let mut side_tasks = tokio::task::JoinSet::new();
-        side_tasks.spawn(reservations::run(parts.clone(), contract.group, ends.reserve, members_taken));
-        side_tasks.spawn(progress::run(parts.clone(), contract.group, contract.customer.node, ends.outgoing, serves_taken));
+        side_tasks.spawn(kit::task::belong(reservations::run(parts.clone(), contract.group, ends.reserve, members_taken)));
+        side_tasks.spawn(kit::task::belong(progress::run(
+            parts.clone(),
+            contract.group,
+            contract.customer.node,
+            ends.outgoing,
+            serves_taken,
+        )));
         restore(parts, contract.group, sessions).await?;
         let socket = prepare(parts, agreement).await?;
         let guard = Guard { parts, agreement, socket, members, serves, replayed: ends.replayed };
@@ -106,7 +111,7 @@ async fn prepare(parts: &Parts, agreement: &Agreement) -> Result<TenantSocket, E
     let group = contract.group;
     let orchestrator = parts.core.orchestrator.as_ref().ok_or(Error::Lacking("container engine"))?;
     let tenant = Tenant::new(group, parts.core.log.clone(), Some(parts.bridge.clone()), contract.devices.clone());
-    let socket = TenantSocket::open(tenant, &socket_directory(parts, group))?;
+    let socket = TenantSocket::open(tenant, parts.doors.as_ref())?;
     let started = parts.core.clock.boot();
     orchestrator.deploy(group, &contract.blueprint, socket.directory().to_owned(), Desired::Prepared).await?;
     parts.core.timeline.push(Event::Prepared { contract: agreement.id, create_ms: parts.core.clock.boot().since(started).0 });
@@ -115,10 +120,6 @@ async fn prepare(parts: &Parts, agreement: &Agreement) -> Result<TenantSocket, E
         tracing::info!(error = &error as &dyn std::error::Error, "the customer's session states will come with its progress");
     }
     Ok(socket)
-}
-
-fn socket_directory(parts: &Parts, group: GroupId) -> PathBuf {
-    parts.tenants_directory.join(group.to_string())
 }
 
 struct Guard<'a> {
@@ -170,7 +171,7 @@ impl Guard<'_> {
         let others = self.contract().members().into_iter().filter(|m| *m != parts.core.me()).collect();
         self.members.send_replace(Members { others, epoch: Some(epoch) });
         self.socket.tenant.set_epoch(epoch);
-        tokio::spawn(watch_replay(parts.clone(), group, epoch, self.replayed.clone()));
+        kit::task::spawn(watch_replay(parts.clone(), group, epoch, self.replayed.clone()));
         let start = self.start_services();
         let serve = begin_serving(parts, group, epoch, view, !is_renewed);
         let (started, served) = tokio::join!(start, serve);
@@ -324,10 +325,7 @@ async fn wipe_group(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
     }
     crate::store::tenant_state::wipe(&parts.core.store, group).await?;
     uplinks::wipe(&parts.core.store, group).await?;
-    let directory = socket_directory(parts, group);
-    if directory.exists() {
-        std::fs::remove_dir_all(&directory)?;
-    }
+    parts.doors.remove(group)?;
     Ok(())
 }
 

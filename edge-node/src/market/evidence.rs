@@ -38,13 +38,14 @@ pub fn post(core: &Core, envelope: Envelope) {
     let directory = core.config.state_directory.join(DIRECTORY);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = directory.join(format!("{:016}-{number:08}-{}.json", core.clock.wall().0, envelope.id()));
-    tokio::task::spawn_blocking(move || {
+    let work = move || {
         if let Err(error) = write(&directory, &path, &envelope) {
             DROPPED.fetch_add(1, Ordering::Relaxed);
             tracing::error!(path = %path.display(), %error, "evidence is lost");
         }
         POSTED.notify_waiters();
-    });
+    };
+    kit::task::spawn(kit::task::blocking(work));
 }
 
 fn write(directory: &Path, path: &Path, envelope: &Envelope) -> std::io::Result<()> {

@@ -155,7 +155,7 @@ impl Agent {
         let (stop, mut stopping) = watch::channel(false);
         let (ended, stopped) = watch::channel(false);
         let mut tasks = tasks(&inner);
-        tokio::spawn(async move {
+        kit::task::spawn(async move {
             if stopping.wait_for(|stop| *stop).await.is_ok() {
                 tasks.shutdown().await;
             } else {
@@ -170,16 +170,16 @@ impl Agent {
 
 fn tasks(inner: &Arc<Inner>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    tasks.spawn(registry::keep_records(Arc::clone(inner)));
-    tasks.spawn(usage::measure(Arc::clone(inner)));
-    tasks.spawn(runner::run(Arc::clone(inner)));
+    tasks.spawn(kit::task::belong(registry::keep_records(Arc::clone(inner))));
+    tasks.spawn(kit::task::belong(usage::measure(Arc::clone(inner))));
+    tasks.spawn(kit::task::belong(runner::run(Arc::clone(inner))));
     if let Some(client) = &inner.marketplace {
-        tasks.spawn(view::follow(Arc::clone(inner), client.clone()));
+        tasks.spawn(kit::task::belong(view::follow(Arc::clone(inner), client.clone())));
     }
     if let Some(client) = &inner.arbitrator {
-        tasks.spawn(court::follow(Arc::clone(inner), client.clone()));
+        tasks.spawn(kit::task::belong(court::follow(Arc::clone(inner), client.clone())));
         let (core, client) = (Arc::clone(&inner.core), client.clone());
-        tasks.spawn(async move { evidence::send_all(&core, client).await });
+        tasks.spawn(kit::task::belong(async move { evidence::send_all(&core, client).await }));
     }
     tasks
 }

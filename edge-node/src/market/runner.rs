@@ -44,7 +44,10 @@ pub(super) async fn run(inner: Arc<Inner>) {
         for step in &steps {
             if !running.contains_key(step) && retries.get(step).is_none_or(|retry| retry.not_before <= now) {
                 let (inner, step) = (Arc::clone(&inner), *step);
-                running.insert(step, tasks.spawn(async move { (step, Box::pin(inner.perform(step)).await) }).id());
+                running.insert(
+                    step,
+                    tasks.spawn(kit::task::belong(async move { (step, Box::pin(inner.perform(step)).await) })).id(),
+                );
             }
         }
         let next_retry = retries.iter().filter(|(step, _)| !running.contains_key(step)).map(|(_, retry)| retry.not_before).min();

@@ -87,7 +87,7 @@ impl Orchestrator {
     pub fn start(engine: Arc<dyn Engine>) -> Self {
         let orchestrator =
             Self { engine, deployments: Arc::default(), pass: Arc::default(), wake: Arc::new(watch::Sender::new(0)) };
-        tokio::spawn(orchestrator.clone().reconcile_for_ever());
+        kit::task::spawn(orchestrator.clone().reconcile_for_ever());
         orchestrator
     }
 

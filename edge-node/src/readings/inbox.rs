@@ -38,7 +38,7 @@ impl Inbox {
     pub fn start(store: Store, clock: Clock) -> Self {
         let (arrivals, waiting) = mpsc::channel(QUEUE_MAX);
         let changed = Arc::new(watch::Sender::new(0));
-        tokio::spawn(write_all(store.clone(), waiting, Arc::clone(&changed)));
+        kit::task::spawn(write_all(store.clone(), waiting, Arc::clone(&changed)));
         Self { arrivals, store, clock, changed }
     }
 

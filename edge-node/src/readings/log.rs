@@ -73,7 +73,7 @@ impl Log {
             readings: watch::Sender::new(0),
             settled: tokio::sync::broadcast::Sender::new(1_024),
         };
-        tokio::spawn(write_all(store.clone(), waiting, signals.clone()));
+        kit::task::spawn(write_all(store.clone(), waiting, signals.clone()));
         Self { commands, store, signals }
     }
 

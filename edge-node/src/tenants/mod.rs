@@ -4,27 +4,28 @@
 //! readings; the protocol is the crate `tenant`. A tenant that floods or lingers costs bounded memory and nobody else's time.
 //!
 //! - [`http`] — the routes
+//! - [`doors`] — where the sockets are
 
+pub mod doors;
 pub mod http;
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::body::Bytes;
 use contracts::ids::{Epoch, GroupId};
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use lora_bridge::server::BridgeHandle;
-use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::readings::log::Log;
+use doors::{Connection, Door, Doors};
 
-/// Name of the socket in the tenant's directory.
-pub const SOCKET_NAME: &str = "node.sock";
 /// Connections of one tenant at a time; more wait in the kernel's queue.
 pub const CONNECTIONS_MAX: usize = 16;
 /// The time a tenant has for the head of a request.
@@ -93,24 +94,15 @@ impl Drop for TenantSocket {
 }
 
 impl TenantSocket {
-    /// Opens the socket below `directory` (made if need be). The directory is what is mounted into the container.
+    /// Opens the door of the tenant's group.
     ///
     /// # Errors
     /// The directory or socket cannot be made.
-    pub fn open(tenant: Tenant, directory: &Path) -> io::Result<Self> {
-        std::fs::create_dir_all(directory)?;
-        // The tenant's user may look the socket up but not list or change the directory; the parent keeps everybody else out.
-        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o711))?;
-        let path = directory.join(SOCKET_NAME);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&path)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+    pub fn open(tenant: Tenant, doors: &dyn Doors) -> io::Result<Self> {
+        let Door { directory, connections } = doors.open(tenant.group)?;
         let tenant = Arc::new(tenant);
-        let accepting = tokio::spawn(accept(listener, http::router(Arc::clone(&tenant))));
-        Ok(Self { tenant, directory: directory.to_owned(), accepting })
+        let accepting = kit::task::spawn(accept(connections, http::router(Arc::clone(&tenant))));
+        Ok(Self { tenant, directory, accepting })
     }
 
     /// What is mounted into the container.
@@ -121,7 +113,7 @@ impl TenantSocket {
 }
 
 /// Serves connections until it is aborted; with it all connections end.
-async fn accept(listener: UnixListener, router: axum::Router) {
+async fn accept(mut incoming: BoxStream<'static, io::Result<Connection>>, router: axum::Router) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -129,17 +121,18 @@ async fn accept(listener: UnixListener, router: axum::Router) {
         let stream = tokio::select! {
             biased;
             _ended = connections.join_next(), if !connections.is_empty() => { drop(place); continue }
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
+            accepted = incoming.next() => match accepted {
+                Some(Ok(stream)) => stream,
+                Some(Err(error)) => {
                     tracing::warn!(%error, "a tenant's connection could not be taken");
                     tokio::task::yield_now().await;
                     continue;
                 }
+                None => return,
             },
         };
         let service = TowerToHyperService::new(router.clone());
-        connections.spawn(async move {
+        connections.spawn(kit::task::belong(async move {
             let _place = place;
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -150,6 +143,6 @@ async fn accept(listener: UnixListener, router: axum::Router) {
             if let Err(error) = served {
                 tracing::debug!(%error, "a tenant's connection ended");
             }
-        });
+        }));
     }
 }

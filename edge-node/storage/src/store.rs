@@ -111,5 +111,5 @@ impl BlockStore {
 }
 
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(Error::Worker)?
+    kit::task::blocking(work).await.map_err(Error::Worker)?
 }

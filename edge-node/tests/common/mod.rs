@@ -190,7 +190,7 @@ impl Node {
             leases,
             links,
             reserved: ReservedByGroup::default(),
-            tenants_directory: directory.path().join("tenants"),
+            doors: Arc::new(edge_node::tenants::doors::UnixDoors::new(directory.path().join("tenants"))),
             visits: insurance::provider::Visits::default(),
         };
         let inbox = Inbox::start(core.store.clone(), core.clock.clone());

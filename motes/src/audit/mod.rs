@@ -106,5 +106,16 @@ pub struct Input<'a> {
     pub limits: Limits,
 }
 
+/// A decoded temperature (`"23.5"`, `"-0.4"` or a whole number) in tenths of a degree.
+#[must_use]
+pub fn decicelsius(value: &serde_json::Value) -> Option<i32> {
+    let text = value.as_str().map_or_else(|| value.as_i64().map(|n| n.to_string()), |text| Some(text.to_owned()))?;
+    let (whole, tenths) = text.split_once('.').unwrap_or((&text, "0"));
+    let negative = whole.starts_with('-');
+    let whole: i32 = whole.parse().ok()?;
+    let tenths: i32 = tenths.get(..1)?.parse().ok()?;
+    Some(whole * 10 + if negative { -tenths } else { tenths })
+}
+
 #[cfg(test)]
 mod tests;

@@ -374,3 +374,11 @@ fn contradictions_of_the_ledgers_and_foreign_downlinks_are_seen() {
     let report = run.report();
     assert_eq!((report.violations(), report.downlinks_unknown), (vec![], 1));
 }
+
+#[test]
+fn temperatures_are_read_exactly() {
+    for (value, tenths) in [("\"23.5\"", 235), ("\"-0.4\"", -4), ("\"-12.0\"", -120), ("7", 70), ("\"7\"", 70)] {
+        assert_eq!(decicelsius(&serde_json::from_str(value).expect("JSON")), Some(tenths), "{value}");
+    }
+    assert_eq!(decicelsius(&serde_json::Value::Null), None);
+}

@@ -4,7 +4,6 @@
 //! in one write, and only then sends, packed so that all groups between two nodes share datagrams. It never waits for a peer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -270,9 +269,8 @@ impl Driver {
         let ttls = self.groups.values().map(|other| other.config.ttl);
         config.timing.abstain = ttls.chain([group.ttl]).max().unwrap_or(group.ttl);
         let eligible = member_set(&group, &group.eligible)?;
-        let votes = Arc::clone(&self.setup.votes);
-        let loaded = tokio::task::spawn_blocking(move || votes.load(id)).await.map_err(io::Error::other);
-        let durable = loaded.and_then(|loaded| loaded).map_err(|source| Error::Load { group: id, source })?.unwrap_or_default();
+        let loaded = self.setup.votes.load(id).await;
+        let durable = loaded.map_err(|source| Error::Load { group: id, source })?.unwrap_or_default();
         let disk = if group.restored { Disk::Restored(durable) } else { Disk::Kept(durable) };
         // Far below the largest number that is taken, so that it cannot run out.
         let seq = (self.setup.entropy)() >> 24;
@@ -383,9 +381,7 @@ impl Driver {
     async fn persist(&mut self) {
         let batch: Vec<_> = std::mem::take(&mut self.persists).into_iter().collect();
         let groups: BTreeSet<_> = batch.iter().map(|(group, _)| *group).collect();
-        let votes = Arc::clone(&self.setup.votes);
-        let written = tokio::task::spawn_blocking(move || votes.persist(&batch)).await.map_err(io::Error::other);
-        let Err(error) = written.and_then(|written| written) else { return };
+        let Err(error) = self.setup.votes.persist(&batch).await else { return };
         // What is on disk now is unknown, so nothing that follows from it may leave: not now, not later.
         tracing::error!(%error, groups = groups.len(), "votes could not be synced to disk: custody of these groups stops here");
         self.shared.counters.persist_failed.add_one();
@@ -444,7 +440,7 @@ impl Driver {
             return;
         };
         let (transport, shared) = (Arc::clone(&self.setup.transport), Arc::clone(&self.shared));
-        tokio::spawn(async move {
+        kit::task::spawn(async move {
             let request = Request::post(MESSAGES_PATH).body(Body::from(item));
             let answered = match request {
                 Ok(request) => transport.request(peer, request).await.is_ok_and(|response| response.status().is_success()),

@@ -106,13 +106,15 @@ impl Setup {
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>, keypair: Keypair, clock: Clock, votes: Arc<dyn VoteStore>) -> Self {
         let records: RecordSource = Arc::new(|_| Bytes::new());
-        Self { transport, keypair, clock, votes, records, statements: None, entropy: Arc::new(os_entropy) }
+        Self { transport, keypair, clock, votes, records, statements: None, entropy: os_entropy() }
     }
 }
 
-fn os_entropy() -> u64 {
+/// The operating system's randomness.
+#[must_use]
+pub fn os_entropy() -> Entropy {
     // Without randomness two candidates may duel longer; nothing becomes unsafe.
-    getrandom::u64().unwrap_or_default()
+    Arc::new(|| getrandom::u64().unwrap_or_default())
 }
 
 impl fmt::Debug for Setup {
@@ -208,7 +210,7 @@ pub fn start(setup: Setup) -> Result<(CustodyHandle, Router), Error> {
     let (long_messages, long_messages_taken) = mpsc::channel(LONG_MESSAGES_MAX);
     let routes = Routes { shared: Arc::clone(&shared), long_messages, places: Arc::new(Semaphore::new(LONG_MESSAGES_MAX)) };
     let inputs = Inputs { commands: commands_taken, datagrams, long_messages: long_messages_taken };
-    tokio::spawn(Driver::new(setup, Arc::clone(&shared)).run(inputs));
+    kit::task::spawn(Driver::new(setup, Arc::clone(&shared)).run(inputs));
     Ok((CustodyHandle { commands, shared }, routes.router()))
 }
 

@@ -6,25 +6,26 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use async_trait::async_trait;
 use contracts::custody::Durable;
 use contracts::ids::GroupId;
 use serde::{Deserialize, Serialize};
 
 /// Where a member's votes survive the process. One live process per store (the owner locks it).
 ///
-/// Both calls block; the driver makes them off the runtime's threads.
+#[async_trait]
 pub trait VoteStore: fmt::Debug + Send + Sync + 'static {
     /// Stores the newest record of each group; returns only when all are synced to disk.
     ///
     /// # Errors
     /// Any error stops all groups of the batch for good: what is on disk is then unknown.
-    fn persist(&self, batch: &[(GroupId, Durable)]) -> io::Result<()>;
+    async fn persist(&self, batch: &[(GroupId, Durable)]) -> io::Result<()>;
 
     /// The record of `group`, none if it never voted here.
     ///
     /// # Errors
     /// The store cannot be read; then the group must not be added.
-    fn load(&self, group: GroupId) -> io::Result<Option<Durable>>;
+    async fn load(&self, group: GroupId) -> io::Result<Option<Durable>>;
 }
 
 /// All votes of a node in one small file, replaced as a whole (written beside, synced, renamed, directory synced).
@@ -65,15 +66,19 @@ impl FileVotes {
     }
 }
 
+#[async_trait]
 impl VoteStore for FileVotes {
-    fn persist(&self, batch: &[(GroupId, Durable)]) -> io::Result<()> {
-        let mut votes = self.votes.lock().unwrap_or_else(PoisonError::into_inner);
-        votes.extend(batch.iter().cloned());
-        let content = serde_json::to_vec(&FileContent { version: FILE_VERSION, votes: votes.clone() })?;
-        kit::file::replace(&self.path, &content, 0o600)
+    async fn persist(&self, batch: &[(GroupId, Durable)]) -> io::Result<()> {
+        let content = {
+            let mut votes = self.votes.lock().unwrap_or_else(PoisonError::into_inner);
+            votes.extend(batch.iter().cloned());
+            serde_json::to_vec(&FileContent { version: FILE_VERSION, votes: votes.clone() })?
+        };
+        let path = self.path.clone();
+        kit::task::blocking(move || kit::file::replace(&path, &content, 0o600)).await?
     }
 
-    fn load(&self, group: GroupId) -> io::Result<Option<Durable>> {
+    async fn load(&self, group: GroupId) -> io::Result<Option<Durable>> {
         Ok(self.votes.lock().unwrap_or_else(PoisonError::into_inner).get(&group).cloned())
     }
 }
