@@ -10,7 +10,7 @@ use contracts::envelope::Envelope;
 use contracts::ids::{ContractId, GroupId};
 use tokio::sync::{Mutex, watch};
 
-use crate::store::{self, Store, agreements};
+use crate::store::{self, AgreementRow, Store};
 
 /// Why a contract does not move.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +56,7 @@ impl Agreements {
     /// The database failed or holds what does not verify.
     pub async fn open(store: Store) -> Result<Self, Error> {
         let mut known = BTreeMap::new();
-        for row in agreements::list(&store).await? {
+        for row in store.list_agreements().await? {
             let verified = row.envelope.verify::<Contract>()?;
             let agreement = Agreement {
                 id: row.contract,
@@ -151,14 +151,14 @@ impl Agreements {
 
     /// The caller holds `writing`.
     async fn write(&self, mut agreement: Agreement) -> Result<Agreement, Error> {
-        let row = agreements::Row {
+        let row = AgreementRow {
             contract: agreement.id,
             envelope: (*agreement.envelope).clone(),
             state: agreement.state,
             version: agreement.version,
             wiped: agreement.wiped,
         };
-        let written = agreements::put(&self.0.store, &row).await?;
+        let written = self.0.store.put_agreement(&row).await?;
         assert!(written, "only this task writes contracts, so the version on disk is the one in memory");
         agreement.version += 1;
         self.0.known.write().unwrap_or_else(PoisonError::into_inner).insert(agreement.id, agreement.clone());

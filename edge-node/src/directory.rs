@@ -8,7 +8,7 @@ use contracts::ids::{NodeId, OwnerId};
 use contracts::node_record::NodeRecord;
 use peering::AddressBook;
 
-use crate::store::{self, Store, records};
+use crate::store::{self, Store};
 
 /// Why a record is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +37,7 @@ impl Directory {
     /// The database failed.
     pub async fn open(store: Store, addresses: AddressBook) -> Result<Self, Error> {
         let directory = Self(Arc::new(Inner { store: store.clone(), addresses, known: RwLock::default() }));
-        for envelope in records::list(&store).await? {
+        for envelope in store.list_records().await? {
             if let Ok(verified) = NodeRecord::verify(&envelope) {
                 directory.remember(verified.statement, envelope);
             }
@@ -54,7 +54,7 @@ impl Directory {
         if let Some(known) = self.get(record.node).filter(|known| known.record_epoch >= record.record_epoch) {
             return Ok(known);
         }
-        records::put(&self.0.store, &record, envelope).await?;
+        self.0.store.put_record(&record, envelope).await?;
         self.remember(record.clone(), envelope.clone());
         Ok(record)
     }

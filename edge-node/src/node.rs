@@ -413,7 +413,7 @@ async fn tell_settled(parts: Parts) {
 async fn prune(core: Arc<Core>) {
     loop {
         tokio::time::sleep(PRUNE_INTERVAL).await;
-        match crate::store::uplinks::prune(&core.store, core.clock.wall() - KEEP_SETTLED).await {
+        match core.store.prune_uplinks(core.clock.wall() - KEEP_SETTLED).await {
             Ok(pruned) => tracing::debug!(pruned, "old readings pruned"),
             Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "old readings cannot be pruned"),
         }

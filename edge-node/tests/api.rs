@@ -17,7 +17,7 @@ use contracts::ids::{DevEui, Epoch, EventId, GroupId, SessionId, StatementId};
 use contracts::time::WallTime;
 use edge_node::api::{self, ContentPage, ContractDetail, EstimateView, KnownContract, ReceivedReading, Released, Status};
 use edge_node::readings::{Decoded, Kind, Reading, Reception, Uplink};
-use edge_node::store::inbox;
+use edge_node::store::InboxBatch;
 use edge_node::timeline::{Entry, Event};
 use futures_util::StreamExt as _;
 use kit::clock::Clock;
@@ -82,8 +82,8 @@ async fn receive(node: &Node, count: u32) {
     let readings = (0..count).map(|n| reading(u64::from(n % 3) + 1, n)).collect();
     let proof =
         Envelope::sign(&contracts::listing::Withdrawal { node: id(2), listing: StatementId::from_bytes([1; 32]) }, &keypair(2));
-    let batch = inbox::Batch { from: id(2), received_at: WallTime(5_000), proof_id: proof.id(), proof, readings };
-    assert_eq!(inbox::insert_all(&node.core.store, &[batch]).await.unwrap(), [u64::from(count)]);
+    let batch = InboxBatch { from: id(2), received_at: WallTime(5_000), proof_id: proof.id(), proof, readings };
+    assert_eq!(node.core.store.insert_batches(&[batch]).await.unwrap(), [u64::from(count)]);
 }
 
 fn next_of(headers: &HeaderMap) -> Option<String> {

@@ -9,7 +9,7 @@ use edge_node::readings::inbox::Inbox;
 use edge_node::readings::log::Log;
 use edge_node::readings::north::{Batch, leaf};
 use edge_node::readings::{Decoded, Kind, Reading, Reception, Uplink};
-use edge_node::store::{Store, uplinks};
+use edge_node::store::Store;
 use kit::clock::Clock;
 
 const GROUP: GroupId = GroupId::from_bytes([7; 16]);
@@ -59,7 +59,7 @@ async fn store(directory: &tempfile::TempDir) -> Store {
 }
 
 async fn unsettled(store: &Store) -> Vec<u32> {
-    uplinks::list_unsettled(store, 0, 100).await.unwrap().into_iter().map(|(_, r)| r.f_cnt).collect()
+    store.list_unsettled(0, 100).await.unwrap().into_iter().map(|(_, r)| r.f_cnt).collect()
 }
 
 #[tokio::test]
@@ -68,15 +68,15 @@ async fn an_uplink_goes_from_frame_to_settled_once_whatever_is_repeated() {
     let log = Log::start(store(&directory).await);
     log.append(vec![uplink(1, 0), uplink(1, 1), uplink(1, 0)]).await.unwrap();
     log.append(vec![uplink(1, 1)]).await.unwrap();
-    let waiting = uplinks::list_undecoded(log.store(), GROUP, 0, 100).await.unwrap();
+    let waiting = log.store().list_undecoded(GROUP, 0, 100).await.unwrap();
     assert_eq!(waiting.iter().map(|u| u.uplink.f_cnt).collect::<Vec<_>>(), [0, 1]);
     assert_eq!(log.publish(GROUP, vec![decoded(1, 1), decoded(1, 0), decoded(1, 1)]).await.unwrap(), 2);
     assert_eq!(log.publish(GROUP, vec![decoded(1, 0)]).await.unwrap(), 0, "the first answer for an event stays");
     assert_eq!(unsettled(log.store()).await, [1, 0], "in the order in which they were published");
-    let names: Vec<_> = uplinks::list_unsettled(log.store(), 0, 1).await.unwrap().iter().map(|(_, r)| r.name()).collect();
+    let names: Vec<_> = log.store().list_unsettled(0, 1).await.unwrap().iter().map(|(_, r)| r.name()).collect();
     log.settle(names).await.unwrap();
     assert_eq!(unsettled(log.store()).await, [0]);
-    assert_eq!(uplinks::last_open(log.store(), GROUP).await.unwrap(), waiting[0].seq);
+    assert_eq!(log.store().last_open(GROUP).await.unwrap(), waiting[0].seq);
 }
 
 #[tokio::test]
@@ -86,7 +86,7 @@ async fn a_tenant_of_another_group_decodes_nothing_here() {
     log.append(vec![uplink(1, 0)]).await.unwrap();
     let stranger = GroupId::from_bytes([8; 16]);
     assert_eq!(log.publish(stranger, vec![decoded(1, 0)]).await.unwrap(), 0);
-    assert_eq!(uplinks::list_undecoded(log.store(), GROUP, 0, 10).await.unwrap().len(), 1);
+    assert_eq!(log.store().list_undecoded(GROUP, 0, 10).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -95,9 +95,9 @@ async fn a_frame_kept_for_another_node_becomes_deliverable_and_never_the_other_w
     let log = Log::start(store(&directory).await);
     let buffered = Uplink { deliver: false, ..uplink(1, 0) };
     log.append(vec![buffered.clone()]).await.unwrap();
-    assert!(uplinks::list_undecoded(log.store(), GROUP, 0, 10).await.unwrap().is_empty());
+    assert!(log.store().list_undecoded(GROUP, 0, 10).await.unwrap().is_empty());
     log.append(vec![Uplink { kind: Kind::Replayed, ..uplink(1, 0) }, buffered]).await.unwrap();
-    let waiting = uplinks::list_undecoded(log.store(), GROUP, 0, 10).await.unwrap();
+    let waiting = log.store().list_undecoded(GROUP, 0, 10).await.unwrap();
     assert_eq!(waiting.iter().map(|u| u.uplink.kind).collect::<Vec<_>>(), [Kind::Replayed]);
 }
 
@@ -110,7 +110,7 @@ async fn what_was_committed_is_there_after_a_restart_and_tells_the_bridge_what_w
     log.store().close().await;
     drop(log);
     let again = store(&directory).await;
-    let (served, settled) = uplinks::marks(&again, GROUP).await.unwrap();
+    let (served, settled) = again.list_marks(GROUP).await.unwrap();
     assert_eq!(served.iter().map(|m| m.f_cnt).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     assert!(settled.is_empty());
     assert_eq!(unsettled(&again).await, [2]);
@@ -122,12 +122,12 @@ async fn open_uplinks_move_to_the_other_node_with_their_readings() {
     let provider = Log::start(store(&here).await);
     provider.append(vec![uplink(1, 0), uplink(1, 1), uplink(2, 0)]).await.unwrap();
     provider.publish(GROUP, vec![decoded(1, 0)]).await.unwrap();
-    let open = uplinks::list_open(provider.store(), GROUP, 0, 10).await.unwrap();
+    let open = provider.store().list_open(GROUP, 0, 10).await.unwrap();
     let customer = Log::start(store(&there).await);
     customer.append(vec![uplink(1, 1)]).await.unwrap();
     customer.import(open.into_iter().map(|(stored, decoded)| (stored.uplink, decoded)).collect()).await.unwrap();
     assert_eq!(unsettled(customer.store()).await, [0], "the reading came with its uplink");
-    assert_eq!(uplinks::list_undecoded(customer.store(), GROUP, 0, 10).await.unwrap().len(), 2, "the rest is decoded here");
+    assert_eq!(customer.store().list_undecoded(GROUP, 0, 10).await.unwrap().len(), 2, "the rest is decoded here");
 }
 
 fn batch(keypair: &Keypair, group: GroupId, counters: &[u32]) -> Batch {

@@ -10,7 +10,7 @@ use contracts::ids::{DevAddr, DevEui, Epoch, EventId, GroupId, SessionId};
 use contracts::time::WallTime;
 use edge_node::readings::log::Log;
 use edge_node::readings::{Kind, Reception, Uplink};
-use edge_node::store::{Store, uplinks};
+use edge_node::store::Store;
 use edge_node::tenants::doors::{SOCKET_NAME, UnixDoors};
 use edge_node::tenants::{CONNECTIONS_MAX, Tenant, TenantSocket};
 use kit::clock::Clock;
@@ -149,7 +149,7 @@ async fn uplinks_are_followed_live_and_readings_are_durable_when_they_are_accept
     let second = tokio::time::timeout(Duration::from_secs(5), uplinks.next()).await.unwrap().unwrap().unwrap();
     assert!(matches!(&second, tenant::Line::Uplink(u) if u.f_cnt == 1), "the uplink of another group is not ours: {second:?}");
     client.publish(&tenant::ReadingBatch { readings: vec![reading(0), reading(1), reading(1)] }).await.unwrap();
-    assert_eq!(uplinks::list_unsettled(world.log.store(), 0, 10).await.unwrap().len(), 2);
+    assert_eq!(world.log.store().list_unsettled(0, 10).await.unwrap().len(), 2);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use kit::problem::Problem;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{App, ProblemSchema, failed, queries};
+use super::{App, ProblemSchema, failed};
 use crate::core::{Core, OwnService};
 use crate::dmu::estimate::{self, Estimate, Usage};
 
@@ -95,8 +95,7 @@ async fn measure(core: &Core, service: &OwnService) -> Result<OwnUse, Problem> {
         image_bytes += bytes.unwrap_or(0);
     }
     let since = core.clock.wall() - TRAFFIC_WINDOW;
-    let traffic =
-        queries::traffic_bytes(&core.store, service.group, since).await.map_err(|e| failed("measure the own service", &e))?;
+    let traffic = core.store.traffic_bytes(service.group, since).await.map_err(|e| failed("measure the own service", &e))?;
     let (cpu_millis, memory_bytes, measured_ms) = measure_containers(core, service.group).await;
     Ok(OwnUse {
         group: service.group,

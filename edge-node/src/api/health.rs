@@ -9,7 +9,7 @@ use kit::problem::Problem;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{App, CHECK_TIMEOUT, ProblemSchema, queries};
+use super::{App, CHECK_TIMEOUT, ProblemSchema};
 
 /// What was asked, and what it said.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -60,7 +60,7 @@ fn check(name: &str, outcome: Result<Result<String, String>, tokio::time::error:
 
 async fn check_database(app: &App) -> Check {
     let asked = async {
-        match queries::answers(&app.core().store).await {
+        match app.core().store.ping().await {
             Ok(()) => Ok("answers".to_owned()),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the database does not answer");

@@ -17,7 +17,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
 use super::status::role_name;
-use super::{App, CHECK_TIMEOUT, failed, queries};
+use super::{App, CHECK_TIMEOUT, failed};
 use crate::orchestrator::LABEL_GROUP;
 
 /// Name (the format adds `_total` to counters) and description.
@@ -304,7 +304,7 @@ fn add_content(registry: &mut Registry, app: &App) {
 
 async fn add_readings(registry: &mut Registry, app: &App) -> crate::store::Result<()> {
     let (unsettled, undecoded) = (Family::<GroupLabel, Gauge>::default(), Family::<GroupLabel, Gauge>::default());
-    let mut waiting = queries::waiting(&app.core().store).await?;
+    let mut waiting = app.core().store.count_waiting().await?;
     // Groups for which nothing waits show 0 instead of nothing.
     let known = app.core().own_service.as_ref().map(|service| service.group).into_iter();
     for group in known.chain(app.core().agreements.list().iter().map(|a| a.contract.group)) {
@@ -318,7 +318,7 @@ async fn add_readings(registry: &mut Registry, app: &App) -> crate::store::Resul
     add(registry, READINGS_UNSETTLED, unsettled);
     add(registry, UPLINKS_UNDECODED, undecoded);
     if app.context.inbox.is_some() {
-        add(registry, READINGS_RECEIVED, ConstCounter::new(queries::received_count(&app.core().store).await?));
+        add(registry, READINGS_RECEIVED, ConstCounter::new(app.core().store.count_received().await?));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! - `status`, `health` — how it stands; `release` — planned maintenance; `estimate` — what is used, asked for and free
 //! - `events`, `readings`, `contracts`, `content` — what happened and what is kept
 //! - `source_resources` — the resources of the EaaS reference implementation; `incoming`, `reports` — files and reports behind them
-//! - `metrics` — Prometheus; `input` — bodies, ids and query strings; `queries` — reads of the database that only the operator needs
+//! - `metrics` — Prometheus; `input` — bodies, ids and query strings
 //!
 //! Every error is a problem document, see `docs/problems.md`. The API knows no passwords: it listens on loopback, and it answers only to
 //! requests that name a loopback host, so that no web page can reach it through a name of its own.
@@ -37,7 +37,6 @@ mod health;
 mod incoming;
 mod input;
 pub mod metrics;
-mod queries;
 mod readings;
 mod release;
 mod reports;

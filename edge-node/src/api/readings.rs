@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::input::{Params, next_link, page, parse_field};
-use super::{App, ProblemSchema, failed, queries};
+use super::{App, ProblemSchema, failed};
+use crate::store::Received;
 
 /// Readings in one page at most, and if the caller does not say.
 pub const PAGE_MAX: u32 = 5_000;
@@ -58,6 +59,28 @@ pub struct ReceivedReading {
     pub decoded: serde_json::Value,
 }
 
+impl TryFrom<Received> for ReceivedReading {
+    type Error = serde_json::Error;
+
+    fn try_from(received: Received) -> Result<Self, Self::Error> {
+        let Received { seq, reading, delivered_by, received_at } = received;
+        Ok(Self {
+            seq,
+            event: reading.event,
+            group: reading.group,
+            device: reading.device.to_string(),
+            session: reading.session.to_string(),
+            f_cnt: reading.f_cnt,
+            heard_at: reading.heard_at,
+            received_at,
+            delivered_by,
+            kind: reading.kind.as_str().to_owned(),
+            epoch: reading.epoch,
+            decoded: serde_json::from_str(reading.decoded.get())?,
+        })
+    }
+}
+
 /// Readings in the order of arrival. A full page has a header `Link` with `rel="next"`.
 #[utoipa::path(get, path = "/v1/readings", tag = "node", params(ReadingsQuery), responses(
     (status = 200, body = Vec<ReceivedReading>, headers(("Link" = Option<String>, description = "The next page, RFC 8288"))),
@@ -75,8 +98,9 @@ pub(super) async fn list_readings(
     if app.context.inbox.is_none() {
         return Err(Problem::not_found("this node is no cloud and keeps no readings of others"));
     }
-    let readings =
-        queries::received(&app.core().store, query.after, device, limit).await.map_err(|e| failed("list readings", &e))?;
+    let rows = app.core().store.list_received(query.after, device, limit).await.map_err(|e| failed("list readings", &e))?;
+    let readings: Result<Vec<ReceivedReading>, _> = rows.into_iter().map(ReceivedReading::try_from).collect();
+    let readings = readings.map_err(|e| failed("list readings", &e))?;
     let is_full = u32::try_from(readings.len()).is_ok_and(|count| count == limit);
     let next = readings.last().filter(|_| is_full).map(|last| {
         let device = device.map(|device| format!("&device={device}")).unwrap_or_default();

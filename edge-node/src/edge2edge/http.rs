@@ -22,7 +22,6 @@ use crate::agreements::Agreement;
 use crate::insurance::{Parts, provider};
 use crate::readings::inbox::Inbox;
 use crate::readings::north::{Accepted, Batch};
-use crate::store::{reserved, uplinks};
 
 /// Bodies of peers' requests are at most this long.
 const BODY_BYTES_MAX: usize = 8 << 20;
@@ -239,7 +238,7 @@ async fn store_reservation(
             reservation.epoch
         )));
     }
-    reserved::raise(&context.core.store, group, &reservation.bounds).await.map_err(|e| failed(&e))?;
+    context.core.store.raise_reserved(group, &reservation.bounds).await.map_err(|e| failed(&e))?;
     parts.reserved.raise(group, &reservation.bounds);
     Ok(Json(()))
 }
@@ -262,7 +261,7 @@ async fn list_open(
         return Err(Problem::forbidden("open uplinks are for the customer"));
     }
     provider::note_visit(context.parts()?, group);
-    let rows = uplinks::list_open(&context.core.store, group, after, OPEN_MAX).await.map_err(|e| failed(&e))?;
+    let rows = context.core.store.list_open(group, after, OPEN_MAX).await.map_err(|e| failed(&e))?;
     let upto = rows.last().map_or(after, |(stored, _)| stored.seq);
     let more = rows.len() == OPEN_MAX as usize;
     let uplinks = rows.into_iter().map(|(stored, decoded)| OpenUplink { uplink: stored.uplink, decoded }).collect();

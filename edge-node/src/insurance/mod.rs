@@ -189,7 +189,7 @@ pub(crate) async fn leave(parts: &Parts, group: GroupId) -> Result<(), Error> {
 /// Sets the downlink counters of a new custody: exactly where the last holder stopped if it released to us, else above everything that a
 /// majority knows to be reserved. Durable before it counts.
 pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, view: &CustodyView) -> Result<(), Error> {
-    let own = crate::store::reserved::list(&parts.core.store, group).await?;
+    let own = parts.core.store.list_reserved(group).await?;
     let mut known = own.clone();
     for (member, bytes) in &view.records {
         match Reserved::from_bytes(bytes) {
@@ -199,7 +199,7 @@ pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, v
     }
     let bounds: Vec<_> = known.bounds().collect();
     let news: Vec<_> = bounds.iter().filter(|b| own.upto(b.device, b.session) != Some(b.upto)).copied().collect();
-    crate::store::reserved::raise(&parts.core.store, group, &news).await?;
+    parts.core.store.raise_reserved(group, &news).await?;
     parts.reserved.merge(group, &known);
     let entries = bounds.iter().map(|b| (b.device, b.upto)).collect();
     let handover = view.released.as_ref().filter(|r| r.epoch.next() == epoch && r.successor == Some(parts.core.me()));
@@ -233,9 +233,9 @@ pub(crate) async fn begin_serving(
 /// Puts the bridge's memory of a group in line with the disk after a restart.
 pub(crate) async fn restore(parts: &Parts, group: GroupId, sessions: Vec<Session>) -> Result<(), Error> {
     parts.bridge.register(group, sessions).await?;
-    let (served, settled) = crate::store::uplinks::marks(&parts.core.store, group).await?;
+    let (served, settled) = parts.core.store.list_marks(group).await?;
     parts.bridge.peer_progress(served, settled).await?;
-    let known = crate::store::reserved::list(&parts.core.store, group).await?;
+    let known = parts.core.store.list_reserved(group).await?;
     parts.bridge.counters_from(known.bounds().map(|b| (b.device, b.upto)).collect(), CounterSource::Reservation).await?;
     parts.reserved.merge(group, &known);
     Ok(())

@@ -20,7 +20,6 @@ use crate::agreements::Agreement;
 use crate::edge2edge::messages::{Handover, LevelAnswer};
 use crate::migration::{self, PURPOSE_APPLICATION, PURPOSE_NETWORK};
 use crate::orchestrator::plan::Desired;
-use crate::store::uplinks;
 use crate::tenants::{self, Tenant, TenantSocket};
 use crate::timeline::Event;
 
@@ -241,7 +240,7 @@ impl Guard<'_> {
         let drained = async {
             loop {
                 readings.borrow_and_update();
-                if uplinks::list_undecoded(&parts.core.store, group, 0, 1).await?.is_empty() {
+                if parts.core.store.list_undecoded(group, 0, 1).await?.is_empty() {
                     return Ok::<(), crate::store::Error>(());
                 }
                 if readings.changed().await.is_err() {
@@ -323,8 +322,8 @@ async fn wipe_group(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
             }
         }
     }
-    crate::store::tenant_state::wipe(&parts.core.store, group).await?;
-    uplinks::wipe(&parts.core.store, group).await?;
+    parts.core.store.wipe_tenant(group).await?;
+    parts.core.store.wipe_uplinks(group).await?;
     parts.doors.remove(group)?;
     Ok(())
 }
@@ -338,8 +337,8 @@ async fn watch_replay(parts: Parts, group: GroupId, epoch: Epoch, mut replayed: 
         Ok(()) => replayed.borrow().unwrap_or(0),
         Err(_) => return,
     };
-    let Ok(upto) = uplinks::last_open(&parts.core.store, group).await else { return };
-    while uplinks::has_open(&parts.core.store, group, upto).await.unwrap_or(false) {
+    let Ok(upto) = parts.core.store.last_open(group).await else { return };
+    while parts.core.store.has_open(group, upto).await.unwrap_or(false) {
         match settled.recv().await {
             Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
             Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
@@ -370,7 +369,7 @@ pub(crate) async fn answer_level(parts: &Parts, agreement: &Agreement, epoch: Ep
     if quiet < contract.terms.handback_quiet {
         return Ok(LevelAnswer::Wait { quiet: contracts::time::Millis(contract.terms.handback_quiet.0 - quiet.0) });
     }
-    if uplinks::last_open(&parts.core.store, group).await? > upto {
+    if parts.core.store.last_open(group).await? > upto {
         return Ok(LevelAnswer::Behind);
     }
     let counters = parts.bridge.release(group, Mode::Standby).await?;

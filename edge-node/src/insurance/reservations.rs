@@ -62,7 +62,7 @@ pub async fn run(
 }
 
 async fn reserve(parts: &Parts, group: GroupId, members: &Members, seq: u64, bounds: &[Bound]) -> bool {
-    if let Err(error) = crate::store::reserved::raise(&parts.core.store, group, bounds).await {
+    if let Err(error) = parts.core.store.raise_reserved(group, bounds).await {
         tracing::error!(error = &error as &dyn std::error::Error, "downlink counters cannot be reserved on this disk");
         return false;
     }

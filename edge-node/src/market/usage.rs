@@ -75,16 +75,9 @@ async fn sample(inner: &Inner) -> Result<(), super::Error> {
 }
 
 /// Bits per second that the group's uplinks take on their way to the cloud, from the log of the last minutes.
-async fn traffic_bps(inner: &Inner, group: contracts::ids::GroupId) -> Result<u64, sqlx::Error> {
-    let since = i64::try_from((inner.now() - TRAFFIC_WINDOW).0).unwrap_or(i64::MAX);
-    let bytes: i64 = sqlx::query_scalar(
-        "SELECT coalesce(sum(length(body) + coalesce(length(decoded), 0)), 0) FROM uplink WHERE group_id = ?1 AND heard_at >= ?2",
-    )
-    .bind(group.as_bytes().as_slice())
-    .bind(since)
-    .fetch_one(&inner.core.store.reader)
-    .await?;
-    Ok(u64::try_from(bytes).unwrap_or(0) * 8 * 1_000 / TRAFFIC_WINDOW.0)
+async fn traffic_bps(inner: &Inner, group: contracts::ids::GroupId) -> crate::store::Result<u64> {
+    let bytes = inner.core.store.traffic_bytes(group, inner.now() - TRAFFIC_WINDOW).await?;
+    Ok(bytes * 8 * 1_000 / TRAFFIC_WINDOW.0)
 }
 
 impl Inner {

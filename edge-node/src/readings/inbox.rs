@@ -9,7 +9,7 @@ use kit::problem::Problem;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::north::{Accepted, Batch, leaf};
-use crate::store::{self, Store, inbox};
+use crate::store::{self, InboxBatch, Received, Store};
 
 /// Batches that wait for the writer; beyond it senders wait.
 const QUEUE_MAX: usize = 256;
@@ -19,7 +19,7 @@ const TRANSACTION_BATCHES_MAX: usize = 64;
 pub const DECODED_BYTES_MAX: usize = 16 << 10;
 
 struct Arrival {
-    batch: inbox::Batch,
+    batch: InboxBatch,
     done: oneshot::Sender<Result<u64, Problem>>,
 }
 
@@ -49,8 +49,7 @@ impl Inbox {
     pub async fn accept(&self, from: NodeId, allowed: impl Fn(GroupId) -> bool, batch: Batch) -> Result<Accepted, Problem> {
         let (proof, proof_id) = check(from, allowed, &batch)?;
         debug_assert_eq!(proof.node, from);
-        let arrival =
-            inbox::Batch { from, received_at: self.clock.wall(), proof_id, proof: batch.proof, readings: batch.readings };
+        let arrival = InboxBatch { from, received_at: self.clock.wall(), proof_id, proof: batch.proof, readings: batch.readings };
         let (done, answer) = oneshot::channel();
         self.arrivals.send(Arrival { batch: arrival, done }).await.map_err(|_| Problem::unavailable("the inbox has stopped"))?;
         let new = answer.await.map_err(|_| Problem::unavailable("the inbox has stopped"))??;
@@ -61,8 +60,8 @@ impl Inbox {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn list(&self, after: u64, limit: u32) -> store::Result<Vec<inbox::Received>> {
-        inbox::list(&self.store, after, limit).await
+    pub async fn list(&self, after: u64, limit: u32) -> store::Result<Vec<Received>> {
+        self.store.list_received(after, None, limit).await
     }
 
     /// Rises with every transaction.
@@ -99,7 +98,7 @@ async fn write_all(store: Store, mut waiting: mpsc::Receiver<Arrival>, changed: 
     let mut arrivals = Vec::new();
     while waiting.recv_many(&mut arrivals, TRANSACTION_BATCHES_MAX).await > 0 {
         let (batches, done): (Vec<_>, Vec<_>) = arrivals.drain(..).map(|a| (a.batch, a.done)).unzip();
-        match inbox::insert_all(&store, &batches).await {
+        match store.insert_batches(&batches).await {
             Ok(counts) => {
                 for (done, new) in done.into_iter().zip(counts) {
                     let _gone = done.send(Ok(new));

@@ -9,7 +9,7 @@ use contracts::ids::GroupId;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Decoded, Name, Uplink};
-use crate::store::{self, Store, uplinks};
+use crate::store::{Change, Store};
 
 /// At most this many commands wait for the writer; beyond it callers wait.
 const QUEUE_MAX: usize = 1_024;
@@ -23,13 +23,6 @@ pub enum Error {
     Stopped,
     #[error("the reading log cannot write; see the node's log")]
     Failed,
-}
-
-enum Change {
-    Append(Vec<Uplink>),
-    Publish(GroupId, Vec<Decoded>),
-    Settle(Vec<Name>),
-    Import(Vec<(Uplink, Option<String>)>),
 }
 
 struct Command {
@@ -140,58 +133,28 @@ impl Log {
 }
 
 async fn write_all(store: Store, mut waiting: mpsc::Receiver<Command>, signals: Signals) {
-    let mut batch = Vec::new();
-    while waiting.recv_many(&mut batch, BATCH_COMMANDS_MAX).await > 0 {
-        let outcome = write_batch(&store, &batch).await;
-        match outcome {
+    let mut commands = Vec::new();
+    while waiting.recv_many(&mut commands, BATCH_COMMANDS_MAX).await > 0 {
+        let (changes, done): (Vec<_>, Vec<_>) = commands.drain(..).map(|c| (c.change, c.done)).unzip();
+        match store.commit(&changes).await {
             Ok(counts) => {
-                for (command, count) in batch.drain(..).zip(counts) {
-                    announce(&signals, &command.change);
-                    let _gone = command.done.send(Ok(count));
+                for ((change, done), count) in changes.iter().zip(done).zip(counts) {
+                    announce(&signals, change);
+                    let _gone = done.send(Ok(count));
                 }
             }
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, commands = batch.len(), "the reading log cannot write");
-                for command in batch.drain(..) {
-                    let _gone = command.done.send(Err(Error::Failed));
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    commands = changes.len(),
+                    "the reading log cannot write"
+                );
+                for done in done {
+                    let _gone = done.send(Err(Error::Failed));
                 }
             }
         }
     }
-}
-
-/// All or nothing, synced when it returns; per command how many rows counted.
-async fn write_batch(store: &Store, batch: &[Command]) -> store::Result<Vec<u64>> {
-    let mut transaction = uplinks::begin(store).await?;
-    let mut counts = Vec::with_capacity(batch.len());
-    for command in batch {
-        let mut count = 0;
-        match &command.change {
-            Change::Append(list) => {
-                for uplink in list {
-                    uplinks::insert(&mut transaction, uplink).await?;
-                }
-            }
-            Change::Publish(group, list) => {
-                for reading in list {
-                    count += u64::from(uplinks::publish(&mut transaction, *group, reading).await?);
-                }
-            }
-            Change::Settle(list) => {
-                for name in list {
-                    uplinks::settle(&mut transaction, name.event()).await?;
-                }
-            }
-            Change::Import(list) => {
-                for (uplink, decoded) in list {
-                    uplinks::import(&mut transaction, uplink, decoded.as_deref()).await?;
-                }
-            }
-        }
-        counts.push(count);
-    }
-    transaction.commit().await?;
-    Ok(counts)
 }
 
 fn announce(signals: &Signals, change: &Change) {

@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use super::log::Log;
 use super::{Name, Reading};
 use crate::edge2edge::client::{Client, Error};
-use crate::store::uplinks;
 
 /// Readings in one batch at most.
 pub const BATCH_MAX: u32 = 512;
@@ -118,7 +117,7 @@ async fn ship(
     let mut shipped = Shipped::Nothing;
     let mut failure = None;
     loop {
-        let page = uplinks::list_unsettled(log.store(), after, BATCH_MAX).await?;
+        let page = log.store().list_unsettled(after, BATCH_MAX).await?;
         let Some((last, _)) = page.last() else { break };
         after = *last;
         let full = page.len() == BATCH_MAX as usize;

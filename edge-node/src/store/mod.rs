@@ -1,83 +1,197 @@
-//! The node's database: SQLite in its state directory. Static SQL lives below this folder and nowhere else.
+//! The node's database: what must survive a crash of the process.
 //!
-//! - [`uplinks`] — the reading log from frame to settled reading
-//! - [`inbox`] — what a cloud node received
-//! - [`tenant_state`], [`records`], [`reserved`], [`agreements`] — small tables
-//!
-//! One connection writes, two read (WAL). Every write that others rely on is synced before it returns (`synchronous = FULL`).
+//! One trait, [`Backend`], with two implementations and one suite of tests for both: SQLite in the node's state directory
+//! ([`Store::open`]) and memory ([`Store::memory`]), in which a simulated process dies and comes back over the same [`MemoryDisk`].
+//! Static SQL lives in `sqlite/` and nowhere else.
 
-pub mod agreements;
-pub mod inbox;
-pub mod records;
-pub mod reserved;
-pub mod tenant_state;
-pub mod uplinks;
+mod memory;
+mod sqlite;
 
+use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::path::Path;
+use std::sync::Arc;
 
-use sqlx::SqlitePool;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use async_trait::async_trait;
+use contracts::contract::State;
+use contracts::envelope::Envelope;
+use contracts::ids::{ContractId, DevEui, GroupId, NodeId, StatementId};
+use contracts::node_record::NodeRecord;
+use contracts::time::WallTime;
+use contracts::write_ahead::{Bound, Reserved};
+use lora_bridge::mac::session::Mark;
+
+use crate::readings::{Decoded, Name, Reading, StoredUplink, Uplink};
+
+pub use memory::{FailPoint, Hook, MemoryDisk};
 
 /// What can go wrong with the database.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the node's database failed")]
-    Database(#[from] sqlx::Error),
+    Database(#[source] Box<sqlx::Error>),
+    #[error("the disk with the node's database is full")]
+    Full,
+    #[error("the node's database is closed")]
+    Closed,
     #[error("the node's database cannot be brought up to date")]
-    Migration(#[from] sqlx::migrate::MigrateError),
+    Migration(#[source] Box<sqlx::migrate::MigrateError>),
     #[error("a row of table {table} cannot be read: {reason}")]
     Row { table: &'static str, reason: String },
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Handles to the database; cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Store {
-    pub(crate) writer: SqlitePool,
-    pub(crate) reader: SqlitePool,
+/// One change of the reading log; any number of them are written together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Adds uplinks; an event that is there already stays as it is, except that a buffered one becomes deliverable.
+    Append(Vec<Uplink>),
+    /// Writes what the tenant of a group decoded; the first answer for a deliverable event of that group stays.
+    Publish(GroupId, Vec<Decoded>),
+    /// Marks events as acknowledged by the customer's cloud.
+    Settle(Vec<Name>),
+    /// Takes over what another node heard (hand-back), and what it decoded as if our own tenant had published it.
+    Import(Vec<(Uplink, Option<String>)>),
 }
 
+/// What waits in the reading log of a group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Uplinks that the tenant has not decoded.
+    pub undecoded: u64,
+    /// Readings that the customer's cloud has not acknowledged.
+    pub unsettled: u64,
+}
+
+/// A batch of readings on its way into the inbox.
+#[derive(Debug, Clone)]
+pub struct InboxBatch {
+    pub from: NodeId,
+    pub received_at: WallTime,
+    pub proof_id: StatementId,
+    pub proof: Envelope,
+    pub readings: Vec<Reading>,
+}
+
+/// A reading as the cloud has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Received {
+    pub seq: u64,
+    pub reading: Reading,
+    /// The node that brought it first.
+    pub delivered_by: NodeId,
+    pub received_at: WallTime,
+}
+
+/// A contract that this node is a party of, or receives readings under.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgreementRow {
+    pub contract: ContractId,
+    pub envelope: Envelope,
+    pub state: State,
+    /// Rises with every change.
+    pub version: u64,
+    /// Keys and content are gone.
+    pub wiped: bool,
+}
+
+/// A handle to the database; cheap to clone. All reads and writes are those of [`Backend`].
+#[derive(Debug, Clone)]
+pub struct Store(Arc<dyn Backend>);
+
 impl Store {
-    /// Opens or creates the database and brings its schema up to date.
+    /// Opens or creates the SQLite database and brings its schema up to date.
     ///
     /// # Errors
     /// The file cannot be opened, is no database, or was written by a newer version.
     pub async fn open(path: &Path) -> Result<Self> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .pragma("cache_size", "-1024")
-            .busy_timeout(std::time::Duration::from_secs(5));
-        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
-        sqlx::migrate!("./migrations").run(&writer).await?;
-        let reader = SqlitePoolOptions::new().max_connections(2).connect_with(options.read_only(true)).await?;
-        Ok(Self { writer, reader })
+        Ok(Self(Arc::new(sqlite::Sqlite::open(path).await?)))
     }
 
-    /// Closes all connections; what was committed stays.
-    pub async fn close(&self) {
-        self.reader.close().await;
-        self.writer.close().await;
+    /// The database of a process that has just started over `disk`: everything that its predecessors wrote is there.
+    #[must_use]
+    pub fn memory(disk: MemoryDisk) -> Self {
+        Self(Arc::new(memory::Memory::start(disk)))
     }
 }
 
-/// An id of `N` bytes from a column.
-pub(crate) fn bytes<const N: usize>(table: &'static str, column: Vec<u8>) -> Result<[u8; N]> {
-    column
-        .try_into()
-        .map_err(|v: Vec<u8>| Error::Row { table, reason: format!("an id of {} bytes where {N} are wanted", v.len()) })
+impl Deref for Store {
+    type Target = dyn Backend;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
 }
 
-/// An unsigned number from a column.
-pub(crate) fn unsigned<T: TryFrom<i64>>(table: &'static str, column: i64) -> Result<T> {
-    T::try_from(column).map_err(|_| Error::Row { table, reason: format!("{column} is out of range") })
-}
+/// Where everything is kept. Every write is whole or not at all, and synced when it returns. All of them fail if the database does; reads
+/// also if a row is unreadable.
+#[async_trait]
+pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
+    /// Whether it answers, for writing and for reading.
+    async fn ping(&self) -> Result<()>;
+    /// Ends it; what was written stays. Everything asked of it later fails.
+    async fn close(&self);
 
-/// An unsigned number for a column; numbers beyond 2^63 are cut (none of ours gets there).
-pub(crate) fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
+    // The reading log: an uplink's way from verified frame to settled reading, one row per event.
+
+    /// Writes changes in their order, all or none; per change how many readings were published by it.
+    async fn commit(&self, changes: &[Change]) -> Result<Vec<u64>>;
+    /// Drops settled rows, and buffered ones, that were heard before `before`. Returns how many went.
+    async fn prune_uplinks(&self, before: WallTime) -> Result<u64>;
+    /// Forgets the settled and the buffered uplinks of a group: the contract ended and its grace is over.
+    async fn wipe_uplinks(&self, group: GroupId) -> Result<()>;
+    /// Uplinks that the tenant of `group` still has to decode, behind the cursor, in order.
+    async fn list_undecoded(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>>;
+    /// All uplinks of a group that the customer's cloud has not acknowledged, with their reading if there is one, in order.
+    async fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(StoredUplink, Option<String>)>>;
+    /// Readings that are not settled, in the order in which they were published, each with its cursor.
+    async fn list_unsettled(&self, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>>;
+    /// Every deliverable uplink of a group that is on disk, and those of them that are settled, by name, in order.
+    async fn list_marks(&self, group: GroupId) -> Result<(Vec<Mark>, Vec<Mark>)>;
+    /// The highest place in the log that holds something for the customer's cloud that is not settled; 0 if all is.
+    async fn last_open(&self, group: GroupId) -> Result<u64>;
+    /// Whether anything for the customer's cloud is not settled up to a place in the log.
+    async fn has_open(&self, group: GroupId, upto: u64) -> Result<bool>;
+    /// What waits, by group; groups for which nothing waits are absent.
+    async fn count_waiting(&self) -> Result<BTreeMap<GroupId, Waiting>>;
+    /// Length of a group's uplinks and readings heard since a time, as they are in the log.
+    async fn traffic_bytes(&self, group: GroupId, since: WallTime) -> Result<u64>;
+
+    // What a cloud node received: every reading once, by event id.
+
+    /// Writes whole batches, all or none; returns for each how many of its readings were new.
+    async fn insert_batches(&self, batches: &[InboxBatch]) -> Result<Vec<u64>>;
+    /// Readings behind the cursor in the order of arrival, of one device or of all.
+    async fn list_received(&self, after: u64, device: Option<DevEui>, limit: u32) -> Result<Vec<Received>>;
+    /// How many readings were received so far; none is ever forgotten.
+    async fn count_received(&self) -> Result<u64>;
+
+    // Contracts, each with its state.
+
+    /// Writes a contract with its state; compare-and-set on the version, which then rises by one. `false`: somebody else was faster.
+    async fn put_agreement(&self, row: &AgreementRow) -> Result<bool>;
+    /// All contracts, by id.
+    async fn list_agreements(&self) -> Result<Vec<AgreementRow>>;
+
+    // Signed node records, the newest of each node.
+
+    /// Keeps a verified record unless a newer one is there.
+    async fn put_record(&self, record: &NodeRecord, envelope: &Envelope) -> Result<()>;
+    /// All records as they were received, by node.
+    async fn list_records(&self) -> Result<Vec<Envelope>>;
+
+    // Downlink counters that are reserved, per session; bounds only rise.
+
+    async fn raise_reserved(&self, group: GroupId, bounds: &[Bound]) -> Result<()>;
+    /// Everything that is known to be reserved in a group.
+    async fn list_reserved(&self, group: GroupId) -> Result<Reserved>;
+
+    // Small values that tenants keep with their node.
+
+    async fn get_tenant_value(&self, group: GroupId, key: &str) -> Result<Option<Vec<u8>>>;
+    /// Writes a value unless the tenant would then have more than `keys_max` keys; says whether it was written.
+    async fn put_tenant_value(&self, group: GroupId, key: &str, value: &[u8], keys_max: u32) -> Result<bool>;
+    /// Forgets everything that the tenant of a group kept.
+    async fn wipe_tenant(&self, group: GroupId) -> Result<()>;
 }

@@ -18,7 +18,6 @@ use tokio::sync::watch;
 
 use super::Tenant;
 use crate::readings::{Decoded, Kind, StoredUplink};
-use crate::store::{tenant_state, uplinks};
 
 /// Uplinks in one chunk of the stream.
 const PAGE: u32 = 256;
@@ -110,7 +109,7 @@ async fn follow(State(tenant): Context, query: Result<Query<After>, QueryRejecti
 async fn next_lines(stream: &mut Stream) -> Option<Bytes> {
     loop {
         stream.changed.borrow_and_update();
-        let page = uplinks::list_undecoded(stream.tenant.log.store(), stream.tenant.group, stream.after, PAGE).await;
+        let page = stream.tenant.log.store().list_undecoded(stream.tenant.group, stream.after, PAGE).await;
         let page = match page {
             Ok(page) => page,
             Err(error) => {
@@ -172,7 +171,7 @@ async fn publish(
     let accepted = batch.readings.len();
     let decoded =
         batch.readings.into_iter().map(decoded).collect::<Result<_, _>>().map_err(|e| Problem::invalid("readings", e))?;
-    tenant.log.publish(tenant.group, decoded).await.map_err(|e| Problem::unavailable(e))?;
+    tenant.log.publish(tenant.group, decoded).await.map_err(Problem::unavailable)?;
     Ok(Json(tenant::Accepted { accepted }))
 }
 
@@ -194,7 +193,7 @@ async fn queue_downlink(body: Result<Json<tenant::Downlink>, JsonRejection>) -> 
 
 async fn get_state(State(tenant): Context, Path(key): Path<String>) -> Result<Vec<u8>, Problem> {
     tenant::check_state_key(&key).map_err(|e| Problem::invalid(&e.field, e.reason))?;
-    let value = tenant_state::get(tenant.log.store(), tenant.group, &key).await.map_err(internal)?;
+    let value = tenant.log.store().get_tenant_value(tenant.group, &key).await.map_err(internal)?;
     value.ok_or_else(|| Problem::not_found("nothing was put under this key"))
 }
 
@@ -206,7 +205,7 @@ async fn put_state(
     let body = body?;
     tenant::check_state_key(&key).map_err(|e| Problem::invalid(&e.field, e.reason))?;
     let keys_max = u32::try_from(tenant::STATE_KEYS_MAX).unwrap_or(u32::MAX);
-    let written = tenant_state::put(tenant.log.store(), tenant.group, &key, &body, keys_max).await.map_err(internal)?;
+    let written = tenant.log.store().put_tenant_value(tenant.group, &key, &body, keys_max).await.map_err(internal)?;
     if written { Ok(StatusCode::NO_CONTENT) } else { Err(Problem::conflict("a tenant keeps at most 256 values")) }
 }
 

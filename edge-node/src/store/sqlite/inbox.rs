@@ -1,38 +1,15 @@
 //! What a cloud node received: every reading once, by event id.
 
-use contracts::envelope::Envelope;
-use contracts::ids::{NodeId, StatementId};
+use contracts::ids::{DevEui, NodeId};
 use contracts::time::WallTime;
 use sqlx::Row as _;
+use sqlx::sqlite::SqliteRow;
 
 use super::uplinks::reading;
-use super::{Error, Result, Store, bytes, signed, unsigned};
-use crate::readings::Reading;
-
-/// A reading as the cloud has it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Received {
-    pub seq: u64,
-    pub reading: Reading,
-    pub delivered_by: NodeId,
-    pub received_at: WallTime,
-}
-
-/// A batch on its way in.
-#[derive(Debug)]
-pub struct Batch {
-    pub from: NodeId,
-    pub received_at: WallTime,
-    pub proof_id: StatementId,
-    pub proof: Envelope,
-    pub readings: Vec<Reading>,
-}
+use super::{Error, InboxBatch, Received, Result, Sqlite, bytes, signed, unsigned};
 
 /// Writes whole batches in one transaction; returns for each how many of its readings were new.
-///
-/// # Errors
-/// The database failed; then nothing of it is there.
-pub async fn insert_all(store: &Store, batches: &[Batch]) -> Result<Vec<u64>> {
+pub(super) async fn insert_all(store: &Sqlite, batches: &[InboxBatch]) -> Result<Vec<u64>> {
     let mut transaction = store.writer.begin().await?;
     let mut counts = Vec::with_capacity(batches.len());
     for batch in batches {
@@ -72,27 +49,35 @@ pub async fn insert_all(store: &Store, batches: &[Batch]) -> Result<Vec<u64>> {
     Ok(counts)
 }
 
-/// Readings behind the cursor, in the order of arrival.
-///
-/// # Errors
-/// The database failed or a row is unreadable.
-pub async fn list(store: &Store, after: u64, limit: u32) -> Result<Vec<Received>> {
-    let rows = sqlx::query(
-        "SELECT seq, event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, decoded, delivered_by, received_at FROM inbox
-         WHERE seq > ? ORDER BY seq LIMIT ?",
-    )
-    .bind(signed(after))
-    .bind(limit)
-    .fetch_all(&store.reader)
-    .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Received {
-                seq: unsigned("inbox", row.try_get("seq")?)?,
-                reading: reading("inbox", row)?,
-                delivered_by: NodeId::from_bytes(bytes("inbox", row.try_get("delivered_by")?)?),
-                received_at: WallTime(unsigned("inbox", row.try_get("received_at")?)?),
-            })
-        })
-        .collect()
+/// Readings behind the cursor in the order of arrival, of one device or of all.
+pub(super) async fn list(store: &Sqlite, after: u64, device: Option<DevEui>, limit: u32) -> Result<Vec<Received>> {
+    // Two statements, because one with an optional condition would not use the index.
+    let query = match device {
+        None => sqlx::query(
+            "SELECT seq, event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, decoded, delivered_by, received_at FROM inbox
+             WHERE seq > ? ORDER BY seq LIMIT ?",
+        ),
+        Some(device) => sqlx::query(
+            "SELECT seq, event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, decoded, delivered_by, received_at FROM inbox
+             WHERE device = ? AND seq > ? ORDER BY seq LIMIT ?",
+        )
+        .bind(device.as_bytes().to_vec()),
+    };
+    let rows = query.bind(signed(after)).bind(limit).fetch_all(&store.reader).await?;
+    rows.iter().map(received).collect()
+}
+
+fn received(row: &SqliteRow) -> Result<Received> {
+    Ok(Received {
+        seq: unsigned("inbox", row.try_get("seq")?)?,
+        reading: reading("inbox", row)?,
+        delivered_by: NodeId::from_bytes(bytes("inbox", row.try_get("delivered_by")?)?),
+        received_at: WallTime(unsigned("inbox", row.try_get("received_at")?)?),
+    })
+}
+
+/// How many readings were received so far. `seq` does not tell: a reading that comes again takes a number, too.
+pub(super) async fn count(store: &Sqlite) -> Result<u64> {
+    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM inbox").fetch_one(&store.reader).await?;
+    unsigned("inbox", count)
 }

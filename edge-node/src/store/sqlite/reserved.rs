@@ -3,13 +3,10 @@
 use contracts::ids::{DevEui, GroupId, SessionId};
 use contracts::write_ahead::{Bound, Reserved};
 
-use super::{Error, Result, Store, bytes, unsigned};
+use super::{Error, Result, Sqlite, bytes, unsigned};
 
 /// Raises bounds in one statement; synced when it returns.
-///
-/// # Errors
-/// The database failed.
-pub async fn raise(store: &Store, group: GroupId, bounds: &[Bound]) -> Result<()> {
+pub(super) async fn raise(store: &Sqlite, group: GroupId, bounds: &[Bound]) -> Result<()> {
     if bounds.is_empty() {
         return Ok(());
     }
@@ -29,10 +26,7 @@ pub async fn raise(store: &Store, group: GroupId, bounds: &[Bound]) -> Result<()
 }
 
 /// Everything that is known to be reserved in a group.
-///
-/// # Errors
-/// The database failed or a row is unreadable.
-pub async fn list(store: &Store, group: GroupId) -> Result<Reserved> {
+pub(super) async fn list(store: &Sqlite, group: GroupId) -> Result<Reserved> {
     let rows: Vec<(Vec<u8>, Vec<u8>, i64)> =
         sqlx::query_as("SELECT device, session, upto FROM reserved WHERE group_id = ? ORDER BY device, session")
             .bind(group.as_bytes().as_slice())

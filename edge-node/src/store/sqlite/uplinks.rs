@@ -1,29 +1,62 @@
 //! The reading log: an uplink's way from verified frame to settled reading, one row per event.
 
+use std::collections::BTreeMap;
+
 use contracts::ids::{DevEui, Epoch, EventId, GroupId, SessionId};
 use contracts::time::WallTime;
 use lora_bridge::mac::session::Mark;
-use sqlx::{Row as _, Sqlite, SqliteConnection, Transaction};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, SqliteConnection};
 use uuid::Uuid;
 
-use super::{Error, Result, Store, bytes, signed, unsigned};
-use crate::readings::{Decoded, Kind, Reading, StoredUplink, Uplink};
+use super::{Change, Error, Result, Sqlite, Waiting, bytes, signed, unsigned};
+use crate::readings::{Kind, Reading, StoredUplink, Uplink};
 
 const TABLE: &str = "uplink";
 
-/// Begins the transaction in which a batch of changes is written and synced together.
-///
-/// # Errors
-/// The database failed.
-pub async fn begin(store: &Store) -> Result<Transaction<'static, Sqlite>> {
-    Ok(store.writer.begin().await?)
+/// Writes changes in one transaction; per change how many readings were published by it.
+pub(super) async fn commit(store: &Sqlite, changes: &[Change]) -> Result<Vec<u64>> {
+    let mut transaction = store.writer.begin().await?;
+    let mut counts = Vec::with_capacity(changes.len());
+    for change in changes {
+        counts.push(write(&mut transaction, change).await?);
+    }
+    transaction.commit().await?;
+    Ok(counts)
+}
+
+async fn write(connection: &mut SqliteConnection, change: &Change) -> Result<u64> {
+    let mut published = 0;
+    match change {
+        Change::Append(uplinks) => {
+            for uplink in uplinks {
+                insert(connection, uplink).await?;
+            }
+        }
+        Change::Publish(group, readings) => {
+            for reading in readings {
+                published += u64::from(publish(connection, *group, reading.event, &reading.decoded).await?);
+            }
+        }
+        Change::Settle(names) => {
+            for name in names {
+                settle(connection, name.event()).await?;
+            }
+        }
+        Change::Import(uplinks) => {
+            for (uplink, decoded) in uplinks {
+                insert(connection, uplink).await?;
+                if let Some(decoded) = decoded {
+                    published += u64::from(publish(connection, uplink.group, uplink.event, decoded).await?);
+                }
+            }
+        }
+    }
+    Ok(published)
 }
 
 /// Adds an uplink; an event that is there already stays as it is, except that a buffered one becomes deliverable.
-///
-/// # Errors
-/// The database failed.
-pub async fn insert(connection: &mut SqliteConnection, uplink: &Uplink) -> Result<()> {
+async fn insert(connection: &mut SqliteConnection, uplink: &Uplink) -> Result<()> {
     let body = serde_json::to_string(uplink).map_err(|e| Error::Row { table: TABLE, reason: e.to_string() })?;
     sqlx::query(
         "INSERT INTO uplink (event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, body, deliver) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -46,16 +79,13 @@ pub async fn insert(connection: &mut SqliteConnection, uplink: &Uplink) -> Resul
 }
 
 /// Writes what the tenant decoded; the first answer for an event stays. Says whether it was the first.
-///
-/// # Errors
-/// The database failed.
-pub async fn publish(connection: &mut SqliteConnection, group: GroupId, reading: &Decoded) -> Result<bool> {
+async fn publish(connection: &mut SqliteConnection, group: GroupId, event: EventId, decoded: &str) -> Result<bool> {
     let written = sqlx::query(
         "UPDATE uplink SET decoded = ?, reading_seq = (SELECT coalesce(max(reading_seq), 0) + 1 FROM uplink)
          WHERE event_id = ? AND group_id = ? AND decoded IS NULL AND deliver = 1",
     )
-    .bind(&reading.decoded)
-    .bind(reading.event.as_uuid().as_bytes().as_slice())
+    .bind(decoded)
+    .bind(event.as_uuid().as_bytes().as_slice())
     .bind(group.as_bytes().as_slice())
     .execute(connection)
     .await?;
@@ -63,10 +93,7 @@ pub async fn publish(connection: &mut SqliteConnection, group: GroupId, reading:
 }
 
 /// Marks events as acknowledged by the customer's cloud.
-///
-/// # Errors
-/// The database failed.
-pub async fn settle(connection: &mut SqliteConnection, event: EventId) -> Result<()> {
+async fn settle(connection: &mut SqliteConnection, event: EventId) -> Result<()> {
     sqlx::query("UPDATE uplink SET settled = 1 WHERE event_id = ?")
         .bind(event.as_uuid().as_bytes().as_slice())
         .execute(connection)
@@ -74,23 +101,8 @@ pub async fn settle(connection: &mut SqliteConnection, event: EventId) -> Result
     Ok(())
 }
 
-/// Takes over a reading that another node made (hand-back): stored as if our own tenant had published it.
-///
-/// # Errors
-/// The database failed.
-pub async fn import(connection: &mut SqliteConnection, uplink: &Uplink, decoded: Option<&str>) -> Result<()> {
-    insert(connection, uplink).await?;
-    if let Some(decoded) = decoded {
-        publish(connection, uplink.group, &Decoded { event: uplink.event, decoded: decoded.to_owned() }).await?;
-    }
-    Ok(())
-}
-
 /// Drops settled rows, and buffered ones, that were heard before `before`. Returns how many went.
-///
-/// # Errors
-/// The database failed.
-pub async fn prune(store: &Store, before: WallTime) -> Result<u64> {
+pub(super) async fn prune(store: &Sqlite, before: WallTime) -> Result<u64> {
     let done = sqlx::query("DELETE FROM uplink WHERE heard_at < ? AND (settled = 1 OR deliver = 0)")
         .bind(signed(before.0))
         .execute(&store.writer)
@@ -99,10 +111,7 @@ pub async fn prune(store: &Store, before: WallTime) -> Result<u64> {
 }
 
 /// Forgets every uplink of a group: the contract ended and its grace is over.
-///
-/// # Errors
-/// The database failed.
-pub async fn wipe(store: &Store, group: GroupId) -> Result<()> {
+pub(super) async fn wipe(store: &Sqlite, group: GroupId) -> Result<()> {
     sqlx::query("DELETE FROM uplink WHERE group_id = ? AND (settled = 1 OR deliver = 0)")
         .bind(group.as_bytes().as_slice())
         .execute(&store.writer)
@@ -111,10 +120,7 @@ pub async fn wipe(store: &Store, group: GroupId) -> Result<()> {
 }
 
 /// Uplinks that the tenant of `group` still has to decode, behind the cursor, in order.
-///
-/// # Errors
-/// The database failed or a row is unreadable.
-pub async fn list_undecoded(store: &Store, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
+pub(super) async fn list_undecoded(store: &Sqlite, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
     let rows = sqlx::query(
         "SELECT seq, body FROM uplink WHERE group_id = ? AND seq > ? AND decoded IS NULL AND deliver = 1 ORDER BY seq LIMIT ?",
     )
@@ -127,10 +133,12 @@ pub async fn list_undecoded(store: &Store, group: GroupId, after: u64, limit: u3
 }
 
 /// All uplinks of a group that the customer's cloud has not acknowledged, with their reading if there is one, in order.
-///
-/// # Errors
-/// The database failed or a row is unreadable.
-pub async fn list_open(store: &Store, group: GroupId, after: u64, limit: u32) -> Result<Vec<(StoredUplink, Option<String>)>> {
+pub(super) async fn list_open(
+    store: &Sqlite,
+    group: GroupId,
+    after: u64,
+    limit: u32,
+) -> Result<Vec<(StoredUplink, Option<String>)>> {
     let rows =
         sqlx::query("SELECT seq, body, decoded FROM uplink WHERE group_id = ? AND seq > ? AND settled = 0 ORDER BY seq LIMIT ?")
             .bind(group.as_bytes().as_slice())
@@ -147,10 +155,7 @@ pub async fn list_open(store: &Store, group: GroupId, after: u64, limit: u32) ->
 }
 
 /// Readings that are not settled, in the order in which they were published.
-///
-/// # Errors
-/// The database failed or a row is unreadable.
-pub async fn list_unsettled(store: &Store, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>> {
+pub(super) async fn list_unsettled(store: &Sqlite, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>> {
     let rows = sqlx::query(
         "SELECT reading_seq, event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, decoded FROM uplink
          WHERE decoded IS NOT NULL AND settled = 0 AND reading_seq > ? ORDER BY reading_seq LIMIT ?",
@@ -162,13 +167,13 @@ pub async fn list_unsettled(store: &Store, after: u64, limit: u32) -> Result<Vec
     rows.iter().map(|row| Ok((unsigned(TABLE, row.try_get("reading_seq")?)?, reading(TABLE, row)?))).collect()
 }
 
-fn body(row: &sqlx::sqlite::SqliteRow) -> Result<Uplink> {
+fn body(row: &SqliteRow) -> Result<Uplink> {
     let text: &str = row.try_get("body")?;
     serde_json::from_str(text).map_err(|e| Error::Row { table: TABLE, reason: e.to_string() })
 }
 
 /// A reading from the columns that the log and the inbox have in common.
-pub(super) fn reading(table: &'static str, row: &sqlx::sqlite::SqliteRow) -> Result<Reading> {
+pub(super) fn reading(table: &'static str, row: &SqliteRow) -> Result<Reading> {
     let event: Vec<u8> = row.try_get("event_id")?;
     let decoded: &str = row.try_get("decoded")?;
     let kind: &str = row.try_get("kind")?;
@@ -186,10 +191,7 @@ pub(super) fn reading(table: &'static str, row: &sqlx::sqlite::SqliteRow) -> Res
 }
 
 /// Every uplink of a group that is on disk, and those that are settled, by name.
-///
-/// # Errors
-/// The database failed or a row is unreadable.
-pub async fn marks(store: &Store, group: GroupId) -> Result<(Vec<Mark>, Vec<Mark>)> {
+pub(super) async fn list_marks(store: &Sqlite, group: GroupId) -> Result<(Vec<Mark>, Vec<Mark>)> {
     let rows: Vec<(Vec<u8>, Vec<u8>, i64, bool)> =
         sqlx::query_as("SELECT device, session, f_cnt, settled FROM uplink WHERE group_id = ? AND deliver = 1 ORDER BY seq")
             .bind(group.as_bytes().as_slice())
@@ -211,10 +213,7 @@ pub async fn marks(store: &Store, group: GroupId) -> Result<(Vec<Mark>, Vec<Mark
 }
 
 /// The highest place in the log that holds something not yet settled; 0 if all is.
-///
-/// # Errors
-/// The database failed.
-pub async fn last_open(store: &Store, group: GroupId) -> Result<u64> {
+pub(super) async fn last_open(store: &Sqlite, group: GroupId) -> Result<u64> {
     let last: Option<i64> = sqlx::query_scalar("SELECT max(seq) FROM uplink WHERE group_id = ? AND settled = 0 AND deliver = 1")
         .bind(group.as_bytes().as_slice())
         .fetch_one(&store.reader)
@@ -223,10 +222,7 @@ pub async fn last_open(store: &Store, group: GroupId) -> Result<u64> {
 }
 
 /// Whether anything for the customer's cloud is not settled up to a place in the log.
-///
-/// # Errors
-/// The database failed.
-pub async fn has_open(store: &Store, group: GroupId, upto: u64) -> Result<bool> {
+pub(super) async fn has_open(store: &Sqlite, group: GroupId, upto: u64) -> Result<bool> {
     let open = sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM uplink WHERE group_id = ? AND seq <= ? AND settled = 0 AND deliver = 1)",
     )
@@ -235,4 +231,33 @@ pub async fn has_open(store: &Store, group: GroupId, upto: u64) -> Result<bool> 
     .fetch_one(&store.reader)
     .await?;
     Ok(open)
+}
+
+/// What waits, by group.
+pub(super) async fn count_waiting(store: &Sqlite) -> Result<BTreeMap<GroupId, Waiting>> {
+    // Each arm has a partial index that holds only what waits.
+    let undecoded = "SELECT group_id, count(*) FROM uplink WHERE decoded IS NULL AND deliver = 1 GROUP BY group_id";
+    let unsettled = "SELECT group_id, count(*) FROM uplink WHERE decoded IS NOT NULL AND settled = 0 GROUP BY group_id";
+    let mut waiting: BTreeMap<GroupId, Waiting> = BTreeMap::new();
+    let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as(undecoded).fetch_all(&store.reader).await?;
+    for (group, count) in rows {
+        waiting.entry(GroupId::from_bytes(bytes(TABLE, group)?)).or_default().undecoded = unsigned(TABLE, count)?;
+    }
+    let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as(unsettled).fetch_all(&store.reader).await?;
+    for (group, count) in rows {
+        waiting.entry(GroupId::from_bytes(bytes(TABLE, group)?)).or_default().unsettled = unsigned(TABLE, count)?;
+    }
+    Ok(waiting)
+}
+
+/// Length of a group's uplinks and readings heard since a time.
+pub(super) async fn traffic_bytes(store: &Sqlite, group: GroupId, since: WallTime) -> Result<u64> {
+    let sum: i64 = sqlx::query_scalar(
+        "SELECT coalesce(sum(length(body) + coalesce(length(decoded), 0)), 0) FROM uplink WHERE group_id = ?1 AND heard_at >= ?2",
+    )
+    .bind(group.as_bytes().as_slice())
+    .bind(signed(since.0))
+    .fetch_one(&store.reader)
+    .await?;
+    unsigned(TABLE, sum)
 }

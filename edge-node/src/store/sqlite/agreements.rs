@@ -1,21 +1,8 @@
 //! Contracts that this node is a party of, or receives readings under.
 
-use contracts::contract::State;
-use contracts::envelope::Envelope;
 use contracts::ids::ContractId;
 
-use super::{Error, Result, Store, bytes, signed, unsigned};
-
-/// One stored contract.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    pub contract: ContractId,
-    pub envelope: Envelope,
-    pub state: State,
-    /// Rises with every change of state.
-    pub version: u64,
-    pub wiped: bool,
-}
+use super::{AgreementRow, Error, Result, Sqlite, bytes, signed, unsigned};
 
 fn json<T: serde::Serialize>(value: &T) -> Result<String> {
     serde_json::to_string(value).map_err(|e| Error::Row { table: "agreement", reason: e.to_string() })
@@ -26,10 +13,7 @@ fn read<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
 }
 
 /// Writes a contract with its state; compare-and-set on the version, which then rises by one. `false`: somebody else was faster.
-///
-/// # Errors
-/// The database failed.
-pub async fn put(store: &Store, row: &Row) -> Result<bool> {
+pub(super) async fn put(store: &Sqlite, row: &AgreementRow) -> Result<bool> {
     let done = sqlx::query(
         "INSERT INTO agreement (contract, envelope, state, version, wiped) VALUES (?1, ?2, ?3, ?4 + 1, ?5)
          ON CONFLICT (contract) DO UPDATE SET envelope = excluded.envelope, state = excluded.state, version = excluded.version, wiped = excluded.wiped
@@ -46,17 +30,14 @@ pub async fn put(store: &Store, row: &Row) -> Result<bool> {
 }
 
 /// All contracts, by id.
-///
-/// # Errors
-/// The database failed or a row is unreadable.
-pub async fn list(store: &Store) -> Result<Vec<Row>> {
+pub(super) async fn list(store: &Sqlite) -> Result<Vec<AgreementRow>> {
     let rows: Vec<(Vec<u8>, String, String, i64, bool)> =
         sqlx::query_as("SELECT contract, envelope, state, version, wiped FROM agreement ORDER BY contract")
             .fetch_all(&store.reader)
             .await?;
     rows.into_iter()
         .map(|(contract, envelope, state, version, wiped)| {
-            Ok(Row {
+            Ok(AgreementRow {
                 contract: ContractId::from_bytes(bytes("agreement", contract)?),
                 envelope: read(&envelope)?,
                 state: read(&state)?,

@@ -2,11 +2,9 @@
 
 use contracts::ids::GroupId;
 
-use super::{Result, Store};
+use super::{Result, Sqlite};
 
-/// # Errors
-/// The database failed.
-pub async fn get(store: &Store, group: GroupId, key: &str) -> Result<Option<Vec<u8>>> {
+pub(super) async fn get(store: &Sqlite, group: GroupId, key: &str) -> Result<Option<Vec<u8>>> {
     let value = sqlx::query_scalar("SELECT value FROM tenant_state WHERE group_id = ? AND key = ?")
         .bind(group.as_bytes().as_slice())
         .bind(key)
@@ -16,10 +14,7 @@ pub async fn get(store: &Store, group: GroupId, key: &str) -> Result<Option<Vec<
 }
 
 /// Writes a value unless the tenant would then have more than `keys_max` keys; says whether it was written.
-///
-/// # Errors
-/// The database failed.
-pub async fn put(store: &Store, group: GroupId, key: &str, value: &[u8], keys_max: u32) -> Result<bool> {
+pub(super) async fn put(store: &Sqlite, group: GroupId, key: &str, value: &[u8], keys_max: u32) -> Result<bool> {
     let written = sqlx::query(
         "INSERT INTO tenant_state (group_id, key, value)
          SELECT ?1, ?2, ?3 WHERE (SELECT count(*) FROM tenant_state WHERE group_id = ?1 AND key <> ?2) < ?4
@@ -35,10 +30,7 @@ pub async fn put(store: &Store, group: GroupId, key: &str, value: &[u8], keys_ma
 }
 
 /// Forgets everything that the tenant of a group kept.
-///
-/// # Errors
-/// The database failed.
-pub async fn wipe(store: &Store, group: GroupId) -> Result<()> {
+pub(super) async fn wipe(store: &Sqlite, group: GroupId) -> Result<()> {
     sqlx::query("DELETE FROM tenant_state WHERE group_id = ?").bind(group.as_bytes().as_slice()).execute(&store.writer).await?;
     Ok(())
 }
