@@ -1,7 +1,7 @@
 //! Explores every history of the custody machine within bounds, and prints what was found as JSON.
 //!
 //! `cargo run --release -p contracts --example custody_model -- [--ticks N] [--epochs N] [--late N] [--lifetime N]
-//! [--restarts N] [--duplicates N] [--stalls N] [--releases N] [--members N] [--drift | --no-drift] [--sample N] [--without MARK] [--threads N] [--seconds N] [--json FILE]`
+//! [--restarts N] [--duplicates N] [--stalls N] [--releases N] [--overdue N] [--restores N] [--members N] [--drift | --no-drift] [--sample N] [--without MARK] [--threads N] [--seconds N] [--json FILE]`
 
 #[path = "../tests/custody/world.rs"]
 mod world;
@@ -45,6 +45,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, Strin
             "--duplicates" => scope.faults.duplicates = number()?,
             "--stalls" => scope.faults.stalls = number()?,
             "--releases" => scope.faults.releases = number()?,
+            "--overdue" => scope.faults.overdue = number()?,
+            "--restores" => scope.faults.restores = number()?.min(1),
             "--sample" => scope.recovery_sample = number()?.into(),
             "--threads" => parsed.threads = number()?.into(),
             "--json" => parsed.json = Some(value),

@@ -1,5 +1,7 @@
 //! One history for each clause that looks pedantic: with it all is well, without it the history goes wrong. Delays are 1 ms, ttl is 1 s.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 #[path = "custody/stage.rs"]
 mod stage;
 
@@ -21,6 +23,21 @@ fn isolate(stage: &mut Stage, member: MemberIndex, cut: bool) {
 
 fn holds(member: MemberIndex) -> impl Fn(&Stage) -> bool {
     move |stage| stage.holder().is_some_and(|(holder, _)| holder == member)
+}
+
+/// A and B both vote for themselves in epoch 2; the witness hears only B, who holds. A is still cut off from B.
+fn duel_that_b_wins(rules: Rules) -> Stage {
+    let mut stage = Stage::settled(rules);
+    isolate(&mut stage, A, true);
+    stage.hold_back = Some(Box::new(|_, _, message| matches!(message, Message::Claim { .. })));
+    stage.run_until(2 * TTL, |stage| stage.process(B).disk.voted_epoch == Epoch(2)).unwrap();
+    stage.cut_both(A, W, false);
+    stage.run_until(TTL, |stage| stage.process(A).disk.voted_epoch == Epoch(2)).unwrap();
+    stage.held_back.retain(|(from, ..)| *from == B);
+    stage.deliver_held_back();
+    stage.run_until(10, holds(B)).unwrap();
+    assert_eq!(stage.process(A).disk, Durable::vote(Epoch(2), A));
+    stage
 }
 
 #[test]
@@ -94,16 +111,7 @@ fn s5_a_vote_is_a_promise() {
 #[test]
 fn s6_only_the_one_voted_for_is_promised_anything() {
     assert_decides(Mark::S6, |rules| {
-        let mut stage = Stage::settled(rules);
-        // A and B both vote for themselves in epoch 2; the witness hears only B.
-        isolate(&mut stage, A, true);
-        stage.hold_back = Some(Box::new(|_, _, message| matches!(message, Message::Claim { .. })));
-        stage.run_until(2 * TTL, |stage| stage.process(B).disk.voted_epoch == Epoch(2)).unwrap();
-        stage.cut_both(A, W, false);
-        stage.run_until(TTL, |stage| stage.process(A).disk.voted_epoch == Epoch(2)).unwrap();
-        stage.held_back.retain(|(from, ..)| *from == B);
-        stage.deliver_held_back();
-        stage.run_until(10, holds(B)).unwrap();
+        let mut stage = duel_that_b_wins(rules);
         // A hears B's renewals of the epoch in which it voted for itself; then B and the witness lose each other.
         stage.cut_both(A, B, false);
         stage.run(TTL / 2);
@@ -182,6 +190,45 @@ fn s11_a_release_of_another_epoch_changes_nothing() {
 }
 
 #[test]
+fn s12_who_stands_by_a_winner_does_so_after_a_restart() {
+    assert_decides(Mark::S12, |rules| {
+        let mut stage = duel_that_b_wins(rules);
+        stage.cut_both(A, B, false);
+        stage.run_until(TTL, |stage| stage.machine(A).durable().holder() == Some(B)).unwrap();
+        stage.cut_both(B, W, true);
+        // The witness is free again; B holds by A's promises alone, of which A's next process knows nothing.
+        stage.run(2 * TTL);
+        stage.cut_both(A, B, true);
+        stage.restart(A);
+        stage.run(TTL);
+        stage.violations.is_empty() && stage.elections.iter().any(|(_, member, epoch)| (*member, *epoch) == (B, Epoch(2)))
+    });
+}
+
+#[test]
+fn l6_who_lost_a_duel_stands_by_the_winner() {
+    assert_decides(Mark::L6, |rules| {
+        let mut stage = duel_that_b_wins(rules);
+        stage.cut_both(A, B, false);
+        stage.run(TTL);
+        stage.crash(W);
+        for _ in 0..5 * TTL {
+            stage.run(1);
+            if stage.holder() != Some((B, Epoch(2))) {
+                return false;
+            }
+        }
+        // It gave no second vote, whoever asks for one; and what it follows ends by release, without a wait.
+        let claim = Message::Claim { epoch: Epoch(2), seq: 1 };
+        let effects = stage.tell(A, Event::Received { from: B, message: claim });
+        assert!(effects.iter().all(|effect| !matches!(effect, Effect::Send { message: Message::Grant { .. }, .. })));
+        stage.restart(W);
+        stage.tell(B, Event::Release { successor: Some(A) });
+        stage.run_until(TTL, holds(A)).is_some_and(|took| took <= 3) && stage.violations.is_empty()
+    });
+}
+
+#[test]
 fn l1_a_deaf_holder_does_not_stand_in_the_way_for_ever() {
     assert_decides(Mark::L1, |rules| {
         let mut stage = Stage::settled(rules);
@@ -208,7 +255,7 @@ fn l3_two_that_vote_against_each_other_do_not_do_so_for_ever() {
     assert_decides(Mark::L3, |rules| {
         let mut stage = Stage::new(3, rules, 1);
         for member in [A, B] {
-            stage.process_mut(member).disk = Durable { voted_epoch: Epoch(5), voted_for: Some(member), released: None };
+            stage.process_mut(member).disk = Durable::vote(Epoch(5), member);
             stage.restart(member);
         }
         stage.run_until(3 * TTL, |stage| stage.holder().is_some()).is_some()

@@ -29,7 +29,10 @@ fn scope_that_catches(mark: Mark) -> Scope {
         Mark::S6 => quiet,
         Mark::S8 => Scope { ticks: 7, drift: true, ..quiet },
         Mark::S11 => Scope { faults: Faults { restarts: 1, ..releases }, epochs: 6, ..quiet },
-        Mark::L1 | Mark::L2 | Mark::L3 | Mark::L4 | Mark::L5 => Scope { ticks: 4, faults: releases, recovery_sample: 1, ..quiet },
+        Mark::S12 => Scope { ticks: 8, faults: restarts, ..quiet },
+        Mark::L1 | Mark::L2 | Mark::L3 | Mark::L4 | Mark::L5 | Mark::L6 => {
+            Scope { ticks: 4, faults: releases, recovery_sample: 1, ..quiet }
+        }
     }
 }
 
@@ -48,6 +51,18 @@ fn releases_restarts_and_stalls_break_no_promise() {
 #[test]
 fn restarts_under_drifting_clocks_break_no_promise() {
     assert_exhausted("restart, drift", Scope { ticks: 4, ..Scope::exhaustive() });
+}
+
+#[test]
+fn hand_backs_that_are_overdue_and_stalls_break_no_promise() {
+    let faults = Faults { overdue: 2, releases: 1, stalls: 1, ..NO_FAULTS };
+    assert_exhausted("overdue, release, stall", Scope { ticks: 3, drift: false, faults, ..Scope::exhaustive() });
+}
+
+#[test]
+fn restored_disks_break_no_promise() {
+    let faults = Faults { restores: 1, restarts: 1, ..NO_FAULTS };
+    assert_exhausted("restore, restart", Scope { ticks: 3, drift: false, faults, ..Scope::exhaustive() });
 }
 
 #[test]

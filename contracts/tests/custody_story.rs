@@ -188,7 +188,7 @@ fn a_lost_disk_is_no_second_vote() {
 #[test]
 fn a_restored_candidate_hears_who_may_have_elected_it() {
     let mut stage = taken_over();
-    let old = Durable { voted_epoch: Epoch(1), voted_for: Some(A), released: None };
+    let old = Durable::vote(Epoch(1), A);
     stage.start(B, Disk::Restored(old));
     stage.run(TTL);
     assert_eq!(stage.machine(B).role(), RoleName::Recovering, "the witness alone is not enough: A is a candidate");

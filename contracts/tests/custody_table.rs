@@ -31,14 +31,14 @@ fn receive(machine: &mut Machine, from: MemberIndex, message: Message, at: BootT
 
 /// B follows A, who holds epoch 3.
 fn bound() -> Machine {
-    let mut machine = start(Disk::Kept(Durable { voted_epoch: Epoch(3), voted_for: Some(A), released: None }));
+    let mut machine = start(Disk::Kept(Durable::vote(Epoch(3), A)));
     machine.apply(Event::Ready(Readiness::Ready), BootTime(0), 0);
     receive(&mut machine, A, Message::Renew { epoch: Epoch(3), seq: 1, certified: false }, NOW - Millis(100));
     machine
 }
 
 fn asking() -> Machine {
-    let mut machine = start(Disk::Kept(Durable { voted_epoch: Epoch(3), voted_for: Some(A), released: None }));
+    let mut machine = start(Disk::Kept(Durable::vote(Epoch(3), A)));
     machine.apply(Event::Ready(Readiness::Ready), NOW - Millis(10), 0);
     machine
 }
@@ -57,7 +57,7 @@ fn holding() -> Machine {
 
 /// Every state in which the machine answers differently, made by events.
 fn states() -> Vec<(&'static str, RoleName, Machine)> {
-    let mut unready = start(Disk::Kept(Durable { voted_epoch: Epoch(3), voted_for: Some(A), released: None }));
+    let mut unready = start(Disk::Kept(Durable::vote(Epoch(3), A)));
     unready.apply(Event::Tick, NOW - Millis(1), 0);
     let mut abstaining =
         Machine::start(*unready.config(), Disk::Kept(unready.durable()), MemberSet::first(2), NOW - Millis(5), 0);
@@ -65,6 +65,8 @@ fn states() -> Vec<(&'static str, RoleName, Machine)> {
     let mut told_of_release = bound();
     told_of_release.apply(Event::Ready(Readiness::Unready), NOW - Millis(2), 0);
     receive(&mut told_of_release, A, Message::Release { epoch: Epoch(3), successor: Some(B) }, NOW - Millis(2));
+    let mut lost = claiming();
+    receive(&mut lost, A, Message::Renew { epoch: Epoch(4), seq: 7, certified: true }, NOW - Millis(5));
     let mut releasing = holding();
     releasing.apply(Event::Release { successor: Some(A) }, NOW - Millis(5), 0);
     let mut stopped = bound();
@@ -77,6 +79,7 @@ fn states() -> Vec<(&'static str, RoleName, Machine)> {
         ("follower, A released to it while it was not ready", RoleName::Follower, told_of_release),
         ("asking", RoleName::Asking, asking()),
         ("claiming epoch 4", RoleName::Claiming, claiming()),
+        ("follower, voted for itself in epoch 4, which A won", RoleName::Follower, lost),
         ("holding epoch 4", RoleName::Holding, holding()),
         ("released epoch 4 to A", RoleName::Follower, releasing),
         ("stopped", RoleName::Stopped, stopped),
@@ -89,6 +92,8 @@ fn events() -> Vec<Event> {
     vec![
         Event::Tick,
         from(A, Message::Renew { epoch: Epoch(3), seq: 2, certified: false }),
+        from(A, Message::Renew { epoch: Epoch(4), seq: 2, certified: false }),
+        from(A, Message::Renew { epoch: Epoch(4), seq: 2, certified: true }),
         from(A, Message::Renew { epoch: Epoch(5), seq: 2, certified: false }),
         from(A, Message::Renew { epoch: Epoch(5), seq: 2, certified: true }),
         from(W, Message::Renewed { epoch: Epoch(4), seq: 2 }),
@@ -101,6 +106,7 @@ fn events() -> Vec<Event> {
         from(W, Message::Grant { epoch: Epoch(4), seq: 1 }),
         from(W, Message::ClaimRefused { epoch: Epoch(4), seq: 1, refusal: refusal(5) }),
         from(A, Message::Release { epoch: Epoch(3), successor: Some(B) }),
+        from(A, Message::Release { epoch: Epoch(4), successor: Some(B) }),
         from(A, Message::Release { epoch: Epoch(2), successor: Some(B) }),
         from(W, Message::Query { seq: 5 }),
         from(A, Message::QueryAnswer { seq: 0, voted_epoch: Epoch(3) }),
@@ -156,7 +162,8 @@ fn describe_effect(effect: &Effect) -> String {
             let released = durable
                 .released
                 .map_or(String::new(), |released| format!(", released to {}", released.successor.map_or("nobody", name)));
-            format!("**sync** vote {} for {}{released}", durable.voted_epoch, durable.voted_for.map_or("?", name))
+            let elected = durable.elected.map_or(String::new(), |elected| format!(", stands by {}", name(elected)));
+            format!("**sync** vote {} for {}{released}{elected}", durable.voted_epoch, durable.voted_for.map_or("?", name))
         }
         Effect::Send { to, message } => format!("{} to {}", describe_message(message), name(*to)),
         Effect::Elected { epoch, grants } => format!("**elected** {epoch} by {grants:?}"),

@@ -1,5 +1,5 @@
 //! Random histories: crashes, restored disks, cuts of any shape, loss, duplication, reorder, late messages, suspended members,
-//! drifting clocks, releases. Checked at every event, and at the end: once faults stop somebody holds within five ttl.
+//! drifting clocks, releases, overdue hand-backs. Checked at every event, and at the end: once faults stop somebody holds within five ttl.
 
 #[path = "custody/stage.rs"]
 mod stage;
@@ -48,7 +48,7 @@ impl Walk {
         let member = self.pick();
         let other = self.pick();
         let stage = &mut self.stage;
-        match stage.random.below(20) {
+        match stage.random.below(21) {
             0..=2 => stage.crash(member),
             3..=5 => self.start_again(member),
             6 => stage.cut_both(member, other, true),
@@ -73,6 +73,11 @@ impl Walk {
                 }
             }
             14..=16 => self.mend(),
+            17 => {
+                if let Some((_, epoch)) = stage.holder() {
+                    stage.tell(member, Event::HandBackOverdue { epoch });
+                }
+            }
             _ => {
                 let loss_permille = [0, 50, 300][usize::try_from(stage.random.below(3)).expect("small")];
                 let late_permille = stage.random.below(60);

@@ -281,7 +281,7 @@ impl Store for Memory {
     ) -> std::result::Result<(), RecordsError> {
         let mut state = self.state();
         let voted = state.votes.get(&group).copied().unwrap_or_default();
-        if voted.voted_epoch != reservation.epoch || voted.voted_for != Some(holder) {
+        if voted.voted_epoch != reservation.epoch || voted.holder() != Some(holder) {
             return Err(RecordsError::NotTheHolder { voted_epoch: voted.voted_epoch });
         }
         let mut kept = state.records.get(&group).cloned().unwrap_or_default();

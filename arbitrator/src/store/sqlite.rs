@@ -489,7 +489,7 @@ impl Store for Sqlite {
         let query = sqlx::query("SELECT durable FROM votes WHERE group_id = ?").bind(group.as_bytes().as_slice());
         let row = query.fetch_optional(&mut *transaction).await.map_err(Error::from)?;
         let voted: Durable = row.map(|row| row.parsed("durable")).transpose()?.unwrap_or_default();
-        if voted.voted_epoch != reservation.epoch || voted.voted_for != Some(holder) {
+        if voted.voted_epoch != reservation.epoch || voted.holder() != Some(holder) {
             return Err(RecordsError::NotTheHolder { voted_epoch: voted.voted_epoch });
         }
         write_records(&mut transaction, group, reservation, sealed).await?;

@@ -78,7 +78,7 @@ impl Witness {
         let place = place.and_then(|_| driven.config.members.iter().position(|member| *member == from));
         let holder = place.and_then(|place| u8::try_from(place).ok()).map(MemberIndex);
         let voted = self.service.store.votes(group).await?.unwrap_or_default();
-        let holder = holder.filter(|holder| voted.voted_epoch == write.epoch && voted.voted_for == Some(*holder));
+        let holder = holder.filter(|holder| voted.voted_epoch == write.epoch && voted.holder() == Some(*holder));
         let holder = holder.ok_or(Error::Records(RecordsError::NotTheHolder { voted_epoch: voted.voted_epoch }))?;
         let reservation = Reservation { epoch: write.epoch, seq: write.seq, bounds: write.bounds };
         // First in memory: a grant that leaves while the disk is written names too high a bound at worst, never too low a one.

@@ -171,8 +171,7 @@ fn reservation(epoch: u64, seq: u64, device: u64, upto: u32) -> Reservation {
 #[tokio::test]
 async fn votes_and_records_stand_together() {
     let group = GroupId::from_bytes([4; 16]);
-    let vote =
-        |epoch, member| (group, Durable { voted_epoch: Epoch(epoch), voted_for: Some(MemberIndex(member)), released: None });
+    let vote = |epoch, member| (group, Durable::vote(Epoch(epoch), MemberIndex(member)));
     for (store, _directory) in stores().await {
         assert_eq!(store.votes(group).await.unwrap(), None);
         let blob = |n: u8| vec![(DevEui::from_u64(1), vec![n; 10])];

@@ -14,7 +14,7 @@ impl Machine {
         match self.durable.released {
             Some(released) if released.successor == Some(candidate) => return Ok(()),
             Some(released) if released.successor.is_some() && !rules.has(Mark::L5) => return Err(now + self.config.timing.ttl),
-            None if self.durable.voted_for == Some(candidate) && !self.is_overdue(self.durable.voted_epoch) => return Ok(()),
+            None if self.durable.holder() == Some(candidate) && !self.is_overdue(self.durable.voted_epoch) => return Ok(()),
             Some(_) | None => {}
         }
         let withheld = |promise: &Promise| promise.to != self.config.me || rules.has(Mark::S9);
@@ -82,17 +82,20 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) {
         let recovering = matches!(self.role, Role::Recovering(_));
-        let vote_unknown = epoch == self.durable.voted_epoch && self.durable.voted_for.is_none();
         let rules = self.config.rules;
         let promised = if recovering || self.is_overdue(epoch) {
             false
-        } else if certified && (epoch > self.durable.voted_epoch || vote_unknown) {
+        } else if certified && epoch > self.durable.voted_epoch {
             self.vote(from, epoch, now, effects);
             // Unlike a vote (S5) this is a renewal: it binds in any case.
             self.promise_to(from, now);
             true
+        } else if certified && epoch == self.durable.voted_epoch && self.lost_to(from) {
+            self.stand_by(from, effects);
+            self.promise_to(from, now);
+            true
         } else {
-            let sender_only = self.durable.voted_for == Some(from) || !rules.has(Mark::S6);
+            let sender_only = self.durable.holder() == Some(from) || !rules.has(Mark::S6);
             let voted = epoch == self.durable.voted_epoch && sender_only && self.durable.released.is_none();
             let lower = epoch < self.durable.voted_epoch && !rules.has(Mark::S4);
             if voted {
@@ -108,6 +111,28 @@ impl Machine {
         effects.push(Effect::Send { to: from, message });
     }
 
+    /// Whether a certificate of `voted_epoch` for `winner` is news: this member's vote there was another's, or is unknown. Whom it voted for
+    /// can have no majority any more, since nobody votes twice in an epoch.
+    fn lost_to(&self, winner: MemberIndex) -> bool {
+        let Durable { voted_for, released, elected, .. } = self.durable;
+        let unknown = voted_for.is_none();
+        let is_news = elected.is_none() && released.is_none() && voted_for != Some(winner);
+        // Both elected in one epoch: somebody lies. Who holds goes on; the evidence is in the certificates.
+        is_news && (unknown || self.config.rules.has(Mark::L6)) && !matches!(self.role, Role::Holding(_))
+    }
+
+    /// Keeps promises for the certified winner of the epoch in which it voted for another. No second vote: nothing is granted.
+    fn stand_by(&mut self, winner: MemberIndex, effects: &mut Vec<Effect>) {
+        self.durable.elected = Some(winner);
+        if self.config.rules.has(Mark::S12) {
+            self.persist(effects);
+        }
+        match &self.role {
+            Role::Asking(_) | Role::Claiming(_) => self.role = Role::Follower,
+            Role::Recovering(_) | Role::Follower | Role::Holding(_) | Role::Stopped => {}
+        }
+    }
+
     /// The holder stopped. Told twice, the first time counts: otherwise its repetitions would keep others away for ever (L5).
     pub(super) fn accept_release(
         &mut self,
@@ -120,7 +145,7 @@ impl Machine {
         if matches!(self.role, Role::Recovering(_)) {
             return effects.push(Effect::Dropped(DropReason::Recovering));
         }
-        let valid = self.durable.voted_for == Some(from) && self.durable.voted_epoch == epoch;
+        let valid = self.durable.holder() == Some(from) && self.durable.voted_epoch == epoch;
         let applies = valid || !self.config.rules.has(Mark::S11);
         if self.durable.released.is_some() || !applies {
             return effects.push(Effect::Dropped(DropReason::NotReleasable));
@@ -170,9 +195,8 @@ impl Machine {
         if !candidates_heard || (config.candidates.contains(config.me) && heard.len() < intersecting) {
             return;
         }
-        if highest > self.durable.voted_epoch {
-            self.durable = Durable { voted_epoch: highest, voted_for: None, released: None };
-        }
+        // Even of an epoch that the copy knows it may lack who was elected or released: only the number is believed.
+        self.durable = Durable { voted_epoch: highest.max(self.durable.voted_epoch), ..Durable::default() };
         self.role = Role::Follower;
         self.name_first_holder();
         self.highest_named = self.highest_named.max(self.durable.voted_epoch);
@@ -182,9 +206,8 @@ impl Machine {
 
     /// Votes: syncs it, promises, and ends whatever was held or tried in lower epochs.
     pub(super) fn vote(&mut self, candidate: MemberIndex, epoch: Epoch, now: BootTime, effects: &mut Vec<Effect>) {
-        let unknown = self.durable.voted_for.is_none() && epoch == self.durable.voted_epoch;
-        assert!(epoch > self.durable.voted_epoch || unknown, "votes only go upwards");
-        self.durable = Durable { voted_epoch: epoch, voted_for: Some(candidate), released: None };
+        assert!(epoch > self.durable.voted_epoch, "votes only go upwards");
+        self.durable = Durable::vote(epoch, candidate);
         self.persist(effects);
         self.seq = self.first_seq;
         self.exclusive_until = None;
@@ -211,6 +234,7 @@ impl Machine {
     fn is_bound_to(&self, candidate: MemberIndex, epoch: Epoch) -> bool {
         self.durable.voted_epoch == epoch
             && self.durable.voted_for == Some(candidate)
+            && self.durable.elected.is_none()
             && self.durable.released.is_none()
             && !self.is_overdue(epoch)
             && !matches!(self.role, Role::Recovering(_))

@@ -45,7 +45,7 @@ impl Machine {
         let me = self.config.me;
         let own = match self.durable.released {
             Some(released) => released.successor == Some(me),
-            None => self.durable.voted_for == Some(me),
+            None => self.durable.holder() == Some(me),
         };
         let wants = match self.readiness {
             Readiness::Unready => false,

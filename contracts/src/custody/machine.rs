@@ -25,6 +25,24 @@ pub struct Durable {
     /// Whom it voted for there; `None` before the first vote, and where a restored disk does not know.
     pub voted_for: Option<MemberIndex>,
     pub released: Option<Released>,
+    /// Whom a certificate of `voted_epoch` showed elected, where this member's own vote there was another's or is unknown. It is no
+    /// vote: it says for whom promises are kept (S12).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elected: Option<MemberIndex>,
+}
+
+impl Durable {
+    /// A vote for `candidate` in `epoch`.
+    #[must_use]
+    pub const fn vote(epoch: Epoch, candidate: MemberIndex) -> Self {
+        Self { voted_epoch: epoch, voted_for: Some(candidate), released: None, elected: None }
+    }
+
+    /// Whom this member's promises in `voted_epoch` are for: the certified winner, else whom it voted for.
+    #[must_use]
+    pub fn holder(&self) -> Option<MemberIndex> {
+        self.elected.or(self.voted_for)
+    }
 }
 
 /// What a process finds when it starts.

@@ -9,7 +9,8 @@
 //!    promised for lower epochs (S4) and is itself a promise for `ttl` from receipt of the claim (S5).
 //! 2. *Renew.* The holder renews every ttl/4, every ttl/12 while no majority has answered. A member promises not to vote for
 //!    another for `ttl` if epoch and sender are those it voted for (S6) and the epoch was not released, or if the renewal
-//!    brings the certificate of a higher epoch. Answers echo `seq` (S1); a refusal names `voted_epoch` (L4) and when to ask again.
+//!    brings the certificate of a higher epoch, or of the very epoch in which it voted for a loser (L6; whom it stands by is synced
+//!    first, S12). Answers echo `seq` (S1); a refusal names `voted_epoch` (L4) and when to ask again.
 //! 3. *Hold.* A promise counts from the sending of the very request that the answer echoes, claims included (S7), for
 //!    0.8 ttl (clocks within 10 %: S8). The holder's own vote is a promise like the others (S9). Without a majority the
 //!    node is fenced and that epoch is over for it (L1).
@@ -38,7 +39,11 @@
 //! - A successor that applied a release claims without asking: the release is the yes.
 //! - A restored member that is itself a candidate also hears so many other members that every majority of its own lost
 //!   candidacies has one among them.
-//! - A member that knows an epoch but not whom it voted for (restored disk) accepts a certificate of that very epoch.
+//! - A certificate of the very epoch in which a member voted for a loser, or of which a restored disk does not know the vote, binds the
+//!   member to the winner. It is a promise and no vote: `voted_for` stays, nothing is granted, and one vote per epoch remains true on paper.
+//!   What it must end is the member's freedom towards whom it voted for, itself above all, across restarts too (S12): that
+//!   freedom ("voted_for is granted at once") rests on promises being for nobody else.
+//! - Of a restored disk only the number of the epoch is believed: it may lack who was elected or released there.
 //! - A claim is repeated every ttl/12 under the same epoch with a new `seq`; granting it again is a renewal of the same vote.
 //!
 //! # Not here yet

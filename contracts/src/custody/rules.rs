@@ -27,6 +27,8 @@ pub enum Mark {
     S10,
     /// A release counts only from the one voted for, in that epoch. Off: from anybody at any time.
     S11,
+    /// Who stands by a certified winner does so after a restart too, against its own vote. Off: only its vote is on disk.
+    S12,
     /// Without a majority an epoch is over. Off: the fenced node goes on renewing it.
     L1,
     /// Ask before a claim. Off: claim at once.
@@ -37,10 +39,12 @@ pub enum Mark {
     L4,
     /// The successor of a release is preferred for one ttl only. Off: for ever.
     L5,
+    /// Who voted for another stands by the certified winner of that epoch. Off: it refuses until a higher epoch.
+    L6,
 }
 
 impl Mark {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::S1,
         Self::S2,
         Self::S3,
@@ -52,14 +56,16 @@ impl Mark {
         Self::S9,
         Self::S10,
         Self::S11,
+        Self::S12,
         Self::L1,
         Self::L2,
         Self::L3,
         Self::L4,
         Self::L5,
+        Self::L6,
     ];
 
-    const fn bit(self) -> u16 {
+    const fn bit(self) -> u32 {
         1 << self as u8
     }
 }
@@ -73,10 +79,10 @@ impl fmt::Display for Mark {
 /// Which clauses are in force. The product knows only [`Rules::ALL`].
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Rules(u16);
+pub struct Rules(u32);
 
 impl Rules {
-    pub const ALL: Self = Self(u16::MAX);
+    pub const ALL: Self = Self(u32::MAX);
 
     #[must_use]
     pub const fn without(self, mark: Mark) -> Self {

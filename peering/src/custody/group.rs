@@ -362,7 +362,7 @@ impl Group {
     fn role(&self, now: BootTime) -> Role {
         let durable = self.machine.durable();
         let me = self.machine.config().me;
-        let voted_for = durable.voted_for.and_then(|member| self.node(member));
+        let voted_for = durable.holder().and_then(|member| self.node(member));
         match (self.machine.holds(now), self.machine.role()) {
             (Some(epoch), _) => Role::Holder { epoch },
             (None, RoleName::Recovering) => Role::Recovering,
@@ -397,7 +397,7 @@ impl Group {
         let view = CustodyView {
             role,
             voted_epoch: durable.voted_epoch,
-            voted_for: durable.voted_for.and_then(|member| self.node(member)),
+            voted_for: durable.holder().and_then(|member| self.node(member)),
             certificate: self.certificate.clone(),
             gained: self.gained,
             records,

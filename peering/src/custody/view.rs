@@ -89,6 +89,7 @@ pub enum Alarm {
 pub struct CustodyView {
     pub role: Role,
     pub voted_epoch: Epoch,
+    /// Whom this member stands by in `voted_epoch`: whom it voted for, or whom a certificate of that epoch showed elected.
     pub voted_for: Option<NodeId>,
     /// The newest one known: this node's own as holder, else one that a holder showed.
     pub certificate: Option<Arc<Certificate>>,
