@@ -1,8 +1,10 @@
 //! What is to run: a subset of a compose file by content id, plus what it needs and when it starts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::envelope::Invalid;
 use crate::resources::Resources;
@@ -45,7 +47,8 @@ pub struct Service {
     pub image_id: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Every name once: of two values readers could see different ones.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "names_once")]
     pub environment: BTreeMap<String, String>,
     /// Services of this blueprint that start before this one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -53,6 +56,30 @@ pub struct Service {
     pub memory_bytes_max: u64,
     pub cpu_millis_max: u64,
     pub pids_max: u64,
+}
+
+fn names_once<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    struct Names;
+
+    impl<'de> Visitor<'de> for Names {
+        type Value = BTreeMap<String, String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("names and values")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+            let mut map = BTreeMap::new();
+            while let Some((name, value)) = entries.next_entry::<String, String>()? {
+                if map.insert(name, value).is_some() {
+                    return Err(serde::de::Error::custom("a name is there twice"));
+                }
+            }
+            Ok(map)
+        }
+    }
+
+    deserializer.deserialize_map(Names)
 }
 
 impl Blueprint {
@@ -121,5 +148,35 @@ impl Service {
             "services limits",
             "each limit is at least one",
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::Statement as _;
+    use crate::resources::INTEGER_MAX;
+    use crate::test_contract::contract;
+
+    #[test]
+    fn a_variable_is_there_once() {
+        let mut service = contract().blueprint.services.remove(0);
+        service.environment.insert("LEVEL".to_owned(), "7".to_owned());
+        let json = serde_json::to_string(&service).expect("JSON");
+        assert_eq!(serde_json::from_str::<Service>(&json).expect("its own JSON"), service);
+        let twice = json.replace(r#""LEVEL":"7""#, r#""LEVEL":"7","LEVEL":"8""#);
+        assert_ne!(twice, json);
+        let error = serde_json::from_str::<Service>(&twice).expect_err("two values");
+        assert!(error.to_string().contains("twice"), "{error}");
+        assert!(serde_json::from_str::<Service>(&json.replace(r#"{"LEVEL":"7"}"#, "[]")).is_err());
+    }
+
+    #[test]
+    fn numbers_that_json_readers_would_bend_are_refused() {
+        let mut contract = contract();
+        contract.nonce = INTEGER_MAX;
+        assert_eq!(contract.validate(), Ok(()));
+        contract.nonce += 1;
+        assert!(matches!(contract.validate(), Err(Invalid { field: "nonce", .. })));
     }
 }

@@ -8,7 +8,7 @@ use crate::envelope::{Invalid, Statement};
 use crate::geo::Position;
 use crate::ids::{NodeId, OwnerId, StatementId};
 use crate::money::{Amount, Currency};
-use crate::resources::Resources;
+use crate::resources::{INTEGER_MAX, Resources};
 use crate::time::{Millis, WallTime};
 
 /// At most this many device positions in one demand; a denser fleet names the corners of its area.
@@ -98,6 +98,10 @@ pub struct Match {
     pub held_until: WallTime,
 }
 
+fn number(value: u64, field: &'static str) -> Result<(), Invalid> {
+    Invalid::unless(value <= INTEGER_MAX, field, "too large")
+}
+
 fn validity(from: WallTime, until: WallTime) -> Result<(), Invalid> {
     Invalid::unless(until > from && until.since(from) <= VALIDITY_MAX, "valid_until", "after valid_from and within 30 days of it")
 }
@@ -118,6 +122,7 @@ impl Statement for Offer {
     const TYPE: &'static str = "application/vnd.antirio.offer.v1+json";
 
     fn validate(&self) -> Result<(), Invalid> {
+        number(self.nonce, "nonce")?;
         Invalid::unless(self.free.is_valid(), "free", "a number is too large or an interface is named twice")?;
         Invalid::unless(self.position.is_valid(), "position", "not a place on the earth")?;
         Invalid::unless(self.radio_range_m <= 100_000, "radio_range_m", "at most 100 km")?;
@@ -132,6 +137,7 @@ impl Statement for Demand {
     const TYPE: &'static str = "application/vnd.antirio.demand.v1+json";
 
     fn validate(&self) -> Result<(), Invalid> {
+        number(self.nonce, "nonce")?;
         Invalid::unless(self.needs.is_valid(), "needs", "a number is too large or an interface is named twice")?;
         let positions_ok = (1..=POSITIONS_MAX).contains(&self.devices.len()) && self.devices.iter().all(|p| p.is_valid());
         Invalid::unless(positions_ok, "devices", "1 to 1,024 places on the earth")?;
@@ -156,6 +162,7 @@ impl Statement for Match {
     const TYPE: &'static str = "application/vnd.antirio.match.v1+json";
 
     fn validate(&self) -> Result<(), Invalid> {
+        number(self.round, "round")?;
         Invalid::unless(self.provider != self.customer, "provider", "nobody insures itself")?;
         Invalid::unless(self.held_until > self.matched_at, "held_until", "after matched_at")
     }

@@ -8,6 +8,7 @@ use crate::blueprint::Blueprint;
 use crate::envelope::{Invalid, Statement};
 use crate::ids::{DevEui, GroupId, NodeId, OwnerId, StatementId};
 use crate::money::{Amount, Currency};
+use crate::resources::INTEGER_MAX;
 use crate::time::{Millis, WallTime};
 
 /// At most this many devices in one contract.
@@ -144,6 +145,7 @@ impl Statement for Contract {
             Invalid::unless((32..=128).contains(&cid.len()) && cid.is_ascii(), field, "a CIDv1 in base32")?;
         }
         self.terms.validate()?;
+        Invalid::unless(self.nonce <= INTEGER_MAX, "nonce", "too large")?;
         Invalid::unless(self.money.payment_max().is_some(), "money", "the payment is too large")?;
         Invalid::unless((1..=3_650).contains(&self.money.days), "money.days", "1 to 3,650")?;
         let term = Millis::from_secs(u64::from(self.money.days) * 86_400);

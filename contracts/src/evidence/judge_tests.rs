@@ -332,3 +332,58 @@ fn evidence_is_read_by_type_and_needs_its_author() {
     let contract = Envelope::sign(&crate::test_contract::contract(), &key(1));
     assert!(matches!(Evidence::read(&contract), Err(crate::envelope::Error::Type { .. })));
 }
+
+/// A provider that does not have what it promised to run. Silence convicts it; a wrong answer proves nothing by itself, for the arbitrator
+/// has no blocks, but does not make it ready either, and does not serve the devices when it is elected.
+#[test]
+fn missing_images_convict_by_silence_or_when_it_matters() {
+    let window = DISPUTE_WINDOW.0;
+    let wrong = |by: u8| (answer(9, &[&key(by)]), 2_000);
+    let expected = (answer(7, &[&key(1)]), 1_500);
+    let never_ready = vec![(challenge(5, 1_000), 1_000), expected.clone(), wrong(2)];
+    assert_eq!(verdict_on(&never_ready, 30 * DAY_MS), Some((Outcome::Breached, Rule::NeverReady)));
+
+    let silent: Vec<Line> =
+        [0, 1, 2].map(|n| (challenge(n, 20_000 * u64::from(n) + 20_000), 20_000 * u64::from(n) + 20_000)).into();
+    let silent = [vec![ready()], silent].concat();
+    assert_eq!(verdict_on(&silent, 100_000), Some((Outcome::Breached, Rule::MissedProofs)));
+    let answered = silent.iter().flat_map(|(line, at)| {
+        let Item::Challenge(it) = &line.item else { return vec![(line.clone(), *at)] };
+        let right = ReadinessAnswer { contract: ID, challenge: it.challenge.clone(), blocks: 10, keyed_hash: "07".repeat(32) };
+        vec![(line.clone(), *at), (signed(&right, &[&key(2)]), at + 100)]
+    });
+    assert_eq!(verdict_on(&answered.collect::<Vec<_>>(), 100_000), None, "its honest twin");
+
+    // In standby it answers nonsense, which clears the challenge; then it is elected and serves nobody.
+    let nonsense = vec![ready(), (challenge(5, 1_000), 1_000), wrong(2)];
+    assert_eq!(verdict_on(&nonsense, 20_000), None);
+    let elected = [nonsense, vec![(witness(2, 2, 30_000), 30_100), (dispute(1), 40_000)]].concat();
+    assert_eq!(verdict_on(&elected, 40_000 + window), Some((Outcome::Breached, Rule::GrantedNotServed)));
+    let served = [&elected[..], &[(takeover(2, 30_000, 31_000), 40_100)]].concat();
+    assert_eq!(verdict_on(&served, 40_000 + window), Some((Outcome::Expired, Rule::DisputeUnfounded)), "its honest twin");
+}
+
+/// Reports of deliveries are kept and change nothing: what they say of progress is only the word of who signed, and nobody else's
+/// signature stands against it. Frames that a node heard and hides leave no trace either.
+#[test]
+fn forged_progress_and_hidden_frames_convict_nobody_today() {
+    let report = |delivered: u64| {
+        let report = DeliveryReport {
+            contract: ID,
+            group: contract().group,
+            node: key(2).node_id(),
+            epoch: Epoch(2),
+            from: at(31_000),
+            until: at(32_000),
+            frames_heard: delivered,
+            readings_delivered: delivered,
+            readings_settled: delivered,
+            roots: vec!["ab".repeat(32)],
+        };
+        (signed(&report, &[&key(2)]), 33_000)
+    };
+    let lines = |delivered| vec![ready(), (takeover(2, 30_000, 31_000), 31_100), report(delivered)];
+    let term = 30 * DAY_MS;
+    assert_eq!(verdict_on(&lines(0), term), verdict_on(&lines(1_000_000), term));
+    assert_eq!(verdict_on(&lines(7), term), Some((Outcome::Honoured, Rule::TermServed)));
+}
