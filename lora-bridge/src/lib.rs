@@ -13,6 +13,7 @@
 //! - [`mac`] — sessions, uplinks, downlinks
 //! - [`buffer`] — frames heard for others
 //! - [`bridge`] — the state machine over all of it
+//! - [`rules`] — one switch per pedantic clause, for checkers
 //! - [`stats`] — what is counted
 //! - [`server`] — the socket, the clock, the lease
 
@@ -20,6 +21,7 @@ pub mod bridge;
 pub mod buffer;
 pub mod gwmp;
 pub mod mac;
+pub mod rules;
 pub mod server;
 pub mod stats;
 
@@ -28,4 +30,5 @@ pub use bridge::{Bridge, Config, SKIPPED_ALARM};
 pub use gwmp::GatewayEui;
 pub use mac::downlink::{CounterSource, Window};
 pub use mac::session::{Mark, NwkSKey, ReceiveWindows, Session, SessionState, session_id};
+pub use rules::{Clause, Rules};
 pub use stats::{DropReason, MissedReason, Stats};

@@ -10,6 +10,7 @@ use crate::buffer::Held;
 use crate::mac::downlink::{self, CounterSource, Timing};
 use crate::mac::registry::{Refused, SlotIndex};
 use crate::mac::session::{Mark, Recent, Session, SessionState};
+use crate::rules::Clause;
 use crate::stats::MissedReason;
 
 impl Bridge {
@@ -235,6 +236,9 @@ impl Bridge {
     }
 
     pub(super) fn note_served(&mut self, marks: &[Mark]) {
+        if !self.config.rules.has(Clause::D3) {
+            return self.note_settled(marks);
+        }
         for mark in marks {
             self.buffer.note_served(&mark.event());
             let Some((slot, entry)) = self.registry.device_mut(mark.device).filter(|(_, entry)| entry.session == mark.session)
@@ -268,7 +272,11 @@ impl Bridge {
 
     pub(super) fn import(&mut self, states: &[SessionState], now: Now, out: &mut Vec<Output>) {
         for state in states {
-            if !self.registry.merge(state) {
+            let mut state = state.clone();
+            if !self.config.rules.has(Clause::D3) {
+                state.settled.merge(&state.served);
+            }
+            if !self.registry.merge(&state) {
                 self.stats.unknown_names += 1;
                 continue;
             }

@@ -16,6 +16,7 @@ use crate::mac::downlink::Wants;
 use crate::mac::registry::SlotIndex;
 use crate::mac::session::{Mark, Recent};
 use crate::mac::uplink::{self, Header};
+use crate::rules::Clause;
 use crate::stats::{DropReason, MissedReason};
 
 /// A copy by another gateway arrives within this time of the first; a device waits longer before it transmits again (RX2 is over after 2 s).
@@ -147,6 +148,10 @@ impl Bridge {
         };
         let group = entry.group;
         let mode = self.groups.get(&group).map_or(Mode::Standby, |group| group.mode);
+        let is_over = mode.delivers() && mode.epoch().is_none();
+        if is_over && !self.config.rules.has(Clause::D2) {
+            return self.stats.drop(DropReason::OldCounter);
+        }
         if mode.delivers() {
             self.deliver(&reception, group, mode, now, out);
         } else {
@@ -155,12 +160,13 @@ impl Bridge {
     }
 
     fn deliver(&mut self, reception: &Reception<'_>, group: GroupId, mode: Mode, now: Now, out: &mut Vec<Output>) {
-        let Some(entry) = self.registry.get_mut(reception.slot) else { return };
+        let Some(entry) = self.registry.get(reception.slot) else { return };
         let f_cnt = reception.mark.f_cnt;
         let is_newest = f_cnt.saturating_add(1) >= entry.f_cnt_up_next;
-        if entry.settled.contains(f_cnt) || entry.taken.contains(f_cnt) {
+        if self.is_known(entry, f_cnt) {
             return self.hear_again(reception, is_newest, now, out);
         }
+        let Some(entry) = self.registry.get_mut(reception.slot) else { return };
         if self.in_flight.len() >= self.config.in_flight_max {
             return self.stats.drop(DropReason::InFlightFull);
         }
@@ -262,7 +268,6 @@ impl Bridge {
 
     /// Standby: the frame waits until it is settled, or until this node serves.
     fn keep(&mut self, reception: &Reception<'_>, group: GroupId, now: Now) {
-        let Some(entry) = self.registry.get_mut(reception.slot) else { return };
         let f_cnt = reception.mark.f_cnt;
         let event = reception.mark.event();
         if let Some(held) = self.buffer.get_mut(&event) {
@@ -280,10 +285,11 @@ impl Bridge {
             }
             return;
         }
-        if entry.settled.contains(f_cnt) || entry.taken.contains(f_cnt) {
+        if self.registry.get(reception.slot).is_none_or(|entry| self.is_known(entry, f_cnt)) {
             self.stats.copies += 1;
             return;
         }
+        let Some(entry) = self.registry.get_mut(reception.slot) else { return };
         let is_served = entry.served.contains(f_cnt);
         entry.f_cnt_up_next = entry.f_cnt_up_next.max(f_cnt + 1);
         let held = Held {

@@ -23,7 +23,8 @@ use crate::buffer::{Buffer, Limits};
 use crate::gwmp::gateways::Gateways;
 use crate::gwmp::rxpk::Frame;
 use crate::mac::registry::{Registry, SlotIndex};
-use crate::mac::session::{Mark, SessionState};
+use crate::mac::session::{Entry, Mark, SessionState};
+use crate::rules::{Clause, Rules};
 use crate::stats::Stats;
 use answering::{Outstanding, Pending};
 use io::{Input, Mode, Now, Output};
@@ -56,6 +57,9 @@ pub struct Config {
     /// Downlinks that wait for their `TX_ACK`.
     pub outstanding_max: usize,
     pub buffer: Limits,
+    /// All on in the product; checkers switch single clauses off.
+    #[doc(hidden)]
+    pub rules: Rules,
 }
 
 impl Default for Config {
@@ -70,6 +74,7 @@ impl Default for Config {
             in_flight_max: 65_536,
             outstanding_max: 8_192,
             buffer: Limits::default(),
+            rules: Rules::ALL,
         }
     }
 }
@@ -175,6 +180,12 @@ impl Bridge {
         let has_deadlines = !self.pending.is_empty() || !self.outstanding.is_empty() || self.buffer.len() > 0;
         let sweep = has_deadlines.then(|| self.swept + SWEEP_EVERY);
         replay.chain(reserve).chain(sweep).chain(self.buffer.next_offer()).min()
+    }
+
+    /// Whether a counter needs no delivery by this node: the customer's store has it, or this node took it already.
+    fn is_known(&self, entry: &Entry, f_cnt: u32) -> bool {
+        let is_below = !self.config.rules.has(Clause::D1) && f_cnt < entry.f_cnt_up_next;
+        entry.settled.contains(f_cnt) || entry.taken.contains(f_cnt) || is_below
     }
 
     fn tick(&mut self, now: Now, out: &mut Vec<Output>) {
