@@ -5,11 +5,13 @@
 //!
 //! # Layout
 //! - [`statement`], [`certificate`] — what is signed, and the proof of an election (pure)
+//! - [`audit`] — who broke the rules, recomputed from signed statements (pure)
 //! - [`view`] — how a group is described, and what the node sees of it
 //! - [`hold`] — the check before each act
 //! - [`votes`] — votes on disk
 //! - `wire`, `group`, `driver` — bytes, one group, the actor
 
+pub mod audit;
 pub mod certificate;
 mod driver;
 mod group;
