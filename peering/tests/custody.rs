@@ -384,6 +384,30 @@ async fn many_groups_share_datagrams_and_disk_writes() {
     assert!(writes <= 2 * u64::from(GROUPS), "{writes} disk writes");
 }
 
+/// Groups whose ids end alike cannot be told apart in blocks of renewals: they are renewed with their whole ids, and lose nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_with_one_short_name_are_both_held() {
+    let world = World::new();
+    let (a, b, w) = world.trio().await;
+    let mut bytes = *GROUP.as_bytes();
+    bytes[0] ^= 1;
+    let twin = GroupId::from_bytes(bytes);
+    for member in [&w, &b, &a] {
+        let config = custody::GroupConfig { group: twin, ..group(member.number) };
+        member.handle.add_group(config).await.expect("added");
+    }
+    let mut view = a.handle.subscribe(twin).expect("added");
+    soon("custody", view.wait_for(|view| matches!(view.role, Role::Holder { .. }))).await.expect("driven");
+    let heard = w.handle.counts().received + 40;
+    until("ten rounds of renewals of both", || {
+        assert!(a.handle.holds(GROUP, Epoch(1)) && a.handle.holds(twin, Epoch(1)));
+        w.handle.counts().received >= heard
+    })
+    .await;
+    let unknown = [&a, &b, &w].map(|member| member.handle.counts().dropped_unknown_group);
+    assert!(unknown.iter().all(|dropped| *dropped <= 4), "{unknown:?} before all members had both groups");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_messages_are_counted_dropped_alone_and_change_nothing() {
     let world = World::new();

@@ -1,7 +1,9 @@
 //! The project's own commands: `cargo xtask demo | test | bench | lint`. Standard library only, so that it builds in a second.
 
 mod build;
+mod compare;
 mod docker;
+mod swarm;
 mod tests;
 
 use std::os::unix::process::CommandExt as _;
@@ -14,8 +16,11 @@ cargo xtask test [--install]
     every test, then the demo as a test; --install fetches what tests need (apt), else what is missing is said and skipped
 cargo xtask bench takeover [--runs N] [--engine E] [--motes N] [--ttl-ms N] [--json FILE]
     kill, takeover, return, hand-back, N times: the distribution and its parts
-cargo xtask bench lora | start | peering | model [arguments]
-    the parts alone: the bridge's throughput, the start of a container, round trips between peers, the exhaustive model of custody
+cargo xtask bench takeover --peer swarm [--runs N] [--json FILE]
+    the same faults against Docker Swarm and against Antirio, one after the other; needs root and dockerd
+cargo xtask bench lora | start | peering | model | lease-traffic | arbitrator [arguments]
+    the parts alone: the bridge's throughput, the start of a container, round trips between peers, the exhaustive model of custody,
+    what leases cost on the wire, what 10,000 contracts cost their witness
 cargo xtask lint
     rustfmt and clippy over everything";
 
@@ -26,6 +31,8 @@ fn main() -> ExitCode {
         ["demo", rest @ ..] => demo("demo", rest),
         ["test"] => tests::run(false),
         ["test", "--install"] => tests::run(true),
+        ["bench", "takeover", "--peer", "swarm", rest @ ..] => compare::run(rest),
+        [compare::SWARM_ALONE, image, runs] => compare::swarm_alone(image, runs),
         ["bench", "takeover", rest @ ..] => demo("takeover", rest),
         ["bench", name, rest @ ..] => bench(name, rest),
         ["lint"] => lint(),
@@ -53,6 +60,8 @@ fn bench(name: &str, arguments: &[&str]) -> Result<(), String> {
         "start" => ("engine", "start_latency"),
         "peering" => ("peering", "roundtrip"),
         "model" => ("contracts", "custody_model"),
+        "lease-traffic" => ("peering", "lease_traffic"),
+        "arbitrator" => ("arbitrator", "witness_load"),
         _ => return Err(USAGE.to_owned()),
     };
     let mut cargo = Command::new(build::cargo());

@@ -12,7 +12,7 @@ mod standing;
 pub use reads::Subject;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use contracts::envelope::{self, Envelope, Key, Keypair};
 use contracts::evidence::judge;
@@ -23,7 +23,7 @@ use kit::clock::Clock;
 use tokio::sync::{Mutex, watch};
 
 use crate::metrics::Metrics;
-use crate::store::{self, Changes, RecordsError, Store};
+use crate::store::{self, Changes, ContractChange, RecordsError, Store};
 
 /// A contract may be submitted this long before its term begins.
 pub const EARLY_MAX: Millis = Millis(300_000);
@@ -104,6 +104,13 @@ pub struct Parts {
     pub nodes_max: u64,
 }
 
+/// Contracts and records of nodes that were written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changed {
+    pub contracts: BTreeSet<ContractId>,
+    pub nodes: BTreeSet<NodeId>,
+}
+
 #[derive(Debug)]
 pub struct Service {
     pub(crate) store: Arc<dyn Store>,
@@ -116,6 +123,8 @@ pub struct Service {
     last_event: watch::Sender<u64>,
     /// Counts changes of contracts in force; the witness looks at them.
     contracts_changed: watch::Sender<u64>,
+    /// What they were since the witness last looked.
+    changed: std::sync::Mutex<Changed>,
     pub metrics: Metrics,
 }
 
@@ -134,6 +143,7 @@ impl Service {
             write: Mutex::new(()),
             last_event: watch::Sender::new(last),
             contracts_changed: watch::Sender::new(0),
+            changed: std::sync::Mutex::default(),
             metrics: Metrics::default(),
         })
     }
@@ -160,12 +170,25 @@ impl Service {
         self.contracts_changed.subscribe()
     }
 
+    /// What changed since the last call: for the one that follows, so that it need not read all contracts for each change.
+    #[must_use]
+    pub fn take_changed(&self) -> Changed {
+        std::mem::take(&mut self.changed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Writes all of it or nothing, then tells those who follow.
     async fn commit(&self, changes: Changes) -> Result<()> {
-        let contracts = changes.contract.is_some() || !changes.nodes.is_empty();
+        let contract = changes.contract.as_ref().map(|change| match change {
+            ContractChange::Enter { id, .. } | ContractChange::Stand { id, .. } => *id,
+        });
+        let nodes: Vec<NodeId> = changes.nodes.iter().map(|row| row.record.node).collect();
         self.store.commit(changes).await?;
         self.last_event.send_replace(self.store.last_event().await?);
-        if contracts {
+        if contract.is_some() || !nodes.is_empty() {
+            let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+            changed.contracts.extend(contract);
+            changed.nodes.extend(nodes);
+            drop(changed);
             self.contracts_changed.send_modify(|n| *n += 1);
         }
         Ok(())

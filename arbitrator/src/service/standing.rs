@@ -16,6 +16,9 @@ use crate::store::{
     Changes, ContractChange, ContractFilter, ContractRow, EventBody, EvidenceRow, GrantRow, LedgerChange, ROWS_MAX, VerdictRow,
 };
 
+/// Grants that become evidence at a time: each is a commit, and new votes wait for the same writer. The rest has time until the next tick.
+const REPORTS_MAX: u32 = 64;
+
 impl Service {
     /// Writes a new standing and carries out its effects in the same commit. `changes` brings the evidence that led to it.
     pub(super) async fn stand(
@@ -88,7 +91,7 @@ impl Service {
                 tracing::error!(contract = %id, error = &error as &dyn std::error::Error, "a contract could not be moved on");
             }
         }
-        if !self.store.unreported_grants(None).await?.is_empty() {
+        if !self.store.unreported_grants(None, 1).await?.is_empty() {
             let _guard = self.write.lock().await;
             Box::pin(self.report_grants(None, now)).await?;
         }
@@ -97,7 +100,8 @@ impl Service {
 
     /// Makes evidence of what our own witness granted, before anybody else's evidence on the group is weighed.
     pub(super) async fn report_grants(&self, group: Option<GroupId>, now: WallTime) -> Result<()> {
-        for grant in self.store.unreported_grants(group).await? {
+        let limit = if group.is_some() { ROWS_MAX } else { REPORTS_MAX };
+        for grant in self.store.unreported_grants(group, limit).await? {
             let filter =
                 ContractFilter { group: Some(grant.group), in_force: Some(true), limit: ROWS_MAX, ..ContractFilter::default() };
             let mut changes = Changes { at: now, reported: Some((grant.group, grant.epoch)), ..Changes::default() };

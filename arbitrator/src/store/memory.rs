@@ -266,10 +266,10 @@ impl Store for Memory {
         Ok(self.state().votes.get(&group).copied())
     }
 
-    async fn unreported_grants(&self, group: Option<GroupId>) -> Result<Vec<GrantRow>> {
+    async fn unreported_grants(&self, group: Option<GroupId>, limit: u32) -> Result<Vec<GrantRow>> {
         let state = self.state();
         let rows = state.grants.values().filter(|(row, reported)| !reported && group.is_none_or(|group| row.group == group));
-        Ok(rows.map(|(row, _)| *row).collect())
+        Ok(rows.map(|(row, _)| *row).take(limit as usize).collect())
     }
 
     async fn put_records(

@@ -300,7 +300,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// Stores votes of the witness; durable when it returns.
     async fn persist_votes(&self, batch: &[(GroupId, Durable)], at: WallTime) -> Result<()>;
     async fn votes(&self, group: GroupId) -> Result<Option<Durable>>;
-    async fn unreported_grants(&self, group: Option<GroupId>) -> Result<Vec<GrantRow>>;
+    /// The first of them by group and epoch.
+    async fn unreported_grants(&self, group: Option<GroupId>, limit: u32) -> Result<Vec<GrantRow>>;
     /// Keeps a reservation and sealed records by `holder`, all or nothing; refused unless that member is voted for in that epoch. Durable when it
     /// returns.
     async fn put_records(

@@ -16,7 +16,7 @@ use contracts::write_ahead::{Bound, Reservation, SESSIONS_MAX};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{Connection as _, Row as _, SqliteConnection};
+use sqlx::{Connection as _, QueryBuilder, Row as _, SqliteConnection};
 
 use super::{
     Changes, ContractChange, ContractFilter, ContractRow, Error, EventRow, EvidenceRow, GrantRow, LedgerChange, NodeRow, Records,
@@ -82,6 +82,11 @@ fn int(value: u64) -> Result<i64> {
 
 fn json(value: &impl Serialize) -> Result<String> {
     serde_json::to_string(value).map_err(Error::corrupt)
+}
+
+/// Devices for SQLite's `json_each` and `unhex`.
+fn hex_list<'a>(devices: impl IntoIterator<Item = &'a DevEui>) -> Result<String> {
+    json(&devices.into_iter().map(|device| hex::encode(device.as_bytes())).collect::<Vec<_>>())
 }
 
 fn holder_bytes(holder: &Holder) -> &[u8] {
@@ -174,10 +179,10 @@ async fn write_contract(db: &mut SqliteConnection, change: ContractChange) -> Re
                 let query = sqlx::query("INSERT INTO contract_members (node, contract) VALUES (?, ?)");
                 query.bind(node.as_bytes().as_slice()).bind(id.as_bytes().as_slice()).execute(&mut *db).await?;
             }
-            for device in &contract.devices {
-                let query = sqlx::query("INSERT INTO contract_devices (device, contract) VALUES (?, ?)");
-                query.bind(device.as_bytes().as_slice()).bind(id.as_bytes().as_slice()).execute(&mut *db).await?;
-            }
+            // In one statement: there may be ten thousand, and votes wait for this writer.
+            let insert = "INSERT INTO contract_devices (device, contract) SELECT unhex(value), ? FROM json_each(?)";
+            let query = sqlx::query(insert).bind(id.as_bytes().as_slice());
+            query.bind(hex_list(&contract.devices)?).execute(&mut *db).await?;
         }
         ContractChange::Stand { id, version, standing, due_at } => {
             let in_force = standing.state.is_in_force();
@@ -303,30 +308,34 @@ impl Store for Sqlite {
     }
 
     async fn contracts(&self, filter: ContractFilter) -> Result<Vec<ContractRow>> {
-        let select = "SELECT c.* FROM contracts c WHERE c.seq > ?1
-            AND (?2 IS NULL OR EXISTS (SELECT 1 FROM contract_members m WHERE m.node = ?2 AND m.contract = c.id))
-            AND (?3 IS NULL OR c.group_id = ?3) AND (?4 IS NULL OR c.in_force = ?4) AND (?5 IS NULL OR c.due_at <= ?5)
-            ORDER BY c.seq LIMIT ?6";
-        let query = sqlx::query(select).bind(int(filter.after)?).bind(filter.member.map(|node| node.as_bytes().to_vec()));
-        let query = query.bind(filter.group.map(|group| group.as_bytes().to_vec())).bind(filter.in_force);
-        let query = query.bind(filter.due.map(|due| int(due.0)).transpose()?).bind(filter.limit);
-        query.fetch_all(&self.readers).await?.iter().map(contract_from).collect()
+        // Only the conditions that there are: with all of them in one statement no index would be used.
+        let mut query = QueryBuilder::<sqlx::Sqlite>::new("SELECT c.* FROM contracts c WHERE c.seq > ");
+        query.push_bind(int(filter.after)?);
+        if let Some(member) = filter.member {
+            query.push(" AND EXISTS (SELECT 1 FROM contract_members m WHERE m.contract = c.id AND m.node = ");
+            query.push_bind(member.as_bytes().to_vec()).push(")");
+        }
+        if let Some(group) = filter.group {
+            query.push(" AND c.group_id = ").push_bind(group.as_bytes().to_vec());
+        }
+        match filter.in_force {
+            // As the index says it.
+            Some(true) => query.push(" AND c.in_force = 1"),
+            Some(false) => query.push(" AND c.in_force = 0"),
+            None => &mut query,
+        };
+        if let Some(due) = filter.due {
+            query.push(" AND c.due_at IS NOT NULL AND c.due_at <= ").push_bind(int(due.0)?);
+        }
+        query.push(" ORDER BY c.seq LIMIT ").push_bind(filter.limit);
+        query.build().fetch_all(&self.readers).await?.iter().map(contract_from).collect()
     }
 
     async fn covering(&self, devices: &[DevEui]) -> Result<Vec<ContractRow>> {
-        let mut found: Vec<ContractRow> = Vec::new();
-        let select = "SELECT c.* FROM contracts c JOIN contract_devices d ON d.contract = c.id WHERE d.device = ?";
-        for device in devices {
-            let rows = sqlx::query(select).bind(device.as_bytes().as_slice()).fetch_all(&self.readers).await?;
-            for row in &rows {
-                let id = ContractId::from_bytes(row.bytes("id")?);
-                if found.iter().all(|known| known.id != id) {
-                    found.push(contract_from(row)?);
-                }
-            }
-        }
-        found.sort_by_key(|row| row.seq);
-        Ok(found)
+        let select = "SELECT * FROM contracts WHERE id IN
+            (SELECT d.contract FROM json_each(?) named JOIN contract_devices d ON d.device = unhex(named.value)) ORDER BY seq";
+        let rows = sqlx::query(select).bind(hex_list(devices)?).fetch_all(&self.readers).await?;
+        rows.iter().map(contract_from).collect()
     }
 
     async fn statement(&self, id: StatementId) -> Result<Option<EvidenceRow>> {
@@ -464,9 +473,11 @@ impl Store for Sqlite {
         query.fetch_optional(&self.readers).await?.map(|row| row.parsed("durable")).transpose()
     }
 
-    async fn unreported_grants(&self, group: Option<GroupId>) -> Result<Vec<GrantRow>> {
-        let select = "SELECT * FROM grants WHERE reported = 0 AND (?1 IS NULL OR group_id = ?1) ORDER BY group_id, epoch";
-        let rows = sqlx::query(select).bind(group.map(|group| group.as_bytes().to_vec())).fetch_all(&self.readers).await?;
+    async fn unreported_grants(&self, group: Option<GroupId>, limit: u32) -> Result<Vec<GrantRow>> {
+        let select =
+            "SELECT * FROM grants WHERE reported = 0 AND (?1 IS NULL OR group_id = ?1) ORDER BY group_id, epoch LIMIT ?2";
+        let query = sqlx::query(select).bind(group.map(|group| group.as_bytes().to_vec())).bind(limit);
+        let rows = query.fetch_all(&self.readers).await?;
         let row = |row: &SqliteRow| {
             Ok(GrantRow {
                 group: GroupId::from_bytes(row.bytes("group_id")?),

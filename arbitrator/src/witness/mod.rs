@@ -1,7 +1,8 @@
 //! The arbitrator as a witness: it votes on the custody of the groups of contracts in force that name it, and keeps holders' write-ahead records.
 //!
-//! A reconciler without input, run on every change of contracts and on a timer, makes the groups that are driven equal to those of the
-//! contracts in force. Votes are on disk before they leave; after a restart each group abstains for one ttl (both are the driver's rules).
+//! A reconciler makes the groups that are driven equal to those of the contracts in force: all at the start and where something failed
+//! before, else those whose contracts changed. Votes are on disk before they leave; after a restart each group abstains for one ttl (both
+//! are the driver's rules).
 
 mod records;
 mod votes;
@@ -23,7 +24,7 @@ use peering::custody::{self, CustodyHandle, Entropy, GroupConfig, RecordSource, 
 use peering::{AddressBook, Transport};
 use tokio::sync::watch;
 
-use crate::service::{self, Service};
+use crate::service::{self, Changed, Service};
 use crate::store::{ContractFilter, ContractRow, ROWS_MAX};
 
 /// Why the witness does not do it.
@@ -37,18 +38,33 @@ pub enum Error {
     Store(#[from] crate::store::Error),
 }
 
-/// Who may connect: the members of the groups of contracts in force. Shared with the endpoint.
+/// Who may connect: the members of the groups of contracts in force, with the number of these groups. Shared with the endpoint.
 #[derive(Debug, Clone, Default)]
-pub struct Admitted(Arc<RwLock<BTreeSet<NodeId>>>);
+pub struct Admitted(Arc<RwLock<BTreeMap<NodeId, usize>>>);
 
 impl Admitted {
     #[must_use]
     pub fn contains(&self, node: NodeId) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(&node)
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(&node)
     }
 
-    fn replace(&self, nodes: BTreeSet<NodeId>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = nodes;
+    fn enter(&self, members: &[NodeId]) {
+        let mut groups = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for member in members {
+            *groups.entry(*member).or_default() += 1;
+        }
+    }
+
+    fn leave(&self, members: &[NodeId]) {
+        let mut groups = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for member in members {
+            if let Some(count) = groups.get_mut(member) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    groups.remove(member);
+                }
+            }
+        }
     }
 }
 
@@ -127,51 +143,83 @@ impl Witness {
 
     /// Follows the contracts in force until `stopping`.
     pub async fn run(self: Arc<Self>, every: Duration, mut stopping: watch::Receiver<bool>) {
-        let mut changed = self.service.watch_contracts();
+        let mut changes = self.service.watch_contracts();
+        let mut is_behind = false;
         loop {
             tokio::select! {
                 biased;
                 _ = stopping.wait_for(|stop| *stop) => break,
-                _ = changed.changed() => {}
+                _ = changes.changed() => {}
                 () = tokio::time::sleep(every) => {}
             }
-            if let Err(error) = self.reconcile().await {
+            let changed = self.service.take_changed();
+            let followed = if is_behind { self.reconcile().await } else { self.follow(changed).await };
+            is_behind = followed.is_err();
+            if let Err(error) = followed {
                 tracing::error!(error = &error as &dyn std::error::Error, "the witness could not follow the contracts in force");
             }
         }
         self.custody.stop().await;
     }
 
-    /// Makes the groups that are driven equal to those of the contracts in force.
+    /// Makes the groups that are driven equal to those of all contracts in force.
     ///
     /// # Errors
     /// What could not be done is done next time.
     pub async fn reconcile(&self) -> Result<(), Error> {
-        let wanted = self.wanted().await?;
+        let me = self.service.me();
+        let filter = ContractFilter { member: Some(me), in_force: Some(true), limit: ROWS_MAX, ..ContractFilter::default() };
+        let wanted = self.wanted(filter).await?;
+        let driven: Vec<GroupId> = lock(&self.driven).keys().copied().collect();
+        let groups: BTreeSet<GroupId> = wanted.keys().copied().chain(driven).collect();
+        self.make_equal(wanted, groups).await
+    }
+
+    /// The same for the groups of contracts that changed, and for what is over by now.
+    async fn follow(&self, changed: Changed) -> Result<(), Error> {
+        let now = self.clock.boot();
+        let over = |driven: &Driven| driven.remove_at.is_some_and(|at| at <= now);
+        let mut groups: BTreeSet<GroupId> =
+            lock(&self.driven).iter().filter(|(_, driven)| over(driven)).map(|(id, _)| *id).collect();
+        for contract in changed.contracts {
+            groups.extend(self.service.store.contract(contract).await?.map(|row| row.contract.group));
+        }
+        let mut wanted = BTreeMap::new();
+        for group in &groups {
+            let filter =
+                ContractFilter { group: Some(*group), in_force: Some(true), limit: ROWS_MAX, ..ContractFilter::default() };
+            wanted.append(&mut self.wanted(filter).await?);
+        }
+        let members = changed.nodes.into_iter().filter(|node| self.admitted.contains(*node)).collect();
+        self.learn_addresses(&members).await?;
+        if groups.is_empty() { Ok(()) } else { self.make_equal(wanted, groups).await }
+    }
+
+    /// Makes `groups` equal to what is `wanted` of them: driven as it is there, retired where it is not.
+    async fn make_equal(&self, wanted: BTreeMap<GroupId, Driven>, groups: BTreeSet<GroupId>) -> Result<(), Error> {
         let members: BTreeSet<NodeId> = wanted.values().flat_map(|group| group.config.members.clone()).collect();
         self.learn_addresses(&members).await?;
-        let known: BTreeMap<GroupId, Driven> = lock(&self.driven).clone();
-        let leaving = known.values().flat_map(|group| group.config.members.clone());
-        self.admitted.replace(members.into_iter().chain(leaving).collect());
-        for (id, group) in &wanted {
-            match known.get(id) {
-                Some(driven) if driven.config.members == group.config.members && driven.config.ttl == group.config.ttl => {
+        for id in groups {
+            let known = lock(&self.driven).get(&id).cloned();
+            match (wanted.get(&id), known) {
+                (Some(group), Some(driven))
+                    if driven.config.members == group.config.members && driven.config.ttl == group.config.ttl =>
+                {
                     if driven.config.eligible != group.config.eligible {
-                        self.custody.set_eligible(*id, group.config.eligible.clone()).await?;
+                        self.custody.set_eligible(id, group.config.eligible.clone()).await?;
                     }
+                    lock(&self.driven).insert(id, group.clone());
                 }
-                // Another member list than that of a contract that ended: a new group under the old epochs.
-                Some(_) => {
-                    self.custody.remove_group(*id).await?;
-                    self.drive(*id, &group.config).await?;
+                (Some(group), known) => {
+                    // Another member list than that of a contract that ended: a new group under the old epochs.
+                    if let Some(driven) = known {
+                        self.leave(id, &driven.config.members).await?;
+                    }
+                    self.drive(id, &group.config).await?;
+                    lock(&self.driven).insert(id, group.clone());
                 }
-                None => self.drive(*id, &group.config).await?,
-            }
-            lock(&self.driven).insert(*id, group.clone());
-        }
-        for (id, driven) in known {
-            if !wanted.contains_key(&id) {
-                self.retire(id, driven).await?;
+                (None, Some(driven)) => self.retire(id, driven).await?,
+                (None, None) => {}
             }
         }
         let count = i64::try_from(lock(&self.driven).len()).unwrap_or(i64::MAX);
@@ -179,11 +227,10 @@ impl Witness {
         Ok(())
     }
 
-    /// The groups of the contracts in force in which this node is a witness.
-    async fn wanted(&self) -> Result<BTreeMap<GroupId, Driven>, Error> {
+    /// The groups of the contracts that `filter` finds in which this node is a witness.
+    async fn wanted(&self, mut filter: ContractFilter) -> Result<BTreeMap<GroupId, Driven>, Error> {
         let me = self.service.me();
         let mut wanted: BTreeMap<GroupId, Driven> = BTreeMap::new();
-        let mut filter = ContractFilter { member: Some(me), in_force: Some(true), limit: ROWS_MAX, ..ContractFilter::default() };
         loop {
             let rows = self.service.list_contracts(filter).await?;
             for row in rows.iter().filter(|row| row.contract.witnesses.contains(&me)) {
@@ -217,7 +264,15 @@ impl Witness {
         }
         lock(&self.reserved.0).insert(id, reserved);
         self.custody.add_group(config.clone()).await?;
+        self.admitted.enter(&config.members);
         tracing::info!(group = %id, "voting as a witness");
+        Ok(())
+    }
+
+    async fn leave(&self, id: GroupId, members: &[NodeId]) -> Result<(), Error> {
+        self.custody.remove_group(id).await?;
+        self.admitted.leave(members);
+        lock(&self.driven).remove(&id);
         Ok(())
     }
 
@@ -232,8 +287,7 @@ impl Witness {
                 lock(&self.driven).insert(id, driven);
             }
             Some(at) if at <= now => {
-                self.custody.remove_group(id).await?;
-                lock(&self.driven).remove(&id);
+                self.leave(id, &driven.config.members).await?;
                 lock(&self.reserved.0).remove(&id);
                 tracing::info!(group = %id, "no longer a witness");
             }

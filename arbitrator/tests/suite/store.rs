@@ -197,13 +197,13 @@ async fn votes_and_records_stand_together() {
         let refused = store.put_records(group, MemberIndex(1), &reservation(2, 2, 1, 96), &huge).await;
         assert!(matches!(refused, Err(RecordsError::Full)));
         assert_eq!(store.records(group).await.unwrap().bounds[0].upto, 64, "nothing of it was kept");
-        let grants = store.unreported_grants(Some(group)).await.unwrap();
+        let grants = store.unreported_grants(Some(group), 10).await.unwrap();
         assert_eq!(
             grants.iter().map(|g| (g.epoch, g.voted_for)).collect::<Vec<_>>(),
             [(Epoch(1), MemberIndex(0)), (Epoch(2), MemberIndex(1))]
         );
         store.commit(Changes { reported: Some((group, Epoch(1))), ..Changes::default() }).await.unwrap();
-        assert_eq!(store.unreported_grants(None).await.unwrap().len(), 1);
+        assert_eq!(store.unreported_grants(None, 10).await.unwrap().len(), 1);
         assert_eq!(store.votes(group).await.unwrap(), Some(vote(2, 1).1));
     }
 }

@@ -12,16 +12,17 @@ use bytes::Bytes;
 use contracts::custody::{Config, Disk, Durable, Effect, Event, Machine, MemberIndex, MemberSet, Message, Readiness};
 use contracts::ids::{Epoch, GroupId, NodeId};
 use contracts::time::{BootTime, Millis};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::agenda::Agenda;
 use super::group::{Attachment, Group, Signer, drop_reasons};
 use super::hold::Hold;
+use super::members::{Admission, Members, Ttls};
 use super::statement::BootId;
 use super::view::{Alarm, GroupConfig};
-use super::wire::{self, ATTACHMENT_BYTES_MAX, Item};
+use super::wire::{self, ATTACHMENT_BYTES_MAX, Item, Renewal};
 use super::{Error, Setup, Shared};
-use crate::rate::TokenBucket;
-use crate::transport::{Datagram, PeerState};
+use crate::transport::Datagram;
 
 /// Where peers send messages that are too long for a datagram.
 pub(super) const MESSAGES_PATH: &str = "/custody/messages";
@@ -29,10 +30,10 @@ pub(super) const MESSAGES_PATH: &str = "/custody/messages";
 const DATAGRAMS_PER_TURN_MAX: usize = 64;
 /// Long messages on their way out at a time; more are dropped, the protocol repeats them.
 const STREAMS_OUT_MAX: usize = 16;
-/// Items of one member per second: twelve a ttl and group at the most, for some hundred groups.
-const ITEMS_PER_SECOND_MAX: u32 = 4_000;
 /// The loop looks around at least so often: at peers that went missing, and at a clock that was suspended.
 const LOOK_AROUND_MS_MAX: Millis = Millis(250);
+/// While much is said it looks at its peers no more often than this: there may be a thousand.
+const LOOK_AROUND_MS_MIN: Millis = Millis(50);
 
 /// What the handle asks of the actor.
 #[derive(Debug)]
@@ -55,10 +56,28 @@ pub(super) enum Told {
 /// A release whose outcome is told after the disk has it.
 type Released = (GroupId, oneshot::Sender<Result<Epoch, Error>>, Result<Epoch, Error>);
 
-struct Kept {
-    every: Millis,
-    state: watch::Receiver<PeerState>,
-    items: TokenBucket,
+/// How a renewal or its answer is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// With the whole id of its group.
+    Whole,
+    /// In a block, with the short name of its group.
+    Short,
+}
+
+/// A message that leaves at the end of the turn.
+struct Outgoing {
+    group: GroupId,
+    to: MemberIndex,
+    message: Message,
+    form: Form,
+}
+
+/// What leaves for one node.
+#[derive(Default)]
+struct Parcel {
+    items: Vec<Bytes>,
+    renewals: Vec<Renewal>,
 }
 
 pub(super) struct Driver {
@@ -66,12 +85,18 @@ pub(super) struct Driver {
     shared: Arc<Shared>,
     boot: BootId,
     groups: BTreeMap<GroupId, Group>,
-    peers: BTreeMap<NodeId, Kept>,
+    agenda: Agenda,
+    members: Members,
     missing: Vec<NodeId>,
+    looked_around_at: BootTime,
+    /// Of all groups: a member abstains for the longest after its start.
+    ttls: Ttls,
+    /// Where the request numbers of all groups start, so that they stay close together and are short in blocks.
+    first_seq: u64,
     streams_out: Arc<Semaphore>,
     // What one turn leaves to be done at its end, in this order.
     persists: BTreeMap<GroupId, Durable>,
-    sends: Vec<(GroupId, MemberIndex, Message)>,
+    sends: Vec<Outgoing>,
     touched: BTreeSet<GroupId>,
     released: Vec<Released>,
 }
@@ -85,13 +110,18 @@ pub(super) struct Inputs {
 
 impl Driver {
     pub(super) fn new(setup: Setup, shared: Arc<Shared>) -> Self {
+        let first_seq = fresh_seq(&setup);
         Self {
             setup,
             shared,
             boot: BootId::of_this_machine(),
             groups: BTreeMap::new(),
-            peers: BTreeMap::new(),
+            agenda: Agenda::default(),
+            members: Members::default(),
             missing: Vec::new(),
+            looked_around_at: BootTime(0),
+            ttls: Ttls::default(),
+            first_seq,
             streams_out: Arc::new(Semaphore::new(STREAMS_OUT_MAX)),
             persists: BTreeMap::new(),
             sends: Vec::new(),
@@ -132,9 +162,7 @@ impl Driver {
             group.stop(None, now);
             group.publish(now, &self.missing);
         }
-        for peer in self.peers.keys() {
-            self.setup.transport.let_cool(*peer);
-        }
+        self.members.let_all_cool(&*self.setup.transport);
         if let Some(reply) = stopped {
             let _ = reply.send(());
         }
@@ -147,34 +175,33 @@ impl Driver {
     fn next_wake(&self) -> BootTime {
         let now = self.now();
         // At least a millisecond, so that a machine that always wants to be woken cannot spin.
-        self.next_tick(now).unwrap_or(now + LOOK_AROUND_MS_MAX).clamp(now + Millis(1), now + LOOK_AROUND_MS_MAX)
-    }
-
-    /// When the machines are woken next. Renewals that have time wait a little for those of other groups that are due soon, so that they
-    /// leave together; once together they stay so. Whatever has no time to lose is never kept waiting.
-    fn next_tick(&self, now: BootTime) -> Option<BootTime> {
-        let due: Vec<_> = self.groups.values().filter_map(|group| group.due(now)).collect();
-        let latest = due.iter().map(|due| due.latest).min()?;
-        due.iter().map(|due| due.at).filter(|at| *at <= latest).max()
+        self.agenda.next().unwrap_or(now + LOOK_AROUND_MS_MAX).clamp(now + Millis(1), now + LOOK_AROUND_MS_MAX)
     }
 
     /// Which members went missing or came back.
     fn look_around(&mut self) {
-        let missing: Vec<_> = self.peers.iter().filter(|(_, kept)| kept.state.borrow().missing).map(|(peer, _)| *peer).collect();
-        if missing != self.missing {
-            self.missing = missing;
-            self.touched.extend(self.groups.keys());
+        let now = self.now();
+        if now < self.looked_around_at + LOOK_AROUND_MS_MIN {
+            return;
+        }
+        self.looked_around_at = now;
+        let missing = self.members.missing();
+        if missing == self.missing {
+            return;
+        }
+        let before: BTreeSet<_> = std::mem::replace(&mut self.missing, missing).into_iter().collect();
+        let after: BTreeSet<_> = self.missing.iter().copied().collect();
+        for node in before.symmetric_difference(&after) {
+            self.touched.extend(self.members.groups_with(*node));
         }
     }
 
     fn tick(&mut self) {
         let now = self.now();
-        if self.next_tick(now).is_none_or(|at| at > now) {
+        if self.agenda.next().is_none_or(|at| at > now) {
             return;
         }
-        let due = |group: &&Group| group.machine.next_wake(now).is_some_and(|at| at <= now);
-        let due: Vec<_> = self.groups.values().filter(due).map(|group| group.id).collect();
-        for group in due {
+        for group in self.agenda.due(now) {
             self.apply(group, Event::Tick, Attachment::None);
         }
     }
@@ -184,13 +211,16 @@ impl Driver {
         let now = self.now();
         let Some(group) = self.groups.get_mut(&id) else { return Vec::new() };
         let effects = group.apply(event, attachment, now, (self.setup.entropy)());
+        self.agenda.set(id, group.due(now));
         self.touched.insert(id);
         for effect in &effects {
             match effect {
                 Effect::Persist(durable) => {
                     self.persists.insert(id, *durable);
                 }
-                Effect::Send { to, message } => self.sends.push((id, *to, *message)),
+                Effect::Send { to, message } => {
+                    self.sends.push(Outgoing { group: id, to: *to, message: *message, form: Form::Whole });
+                }
                 Effect::Elected { epoch, .. } => tracing::info!(group = %id, %epoch, "custody gained"),
                 Effect::Fenced { epoch } => tracing::warn!(group = %id, %epoch, "custody ran out without a majority"),
                 Effect::Released { epoch, .. } => tracing::info!(group = %id, %epoch, "custody released"),
@@ -205,35 +235,71 @@ impl Driver {
     }
 
     fn receive(&mut self, message: &Datagram) {
-        let counters = &Arc::clone(&self.shared).counters;
         let now = self.now();
-        let (items, malformed) = wire::read(message.bytes.clone());
-        counters.malformed.add(malformed);
-        for item in items {
-            counters.received.add_one();
-            let Some(kept) = self.peers.get_mut(&message.from) else {
+        let content = wire::read(message.bytes.clone());
+        self.shared.counters.malformed.add(content.malformed);
+        for item in content.items {
+            if self.admits(message.from, now) {
+                self.receive_item(message.from, item);
+            }
+        }
+        for renewal in content.renewals {
+            if self.admits(message.from, now) {
+                self.receive_renewal(message.from, renewal);
+            }
+        }
+    }
+
+    /// Counts one thing that `from` said; false if it is not listened to.
+    fn admits(&mut self, from: NodeId, now: BootTime) -> bool {
+        let counters = &self.shared.counters;
+        counters.received.add_one();
+        match self.members.admit(from, now) {
+            Admission::Admitted => true,
+            Admission::Stranger => {
                 counters.strangers.add_one();
-                continue;
-            };
-            if !kept.items.take(now) {
+                false
+            }
+            Admission::TooMany => {
                 counters.rate.add_one();
-                continue;
+                false
             }
-            let id = item.group();
-            let Some(group) = self.groups.get(&id) else {
-                counters.unknown_group.add_one();
-                continue;
-            };
-            let Some(from) = group.member(message.from) else {
-                counters.strangers.add_one();
-                continue;
-            };
-            match group.open(message.from, item.said) {
-                Ok((message, attachment)) => {
-                    self.apply(id, Event::Received { from, message }, attachment);
-                }
-                Err(_) => counters.forged.add_one(),
+        }
+    }
+
+    fn receive_item(&mut self, from: NodeId, item: Item) {
+        let counters = &self.shared.counters;
+        let id = item.group();
+        let Some(group) = self.groups.get(&id) else {
+            counters.unknown_group.add_one();
+            return;
+        };
+        let Some(member) = group.member(from) else {
+            counters.strangers.add_one();
+            return;
+        };
+        match group.open(from, item.said) {
+            Ok((message, attachment)) => {
+                self.apply(id, Event::Received { from: member, message }, attachment);
             }
+            Err(_) => counters.forged.add_one(),
+        }
+    }
+
+    /// A renewal in short form is answered in short form; who does not understand that asks again with the whole id.
+    fn receive_renewal(&mut self, from: NodeId, renewal: Renewal) {
+        let named = self.members.named(from, renewal.group);
+        let member = named.and_then(|id| self.groups.get(&id)?.member(from).map(|member| (id, member)));
+        let Some((id, from)) = member else {
+            self.shared.counters.unknown_group.add_one();
+            return;
+        };
+        let Renewal { epoch, seq, is_answer, .. } = renewal;
+        let message = if is_answer { Message::Renewed { epoch, seq } } else { Message::Renew { epoch, seq, certified: false } };
+        let already = self.sends.len();
+        self.apply(id, Event::Received { from, message }, Attachment::None);
+        for outgoing in self.sends.iter_mut().skip(already) {
+            outgoing.form = Form::Short;
         }
     }
 
@@ -266,21 +332,20 @@ impl Driver {
             return Err(Error::AlreadyThere(id));
         }
         let mut config = machine_config(&group, self.setup.transport.me())?;
-        let ttls = self.groups.values().map(|other| other.config.ttl);
-        config.timing.abstain = ttls.chain([group.ttl]).max().unwrap_or(group.ttl);
+        config.timing.abstain = self.ttls.longest().max(Some(group.ttl)).unwrap_or(group.ttl);
         let eligible = member_set(&group, &group.eligible)?;
         let loaded = self.setup.votes.load(id).await;
         let durable = loaded.map_err(|source| Error::Load { group: id, source })?.unwrap_or_default();
         let disk = if group.restored { Disk::Restored(durable) } else { Disk::Kept(durable) };
-        // Far below the largest number that is taken, so that it cannot run out.
-        let seq = (self.setup.entropy)() >> 24;
+        let seq = if group.restored { fresh_seq(&self.setup) } else { self.first_seq };
         let machine = Machine::start(config, disk, eligible, self.now(), seq);
         let hold = Hold::new(self.setup.clock.clone());
         let readiness = group.readiness;
         let group = Group::new(group, machine, hold.clone(), self.setup.statements.clone());
         self.shared.enter(id, hold.clone(), group.view.subscribe());
+        self.ttls.put(group.config.ttl);
+        self.members.enter(&group.config, &*self.setup.transport, &self.shared, self.now());
         self.groups.insert(id, group);
-        self.keep_warm();
         self.apply(id, Event::Ready(readiness), Attachment::None);
         Ok(hold)
     }
@@ -290,8 +355,10 @@ impl Driver {
         let now = self.now();
         group.stop(None, now);
         group.publish(now, &self.missing);
+        self.agenda.set(id, None);
+        self.ttls.take(group.config.ttl);
         self.shared.leave(id);
-        self.keep_warm();
+        self.members.leave(&group.config, &*self.setup.transport, &self.shared);
         Ok(())
     }
 
@@ -330,36 +397,6 @@ impl Driver {
         epoch.ok_or(Error::NotHolding(id))
     }
 
-    /// Every member of every group is pinged once per the shortest ttl shared with it.
-    fn keep_warm(&mut self) {
-        let me = self.setup.transport.me();
-        let mut wanted: BTreeMap<NodeId, Millis> = BTreeMap::new();
-        for group in self.groups.values() {
-            for member in group.config.members.iter().filter(|member| **member != me) {
-                let every = wanted.entry(*member).or_insert(group.config.ttl);
-                *every = (*every).min(group.config.ttl);
-            }
-        }
-        let transport = &self.setup.transport;
-        self.peers.retain(|peer, _| {
-            let stays = wanted.contains_key(peer);
-            if !stays {
-                transport.let_cool(*peer);
-            }
-            stays
-        });
-        let now = self.setup.clock.boot();
-        for (peer, every) in &wanted {
-            if self.peers.get(peer).is_none_or(|kept| kept.every != *every) {
-                transport.keep_warm(*peer, *every);
-                let kept =
-                    Kept { every: *every, state: transport.peer(*peer), items: TokenBucket::new(ITEMS_PER_SECOND_MAX, now) };
-                self.peers.insert(*peer, kept);
-            }
-        }
-        self.shared.set_members(wanted.into_keys().collect());
-    }
-
     /// The end of a turn: disk, then messages, then what the rest of the node sees.
     async fn flush(&mut self) {
         if !self.persists.is_empty() {
@@ -385,11 +422,12 @@ impl Driver {
         // What is on disk now is unknown, so nothing that follows from it may leave: not now, not later.
         tracing::error!(%error, groups = groups.len(), "votes could not be synced to disk: custody of these groups stops here");
         self.shared.counters.persist_failed.add_one();
-        self.sends.retain(|(group, _, _)| !groups.contains(group));
+        self.sends.retain(|outgoing| !groups.contains(&outgoing.group));
         let now = self.now();
         for id in groups {
             if let Some(group) = self.groups.get_mut(&id) {
                 group.stop(Some(Alarm::VoteNotPersisted(error.kind())), now);
+                self.agenda.set(id, None);
             }
         }
     }
@@ -398,30 +436,37 @@ impl Driver {
         let now = self.now();
         let statements = self.setup.statements.as_ref();
         let signer = Signer { keypair: &self.setup.keypair, boot: self.boot, now, statements };
-        let mut outgoing: BTreeMap<NodeId, Vec<Bytes>> = BTreeMap::new();
-        for (id, to, message) in std::mem::take(&mut self.sends) {
+        let mut parcels: BTreeMap<NodeId, Parcel> = BTreeMap::new();
+        for Outgoing { group: id, to, message, form } in std::mem::take(&mut self.sends) {
             let Some(group) = self.groups.get_mut(&id) else { continue };
             let Some(peer) = group.node(to) else { continue };
+            let in_block = in_block(group, message, form, now);
+            if let Some(renewal) = in_block.filter(|renewal| self.members.named(peer, renewal.group) == Some(id)) {
+                parcels.entry(peer).or_default().renewals.push(renewal);
+                continue;
+            }
             let said = group.say(to, message, &signer, &*self.setup.records);
             match said.and_then(|said| Item::new(id, said).write()) {
-                Some(item) => outgoing.entry(peer).or_default().push(item),
+                Some(item) => parcels.entry(peer).or_default().items.push(item),
                 None => {
                     tracing::error!(group = %id, peer = %peer.short(), "a custody message cannot be sent: its attachment is too long");
                     self.shared.counters.sends_dropped.add_one();
                 }
             }
         }
-        for (peer, items) in outgoing {
-            self.send_to(peer, items);
+        for (peer, parcel) in parcels {
+            self.send_to(peer, parcel);
         }
     }
 
-    fn send_to(&self, peer: NodeId, items: Vec<Bytes>) {
+    fn send_to(&self, peer: NodeId, parcel: Parcel) {
         let counters = &self.shared.counters;
+        let Parcel { mut items, renewals } = parcel;
         let Some(bytes_max) = self.setup.transport.datagram_bytes_max(peer) else {
-            counters.sends_dropped.add(items.len() as u64);
+            counters.sends_dropped.add((items.len() + renewals.len()) as u64);
             return;
         };
+        items.extend(wire::write_renewals(&renewals, bytes_max));
         let (datagrams, too_long) = wire::pack(items, bytes_max);
         for datagram in datagrams {
             match self.setup.transport.datagram(peer, datagram) {
@@ -450,6 +495,34 @@ impl Driver {
             counter.add_one();
             drop(permit);
         });
+    }
+}
+
+/// Random, and far below the largest number that is taken, so that it cannot run out.
+fn fresh_seq(setup: &Setup) -> u64 {
+    (setup.entropy)() >> 24
+}
+
+/// A renewal or its answer in short form, if it may take that: a holder whose renewals were not answered in time repeats them whole.
+fn in_block(group: &Group, message: Message, form: Form, now: BootTime) -> Option<Renewal> {
+    let name = wire::short(group.id);
+    match message {
+        Message::Renew { epoch, seq, certified: false } if group.is_well_held(now) => {
+            Some(Renewal { group: name, epoch, seq, is_answer: false })
+        }
+        Message::Renewed { epoch, seq } if form == Form::Short => Some(Renewal { group: name, epoch, seq, is_answer: true }),
+        Message::Renew { .. }
+        | Message::Renewed { .. }
+        | Message::RenewRefused { .. }
+        | Message::Ask { .. }
+        | Message::AskYes { .. }
+        | Message::AskNo { .. }
+        | Message::Claim { .. }
+        | Message::Grant { .. }
+        | Message::ClaimRefused { .. }
+        | Message::Release { .. }
+        | Message::Query { .. }
+        | Message::QueryAnswer { .. } => None,
     }
 }
 

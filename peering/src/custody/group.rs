@@ -11,6 +11,7 @@ use contracts::time::BootTime;
 use tokio::sync::watch;
 
 use super::StatementSink;
+use super::agenda::Due;
 use super::certificate::{self, Certificate};
 use super::hold::Hold;
 use super::statement::{Ask, BootId, Digest, Grant, MemberClock, RefusalStatement, Refused, Release};
@@ -55,13 +56,6 @@ pub(super) enum Attachment {
     },
     Certificate(Certificate),
     Release(ReceivedRelease),
-}
-
-/// When a machine is to be woken, and until when that may be put off.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Due {
-    pub(super) at: BootTime,
-    pub(super) latest: BootTime,
 }
 
 struct GrantKept {
@@ -132,6 +126,11 @@ impl Group {
         let has_time = self.machine.role() == RoleName::Holding && self.machine.view(now).hold_left * 2 >= self.config.ttl;
         let latest = if has_time { at + self.config.ttl.scaled(1, 8) } else { at };
         Some(Due { at, latest })
+    }
+
+    /// Whether the last renewals were answered in time, so that the next may take the short form.
+    pub(super) fn is_well_held(&self, now: BootTime) -> bool {
+        self.machine.view(now).hold_left * 3 >= self.config.ttl
     }
 
     fn me(&self) -> Option<NodeId> {
@@ -381,7 +380,7 @@ impl Group {
         }
     }
 
-    /// Shows hold and view to the rest of the node; only after the disk has what they follow from.
+    /// Shows hold and view to the rest of the node; only after the disk has what they follow from. `missing` is in order.
     pub(super) fn publish(&mut self, now: BootTime, missing: &[NodeId]) {
         let held = self.machine.holds(now).filter(|_| self.alarm.is_none());
         self.hold.publish(held.map(|epoch| (epoch, now + self.machine.view(now).hold_left)));
@@ -402,7 +401,7 @@ impl Group {
             gained: self.gained,
             records,
             released: self.received_release.clone(),
-            missing: self.config.members.iter().filter(|member| missing.contains(member)).copied().collect(),
+            missing: self.config.members.iter().filter(|member| missing.binary_search(member).is_ok()).copied().collect(),
             alarm: self.alarm,
         };
         self.view.send_if_modified(|shown| {

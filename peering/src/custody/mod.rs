@@ -9,8 +9,9 @@
 //! - [`view`] — how a group is described, and what the node sees of it
 //! - [`hold`] — the check before each act
 //! - [`votes`] — votes on disk
-//! - `wire`, `group`, `driver` — bytes, one group, the actor
+//! - `wire`, `group`, `driver` — bytes, one group, the actor; its `agenda` of when, its `members` of whom
 
+mod agenda;
 pub mod audit;
 pub mod certificate;
 mod driver;
@@ -18,6 +19,7 @@ mod group;
 #[cfg(test)]
 mod group_tests;
 pub mod hold;
+mod members;
 pub mod statement;
 pub mod view;
 pub mod votes;
@@ -194,8 +196,12 @@ impl Shared {
         write(&self.groups).remove(&group);
     }
 
-    fn set_members(&self, members: BTreeSet<NodeId>) {
-        *write(&self.members) = members;
+    fn add_member(&self, member: NodeId) {
+        write(&self.members).insert(member);
+    }
+
+    fn remove_member(&self, member: NodeId) {
+        write(&self.members).remove(&member);
     }
 }
 

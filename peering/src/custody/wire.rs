@@ -1,6 +1,11 @@
 //! How custody messages travel: items, each for one group, back to back in a datagram or in the body of a request.
 //!
 //! An item is its length (4 bytes, big-endian) and its postcard form. A bad item is counted and dropped alone.
+//!
+//! Renewals and their answers are nearly all that is ever said, so many of them share one block: a length with its highest bit set,
+//! then whether they are answers, a number to count from, and for each group the last bytes of its id, the epoch and the number's
+//! distance from the first. The short name means a group among those that both nodes share; a renewal that is not answered in time
+//! is repeated with the whole id, so two groups with one short name lose nothing but bytes.
 
 use std::fmt;
 
@@ -16,7 +21,12 @@ pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Write-ahead records in a grant, handover in a release.
 pub const ATTACHMENT_BYTES_MAX: usize = 2 << 20;
 
+/// Renewals in all blocks of one datagram; what follows them is dropped.
+pub const RENEWALS_MAX: usize = 256;
+
 const LENGTH_BYTES: usize = 4;
+/// In a length: what follows is a block of renewals.
+const IS_RENEWALS: u32 = 1 << 31;
 
 /// Bytes in one piece, not number by number as serde would have them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,25 +149,144 @@ impl Item {
     }
 }
 
-/// The items of a datagram or body, at most [`ITEMS_MAX`]; the number of those that could not be read comes with them.
-pub(super) fn read(mut bytes: Bytes) -> (Vec<Item>, u64) {
-    let (mut items, mut malformed) = (Vec::new(), 0);
-    for _ in 0..ITEMS_MAX {
-        if bytes.is_empty() {
-            return (items, malformed);
+/// Names a group among those that two nodes share.
+pub(super) type ShortGroup = [u8; 4];
+
+/// The last bytes of the id: random in every kind of id that there is.
+pub(super) fn short(group: GroupId) -> ShortGroup {
+    group.as_bytes().last_chunk().copied().unwrap_or_default()
+}
+
+/// A renewal, or the answer to one, in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Renewal {
+    pub(super) group: ShortGroup,
+    pub(super) epoch: Epoch,
+    pub(super) seq: u64,
+    pub(super) is_answer: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct BlockHead {
+    is_answer: bool,
+    first_seq: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct BlockEntry {
+    group: ShortGroup,
+    epoch: Epoch,
+    /// From `first_seq`, around the end of the numbers if need be.
+    distance: i64,
+}
+
+/// A block that is being written: its length is still to be filled in.
+struct Block {
+    is_answer: bool,
+    first_seq: u64,
+    bytes: BytesMut,
+    count: usize,
+}
+
+impl Block {
+    fn new(is_answer: bool, first_seq: u64) -> Option<Self> {
+        let head = postcard::to_allocvec(&BlockHead { is_answer, first_seq }).ok()?;
+        let mut bytes = BytesMut::zeroed(LENGTH_BYTES);
+        bytes.put_slice(&head);
+        Some(Self { is_answer, first_seq, bytes, count: 0 })
+    }
+
+    /// False if it does not fit.
+    fn put(&mut self, renewal: &Renewal, bytes_max: usize) -> bool {
+        let distance = renewal.seq.wrapping_sub(self.first_seq).cast_signed();
+        let entry = BlockEntry { group: renewal.group, epoch: renewal.epoch, distance };
+        let Ok(entry) = postcard::to_allocvec(&entry) else { return false };
+        let is_full = self.count >= RENEWALS_MAX || self.bytes.len() + entry.len() > bytes_max;
+        if is_full || self.is_answer != renewal.is_answer {
+            return false;
         }
-        let length = bytes.first_chunk::<LENGTH_BYTES>().map(|length| u32::from_be_bytes(*length));
-        let Some(length) = length.and_then(|length| usize::try_from(length).ok()) else { return (items, malformed + 1) };
-        let _ = bytes.split_to(LENGTH_BYTES);
-        if length > bytes.len() {
-            return (items, malformed + 1);
+        self.bytes.put_slice(&entry);
+        self.count += 1;
+        true
+    }
+
+    fn close(mut self) -> Bytes {
+        let length = u32::try_from(self.bytes.len() - LENGTH_BYTES).unwrap_or_default();
+        self.bytes[..LENGTH_BYTES].copy_from_slice(&(length | IS_RENEWALS).to_be_bytes());
+        self.bytes.freeze()
+    }
+}
+
+/// Renewals as blocks of at most `bytes_max`, questions and answers apart.
+pub(super) fn write_renewals(renewals: &[Renewal], bytes_max: usize) -> Vec<Bytes> {
+    let (mut blocks, mut open) = (Vec::new(), None::<Block>);
+    let of_kind = |wanted: bool| renewals.iter().filter(move |renewal| renewal.is_answer == wanted);
+    for renewal in of_kind(false).chain(of_kind(true)) {
+        if open.as_mut().is_some_and(|block| block.put(renewal, bytes_max)) {
+            continue;
         }
-        match postcard::take_from_bytes::<Item>(&bytes.split_to(length)) {
-            Ok((item, [])) => items.push(item),
-            Ok(_) | Err(_) => malformed += 1,
+        blocks.extend(open.take().map(Block::close));
+        open = Block::new(renewal.is_answer, renewal.seq);
+        if let Some(block) = &mut open {
+            block.put(renewal, bytes_max);
         }
     }
-    (items, malformed + u64::from(!bytes.is_empty()))
+    blocks.extend(open.map(Block::close));
+    blocks
+}
+
+/// Reads one block; false if it has a bad end or too many renewals.
+fn read_renewals(block: &[u8], renewals: &mut Vec<Renewal>) -> bool {
+    let Ok((BlockHead { is_answer, first_seq }, mut rest)) = postcard::take_from_bytes(block) else { return false };
+    while !rest.is_empty() {
+        if renewals.len() >= RENEWALS_MAX {
+            return false;
+        }
+        let Ok((BlockEntry { group, epoch, distance }, after)) = postcard::take_from_bytes(rest) else { return false };
+        renewals.push(Renewal { group, epoch, seq: first_seq.wrapping_add(distance.cast_unsigned()), is_answer });
+        rest = after;
+    }
+    true
+}
+
+/// What a datagram or body says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Content {
+    /// At most [`ITEMS_MAX`].
+    pub(super) items: Vec<Item>,
+    /// At most [`RENEWALS_MAX`].
+    pub(super) renewals: Vec<Renewal>,
+    /// Items and blocks that could not be read.
+    pub(super) malformed: u64,
+}
+
+/// Reads items and blocks, as many as there may be.
+pub(super) fn read(mut bytes: Bytes) -> Content {
+    let mut content = Content::default();
+    for _ in 0..ITEMS_MAX {
+        if bytes.is_empty() {
+            return content;
+        }
+        let length = bytes.first_chunk::<LENGTH_BYTES>().map(|length| u32::from_be_bytes(*length));
+        let is_block = length.is_some_and(|length| length & IS_RENEWALS != 0);
+        let length = length.and_then(|length| usize::try_from(length & !IS_RENEWALS).ok());
+        let Some(length) = length.filter(|length| *length <= bytes.len() - LENGTH_BYTES) else {
+            content.malformed += 1;
+            return content;
+        };
+        let _ = bytes.split_to(LENGTH_BYTES);
+        let item = bytes.split_to(length);
+        if is_block {
+            content.malformed += u64::from(!read_renewals(&item, &mut content.renewals));
+            continue;
+        }
+        match postcard::take_from_bytes::<Item>(&item) {
+            Ok((item, [])) => content.items.push(item),
+            Ok(_) | Err(_) => content.malformed += 1,
+        }
+    }
+    content.malformed += u64::from(!bytes.is_empty());
+    content
 }
 
 /// Puts written items together into as few datagrams of at most `bytes_max` as their order allows; too long ones come back apart.
@@ -206,9 +335,9 @@ mod tests {
             .into_iter()
             .flat_map(|datagram| {
                 assert!(datagram.len() <= 1_100);
-                let (items, malformed) = read(datagram);
-                assert_eq!(malformed, 0);
-                items
+                let content = read(datagram);
+                assert_eq!(content.malformed, 0);
+                content.items
             })
             .collect();
         assert_eq!(read_back, items);
@@ -222,8 +351,8 @@ mod tests {
         );
         let (datagrams, too_long) = pack(written(&[renew(1, 1), long.clone(), renew(2, 2)]), 1_100);
         assert_eq!((datagrams.len(), too_long.len()), (1, 1));
-        assert_eq!(read(datagrams[0].clone()).0, [renew(1, 1), renew(2, 2)]);
-        assert_eq!(read(too_long[0].clone()).0, [long]);
+        assert_eq!(read(datagrams[0].clone()).items, [renew(1, 1), renew(2, 2)]);
+        assert_eq!(read(too_long[0].clone()).items, [long]);
         let endless = Item::new(
             GroupId::from_bytes([9; 16]),
             Said::Renew { epoch: Epoch(1), seq: 1, certificate: Some(Blob(vec![0; MESSAGE_BYTES_MAX].into())) },
@@ -237,9 +366,10 @@ mod tests {
         bytes.put_slice(&written(&[renew(1, 1)])[0]);
         bytes.put_slice(&[0, 0, 0, 3, 0xff, 0xff, 0xff]);
         bytes.put_slice(&written(&[renew(2, 2)])[0]);
-        assert_eq!(read(bytes.clone().freeze()), (vec![renew(1, 1), renew(2, 2)], 1));
+        let content = |malformed| Content { items: vec![renew(1, 1), renew(2, 2)], renewals: Vec::new(), malformed };
+        assert_eq!(read(bytes.clone().freeze()), content(1));
         bytes.put_slice(&[0, 0, 1]);
-        assert_eq!(read(bytes.freeze()), (vec![renew(1, 1), renew(2, 2)], 2), "cut short");
+        assert_eq!(read(bytes.freeze()), content(2), "cut short");
     }
 
     #[test]
@@ -248,15 +378,65 @@ mod tests {
         for _ in 0..=ITEMS_MAX {
             bytes.put_slice(&written(&[renew(1, 1)])[0]);
         }
-        let (items, malformed) = read(bytes.freeze());
-        assert_eq!((items.len(), malformed), (ITEMS_MAX, 1));
+        let content = read(bytes.freeze());
+        assert_eq!((content.items.len(), content.malformed), (ITEMS_MAX, 1));
+    }
+
+    fn renewal(group: u32, seq: u64, is_answer: bool) -> Renewal {
+        Renewal { group: group.to_be_bytes(), epoch: Epoch(2), seq, is_answer }
+    }
+
+    #[test]
+    fn fifty_renewals_fit_into_a_third_of_a_datagram() {
+        let renewals: Vec<_> = (0..50).map(|group| renewal(group, (1 << 40) + u64::from(group % 7), false)).collect();
+        let blocks = write_renewals(&renewals, 1_100);
+        assert_eq!(blocks.len(), 1);
+        assert!(blocks[0].len() <= 330, "{} bytes", blocks[0].len());
+        let (datagrams, _) = pack([written(&[renew(1, 1)]), blocks].concat(), 1_100);
+        assert_eq!(datagrams.len(), 1);
+        assert_eq!(read(datagrams[0].clone()), Content { items: vec![renew(1, 1)], renewals, malformed: 0 });
+    }
+
+    #[test]
+    fn no_more_renewals_than_allowed_are_read() {
+        let renewals: Vec<_> = (0..300).map(|group| renewal(group, 5, true)).collect();
+        let blocks = write_renewals(&renewals, usize::MAX);
+        assert_eq!(blocks.len(), 2);
+        let content = read(Bytes::from(blocks.concat()));
+        assert_eq!((content.renewals.as_slice(), content.malformed), (&renewals[..RENEWALS_MAX], 1));
     }
 
     proptest! {
         #[test]
         fn garbage_never_panics_and_is_counted(garbage in proptest::collection::vec(any::<u8>(), 0..400)) {
-            let (items, malformed) = read(Bytes::from(garbage.clone()));
-            prop_assert!(!items.is_empty() || malformed > 0 || garbage.is_empty());
+            let content = read(Bytes::from(garbage.clone()));
+            prop_assert!(content != Content::default() || garbage.is_empty() || garbage[0] & 0x80 != 0);
+        }
+
+        #[test]
+        fn renewals_read_back(
+            renewals in proptest::collection::vec((any::<[u8; 4]>(), any::<u64>(), any::<u64>(), any::<bool>()), 0..200),
+            bytes_max in 60_usize..1_200,
+        ) {
+            let of = |(group, epoch, seq, is_answer)| Renewal { group, epoch: Epoch(epoch), seq, is_answer };
+            let mut renewals: Vec<_> = renewals.into_iter().map(of).collect();
+            let blocks = write_renewals(&renewals, bytes_max);
+            prop_assert!(blocks.iter().all(|block| block.len() <= bytes_max));
+            let (datagrams, too_long) = pack(blocks, bytes_max);
+            prop_assert!(too_long.is_empty());
+            let read_back: Vec<_> = datagrams.into_iter().map(read).collect();
+            prop_assert!(read_back.iter().all(|content| content.malformed == 0));
+            renewals.sort_by_key(|renewal| renewal.is_answer);
+            prop_assert_eq!(read_back.into_iter().flat_map(|content| content.renewals).collect::<Vec<_>>(), renewals);
+        }
+
+        #[test]
+        fn mutated_blocks_never_panic(position in 0..40_usize, byte in any::<u8>()) {
+            let renewals: Vec<_> = (0..5).map(|group| renewal(group, 300, false)).collect();
+            let mut bytes = write_renewals(&renewals, 1_100)[0].to_vec();
+            let position = position % bytes.len();
+            bytes[position] = byte;
+            let _ = read(Bytes::from(bytes));
         }
 
         #[test]

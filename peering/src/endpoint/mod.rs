@@ -296,7 +296,7 @@ impl Shared {
                 }
                 () = tokio::time::sleep_until(sweep_at) => {
                     sweep_at = Instant::now() + sweep_every;
-                    if peer.is_unused(&link, self.now(), UNUSED_CONNECTION_MS_MAX.0) {
+                    if peer.is_unused(&link, self.now(), UNUSED_CONNECTION_MS_MAX.0, self.me < peer.id) {
                         link.connection.close(CLOSED_UNUSED, b"unused");
                         break;
                     }

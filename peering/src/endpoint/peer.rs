@@ -69,6 +69,7 @@ pub(super) struct Link {
     dialled: bool,
     /// A later one of the same dialler stands; this one ends when its streams have.
     superseded: AtomicBool,
+    since: BootTime,
     heard_at_ms: AtomicU64,
     /// Held by every stream in use, of either side.
     pub(super) in_use: Arc<()>,
@@ -77,6 +78,11 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn is_open(&self) -> bool {
         self.connection.close_reason().is_none()
+    }
+
+    /// Since it stands; the handshake alone does not count.
+    fn was_heard_on(&self) -> bool {
+        self.heard_at_ms.load(Ordering::Relaxed) > self.since.0
     }
 
     fn is_in_use(&self) -> bool {
@@ -156,6 +162,7 @@ impl Peer {
             connection,
             dialled,
             superseded: AtomicBool::new(false),
+            since: now,
             heard_at_ms: AtomicU64::new(now.0),
             in_use: Arc::default(),
         });
@@ -199,11 +206,17 @@ impl Peer {
     }
 
     /// Whether nobody needs `link` any more: superseded by a later one, or silent for `unused_ms_max` and not kept warm.
-    pub(super) fn is_unused(&self, link: &Link, now: BootTime, unused_ms_max: u64) -> bool {
+    ///
+    /// When both sides dialled at once two connections stand, and each side may send on another one, which costs twice the
+    /// keep-alives and acknowledgements that have nothing to ride on. The side that `decides` ends all but its newest, once that one
+    /// is heard on.
+    pub(super) fn is_unused(&self, link: &Link, now: BootTime, unused_ms_max: u64, decides: bool) -> bool {
         let silent = now.since(BootTime(link.heard_at_ms.load(Ordering::Relaxed))).0 >= unused_ms_max;
-        let is_newest = self.newest().is_some_and(|newest| newest.number == link.number);
+        let newest = self.newest();
+        let is_newest = newest.as_ref().is_some_and(|newest| newest.number == link.number);
+        let is_second = decides && !is_newest && newest.is_some_and(|newest| newest.was_heard_on());
         let kept = is_newest && lock(&self.warm).is_some();
-        !link.is_in_use() && !kept && (silent || link.superseded.load(Ordering::Relaxed))
+        !link.is_in_use() && !kept && (silent || is_second || link.superseded.load(Ordering::Relaxed))
     }
 
     /// Starts keeping the peer warm; true if it was not kept so before.
