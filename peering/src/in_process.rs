@@ -108,7 +108,11 @@ impl Network {
 
     /// A node goes without a word; what is sent to it is lost.
     pub fn leave(&self, node: NodeId) {
-        lock(&self.0.nodes).remove(&node);
+        let left = lock(&self.0.nodes).remove(&node);
+        // What serves there holds the transport, which holds the node.
+        if let Some(left) = left {
+            lock(&left.router).take();
+        }
     }
 
     fn node(&self, id: NodeId) -> Option<Arc<Node>> {

@@ -28,7 +28,7 @@ mod uplinks;
 
 pub use self::{
     backoff::Backoff,
-    client::{Client, Error},
+    client::{Client, Connecting, Connector, Duplex, Error},
     ids::{DevAddr, DevEui, EventId, HexBytes, InvalidText, Key},
     messages::{
         Accepted, Delivery, Device, Downlink, Health, Problem, Queued, Reading, ReadingBatch, Reception, Refused, Registered,

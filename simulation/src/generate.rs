@@ -1,0 +1,114 @@
+//! A random scenario for every seed: faults of every kind, at random times, on random machines.
+
+use rand::seq::IndexedRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+
+use crate::machine::Machine;
+use crate::network::Link;
+use crate::script::{Fault, Script, Step};
+
+/// Faults in one scenario at most.
+const FAULTS_MAX: usize = 14;
+/// Length of a scenario in ttl.
+const TTLS: std::ops::Range<u64> = 6..25;
+
+/// The scenario of a seed: the same in every version that does not change this function.
+#[must_use]
+pub fn scenario(seed: u64) -> Script {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let ttl_ms = *[300, 1_000, 1_000, 1_000, 2_000].choose(&mut rng).unwrap_or(&1_000);
+    let length_ms = ttl_ms * rng.random_range(TTLS);
+    let mut script = Script {
+        name: format!("seed {seed}"),
+        seed,
+        ttl_ms,
+        quiet_ms: rng.random_range(0..=2 * ttl_ms),
+        motes: rng.random_range(1..=12),
+        uplinks_per_1000_s: rng.random_range(500..=6_000),
+        confirmed_percent: *[0, 10, 50].choose(&mut rng).unwrap_or(&10),
+        radio_loss_percent: *[0, 5, 30].choose(&mut rng).unwrap_or(&5),
+        link: usual_link(&mut rng, ttl_ms),
+        length_ms,
+        ..Script::default()
+    };
+    // Clocks are wrong from the start, as clocks are.
+    for machine in Machine::MEMBERS {
+        if rng.random_bool(0.5) {
+            script.steps.push(Step { at_ms: 0, fault: Fault::Drift(machine, rng.random_range(-10..=10)) });
+        }
+    }
+    let faults = rng.random_range(1..=FAULTS_MAX);
+    for _ in 0..faults {
+        let at_ms = rng.random_range(0..length_ms);
+        for (after_ms, fault) in incident(&mut rng, ttl_ms) {
+            script.steps.push(Step { at_ms: (at_ms + after_ms).min(length_ms), fault });
+        }
+    }
+    script.steps.sort_by_key(|step| step.at_ms);
+    script
+}
+
+/// A network on which the lease can be kept: round trips below a tenth of the ttl.
+fn usual_link(rng: &mut ChaCha8Rng, ttl_ms: u64) -> Link {
+    let delay_ms = rng.random_range(0..=ttl_ms / 60);
+    Link {
+        delay_ms,
+        jitter_ms: rng.random_range(0..=ttl_ms / 60),
+        loss_ppm: *[0, 0, 10_000].choose(rng).unwrap_or(&0),
+        doubled_ppm: *[0, 0, 20_000].choose(rng).unwrap_or(&0),
+        bits_per_second: 0,
+    }
+}
+
+fn any(rng: &mut ChaCha8Rng, machines: &[Machine]) -> Machine {
+    *machines.choose(rng).unwrap_or(&Machine::Rio)
+}
+
+/// Something goes wrong, and perhaps right again: steps and their times from its beginning.
+fn incident(rng: &mut ChaCha8Rng, ttl_ms: u64) -> Vec<(u64, Fault)> {
+    let machine = any(rng, &[Machine::Rio, Machine::Rio, Machine::Patras, Machine::Arbitrator, Machine::Cloud]);
+    let member = any(rng, &Machine::MEMBERS);
+    let other = any(rng, &Machine::ALL);
+    let pause = rng.random_range(0..=4 * ttl_ms);
+    match rng.random_range(0..14) {
+        0..=2 => vec![(0, Fault::Kill(machine)), (pause, Fault::Start(machine))],
+        3 => vec![(0, Fault::Kill(machine))],
+        4 => vec![(0, Fault::ShutDown(any(rng, &Machine::EDGES))), (pause, Fault::Start(machine))],
+        5 => vec![(0, Fault::Freeze(member)), (pause, Fault::Thaw(member))],
+        6 if member != other => vec![(0, Fault::Cut(member, other)), (pause, Fault::MendLinks)],
+        7 if member != other => vec![(0, Fault::CutOneWay(member, other)), (pause, Fault::MendLinks)],
+        6 | 7 => vec![(0, Fault::Deafen(member)), (pause, Fault::MendLinks)],
+        8 => vec![(0, Fault::Isolate(member)), (pause, Fault::MendLinks)],
+        9 => vec![(0, Fault::Deafen(member)), (pause, Fault::MendLinks)],
+        10 => vec![(0, Fault::Links(bad_link(rng, ttl_ms))), (pause, Fault::MendLinks)],
+        11 => vec![(0, Fault::SlowDisk(machine, rng.random_range(1..=ttl_ms / 4)))],
+        12 => vec![(0, Fault::FillDisk(any(rng, &Machine::EDGES))), (pause, Fault::EmptyDisk(Machine::Rio)), (pause, Fault::EmptyDisk(Machine::Patras))],
+        _ => vec![(0, Fault::SetClock(machine, rng.random_range(-86_400_000..=86_400_000)))],
+    }
+}
+
+fn bad_link(rng: &mut ChaCha8Rng, ttl_ms: u64) -> Link {
+    Link {
+        delay_ms: rng.random_range(0..=ttl_ms / 4),
+        jitter_ms: rng.random_range(0..=ttl_ms / 2),
+        loss_ppm: rng.random_range(0..=400_000),
+        doubled_ppm: rng.random_range(0..=300_000),
+        bits_per_second: *[0, 20_000, 200_000].choose(rng).unwrap_or(&0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_seed_gives_a_valid_scenario_and_always_the_same() {
+        for seed in 0..2_000 {
+            let script = scenario(seed);
+            assert!(script.check().is_ok(), "seed {seed}: {:?}", script.check());
+            assert_eq!(script, scenario(seed), "seed {seed}");
+            assert!(!script.steps.is_empty(), "seed {seed}");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The whole product on one thread and in virtual time: real nodes, bridges, custody drivers, reading logs, device services and the real
+//! arbitrator, between simulated motes, over a network, disks and clocks that fail as a script says.
+//!
+//! What is simulated is only what a machine gives: time ([`clock`]), the network ([`network`], [`udp`]), disks, containers ([`engine`]).
+//! Nothing depends on another thread, on the wall clock or on the machine's randomness: equal scripts give equal logs.
+//!
+//! # Layout
+//! | module | what it holds |
+//! |---|---|
+//! | [`script`] | scenarios as data: TOML files, and what must come of them |
+//! | [`generate`] | a random scenario for every seed |
+//! | [`world`] | machines, network and motes of one run, and its end |
+//! | [`machine`] | a machine: clock, disks, and the process that runs on it |
+//! | [`check`] | what must hold at every instant, and the judgement at the end |
+//! | [`shrink`] | the shortest script that still fails |
+//! | [`clock`], [`network`], [`udp`], [`engine`] | the simulated machine parts |
+//!
+//! # What is deliberately absent
+//! The marketplace and the negotiation (a contract is in force from the start), QUIC itself (messages are lost, late, doubled and
+//! reordered as datagrams; requests are repeated like streams), the file system below the database, several threads.
+
+pub mod check;
+pub mod clock;
+pub mod engine;
+pub mod generate;
+pub mod machine;
+pub mod network;
+mod nodes;
+mod parties;
+pub mod script;
+pub mod shrink;
+pub mod udp;
+pub mod votes;
+pub mod world;
+
+pub use script::Script;
+pub use world::{Outcome, run};

@@ -1,0 +1,157 @@
+//! A machine: clocks and disks that survive, and the process that runs on it while it does.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use contracts::ids::NodeId;
+use edge_node::node::Running;
+use edge_node::store::MemoryDisk;
+use kit::task::Process;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::MachineClock;
+use crate::votes::Votes;
+
+/// The machines of a scenario.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Machine {
+    /// The insured edge.
+    Rio,
+    /// The insurer's edge.
+    Patras,
+    Arbitrator,
+    /// The customer's cloud node.
+    Cloud,
+}
+
+impl Machine {
+    pub const ALL: [Self; 4] = [Self::Rio, Self::Patras, Self::Arbitrator, Self::Cloud];
+    /// Those that vote.
+    pub const MEMBERS: [Self; 3] = [Self::Rio, Self::Patras, Self::Arbitrator];
+    /// Those that can hold, each with a gateway.
+    pub const EDGES: [Self; 2] = [Self::Rio, Self::Patras];
+
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rio => "rio",
+            Self::Patras => "patras",
+            Self::Arbitrator => "arbitrator",
+            Self::Cloud => "cloud",
+        }
+    }
+
+    /// The number from which its keys are made.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Rio => 1,
+            Self::Patras => 2,
+            Self::Arbitrator => 3,
+            Self::Cloud => 4,
+        }
+    }
+
+    /// Where its gateway sends to.
+    #[must_use]
+    pub fn gateway_address(self) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, self.number()], 1_700))
+    }
+}
+
+/// How a machine's disk behaves now; clones are the same disk.
+#[derive(Debug, Clone, Default)]
+pub struct Disk(Arc<Mutex<DiskState>>);
+
+#[derive(Debug, Default)]
+struct DiskState {
+    latency: Duration,
+    is_full: bool,
+    store: MemoryDisk,
+}
+
+impl Disk {
+    fn state(&self) -> MutexGuard<'_, DiskState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the database is made on.
+    #[must_use]
+    pub fn database(&self) -> MemoryDisk {
+        self.state().store.clone()
+    }
+
+    /// Each write takes so long; a process that dies meanwhile has written nothing.
+    pub fn set_latency(&self, latency: Duration) {
+        let mut state = self.state();
+        state.latency = latency;
+        state.store.set_latency(latency);
+    }
+
+    /// While a disk is full, writes fail.
+    pub fn set_full(&self, is_full: bool) {
+        let mut state = self.state();
+        state.is_full = is_full;
+        state.store.set_full(is_full);
+    }
+
+    /// To be awaited before a write takes effect.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub async fn write(&self) -> io::Result<()> {
+        let latency = self.state().latency;
+        if latency > Duration::ZERO {
+            tokio::time::sleep(latency).await;
+        }
+        if self.state().is_full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+/// When a process could hear its gateway: from, to, in milliseconds of the simulation.
+pub type Life = (u64, Option<u64>);
+
+/// What stays of a machine, whatever happens to its processes.
+#[derive(Debug)]
+pub struct Hardware {
+    pub machine: Machine,
+    pub node: NodeId,
+    pub clock: MachineClock,
+    pub disk: Disk,
+    pub votes: Votes,
+    /// Content by id; a directory in memory.
+    pub content: tempfile::TempDir,
+    /// The process that runs, if one does.
+    pub process: Option<Process>,
+    /// Its parts, for who looks on; set by the process when it is up.
+    pub running: Arc<Mutex<Option<Arc<Running>>>>,
+    pub lives: Vec<Life>,
+}
+
+impl Hardware {
+    /// The node that runs here, if it is up.
+    #[must_use]
+    pub fn node_running(&self) -> Option<Arc<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Its frames are owed from now on.
+    pub fn begin_life(&mut self, now_ms: u64) {
+        if self.lives.last().is_none_or(|(_, to)| to.is_some()) {
+            self.lives.push((now_ms, None));
+        }
+    }
+
+    pub fn end_life(&mut self, now_ms: u64) {
+        if let Some((_, to @ None)) = self.lives.last_mut() {
+            *to = Some(now_ms);
+        }
+    }
+}
+
+/// All machines by name.
+pub type Machines = BTreeMap<Machine, Hardware>;

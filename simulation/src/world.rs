@@ -1,0 +1,459 @@
+//! One run: machines and motes are set up, faults happen, all is mended, and the ledgers are compared with the customer's store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use contracts::ids::{GroupId, NodeId};
+use contracts::time::Millis;
+use motes::audit::{self, Alive, Delivered, Limits, NodeLife, Report};
+use motes::fleet::Eui64;
+use motes::ledger::Ledger;
+use motes::world::{GatewayConfig, Ground};
+use motes::{World as Radio, WorldConfig};
+use peering::in_process::Network;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::check::Checker;
+use crate::clock::WALL_START;
+use crate::machine::{Hardware, Machine, Machines};
+use crate::network::Links;
+use crate::script::{Fault, Script};
+use crate::udp::Udp;
+use crate::{nodes, parties};
+
+/// The first custody must stand within this time.
+const FIRST_CUSTODY: Duration = Duration::from_secs(30);
+/// After all is mended, everything must be where it belongs within this time.
+const SETTLE: Duration = Duration::from_secs(180);
+/// Confirmed uplinks under way at the end are given so long.
+const RADIO_DRAIN: Duration = Duration::from_secs(10);
+/// Between two looks at something that has no signal.
+const POLL: Duration = Duration::from_millis(20);
+/// Somebody holds again so many ttl after the last fault.
+const RECOVERY_TTLS: u64 = 5;
+
+/// What came of a run.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Outcome {
+    pub name: String,
+    pub seed: u64,
+    pub violations: Vec<String>,
+    pub virtual_ms: u64,
+    /// Machines times virtual time.
+    pub node_ms: u64,
+    pub faults: u64,
+    /// How often the insurer gained custody.
+    pub takeovers: u64,
+    /// From the first step to the insurer's custody.
+    pub takeover_ms: Option<u64>,
+    pub readings_owed: u64,
+    pub readings_delivered: u64,
+    pub lost: u64,
+    pub doubled: u64,
+    pub counters_reused: u64,
+    pub downlinks: u64,
+    /// Between members, as datagrams: bytes and number.
+    pub datagrams: (u64, u64),
+    /// How often somebody looked for two holders.
+    pub looks: u64,
+    #[serde(skip)]
+    pub log: Vec<String>,
+    /// The time that the machine needed.
+    pub elapsed_us: u64,
+}
+
+/// Runs a scenario to its end. Equal scripts give equal outcomes, the time that it took apart.
+///
+/// # Panics
+/// The runtime cannot be made.
+#[must_use]
+#[expect(clippy::disallowed_methods, clippy::missing_panics_doc, reason = "the speed of the simulation is measured against the real clock")]
+pub fn run(script: &Script) -> Outcome {
+    let begun = std::time::Instant::now();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let mut outcome = runtime.expect("a runtime without threads needs nothing").block_on(async {
+        let world = Box::pin(World::set_up(script)).await;
+        Box::pin(world.play()).await
+    });
+    outcome.elapsed_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    outcome
+}
+
+/// Everything of one run.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) script: Script,
+    pub(crate) start: Instant,
+    pub(crate) machines: Machines,
+    pub(crate) network: Network,
+    pub(crate) links: Links,
+    pub(crate) udp: Udp,
+    pub(crate) checker: Checker,
+    pub(crate) deal: parties::Deal,
+    pub(crate) arbitrator_store: Arc<arbitrator::store::Memory>,
+    radio: Option<Radio>,
+    ledger: Ledger,
+    insurer_safe_until_ms: u64,
+    first_step_ms: Option<u64>,
+}
+
+impl World {
+    async fn set_up(script: &Script) -> Self {
+        let start = Instant::now();
+        let fleet = motes::fleet::Fleet::new(script.seed, script.motes).expect("the script was checked");
+        let machines: Machines = Machine::ALL.into_iter().map(|machine| (machine, Hardware::new(machine, start))).collect();
+        let deal = parties::Deal::make(script, &machines, &fleet).await;
+        let checker = Checker::new(start, deal.contract.group);
+        let links = Links::new(script.seed, script.link);
+        let network = Network::new(machines[&Machine::Arbitrator].clock.clock());
+        let looking = checker.clone();
+        network.set_faults(links.faults(move || looking.look()));
+        let arbitrator_store = Arc::new(arbitrator::store::Memory::default());
+        parties::sign_and_fund(&deal, &machines, &arbitrator_store).await;
+        Self {
+            script: script.clone(),
+            start,
+            machines,
+            network,
+            links,
+            udp: Udp::default(),
+            checker,
+            deal,
+            arbitrator_store,
+            radio: None,
+            ledger: Ledger::in_memory(),
+            insurer_safe_until_ms: 0,
+            first_step_ms: None,
+        }
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn node_id(&self, machine: Machine) -> NodeId {
+        self.machines[&machine].node
+    }
+
+    pub(crate) fn group(&self) -> GroupId {
+        self.deal.contract.group
+    }
+
+    async fn play(mut self) -> Outcome {
+        for machine in Machine::ALL {
+            self.start_machine(machine).await;
+        }
+        let custody_is_settled = self.wait(FIRST_CUSTODY, |world| world.is_settled()).await;
+        if !custody_is_settled {
+            self.checker.violate("the first custody does not stand".to_owned());
+            return self.finish(None);
+        }
+        self.start_radio().await;
+        let begin = Instant::now();
+        for step in self.script.steps.clone() {
+            tokio::time::sleep_until(begin + Duration::from_millis(step.at_ms)).await;
+            self.first_step_ms.get_or_insert(self.now_ms());
+            self.carry_out(&step.fault).await;
+        }
+        tokio::time::sleep_until(begin + Duration::from_millis(self.script.length_ms)).await;
+        self.check_expectations();
+        self.mend_everything().await;
+        let report = self.settle().await;
+        self.finish(report)
+    }
+
+    /// Waits, looking now and then; false after `bound`.
+    async fn wait(&mut self, bound: Duration, mut condition: impl FnMut(&mut Self) -> bool) -> bool {
+        let deadline = Instant::now() + bound;
+        while !condition(self) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        true
+    }
+
+    /// The customer holds, and the insurer takes part.
+    fn is_settled(&self) -> bool {
+        let takes_part = |machine| self.machines[&machine].lives.last().is_some_and(|(_, to)| to.is_none());
+        Machine::EDGES.into_iter().all(takes_part) && self.checker.holder().is_some_and(|(holder, _)| holder == Machine::Rio)
+    }
+
+    async fn start_radio(&mut self) {
+        let script = &self.script;
+        if script.uplinks_per_1000_s == 0 {
+            return;
+        }
+        let percent = |percent: u32| percent * (crate::network::PPM / 100);
+        let mut config = WorldConfig::new(script.seed, std::path::PathBuf::new());
+        config.motes = script.motes;
+        config.rate_milli = script.uplinks_per_1000_s;
+        config.confirmed_ppm = percent(script.confirmed_percent);
+        config.uplink_loss_ppm = percent(script.radio_loss_percent);
+        config.downlink_loss_ppm = percent(script.radio_loss_percent);
+        let gateway = |machine: Machine| GatewayConfig { eui: gateway_eui(machine), server: machine.gateway_address() };
+        let ground =
+            Ground { sockets: self.udp.clone(), ledger: self.ledger.clone(), wall_us: (WALL_START.0 + self.now_ms()) * 1_000 };
+        match Radio::start_on(ground, config, &Machine::EDGES.map(gateway)).await {
+            Ok(radio) => self.radio = Some(radio),
+            Err(error) => self.checker.violate(format!("the radio does not start: {error}")),
+        }
+    }
+
+    async fn carry_out(&mut self, fault: &Fault) {
+        self.checker.log(format!("{fault:?}"));
+        self.note_safety();
+        match fault {
+            Fault::Kill(machine) => self.kill_machine(*machine),
+            Fault::Start(machine) => self.start_machine(*machine).await,
+            Fault::ShutDown(machine) => self.shut_down_machine(*machine).await,
+            Fault::Freeze(machine) => {
+                if let Some(process) = &self.machines[machine].process {
+                    process.freeze();
+                }
+            }
+            Fault::Thaw(machine) => self.thaw(*machine),
+            Fault::Cut(one, other) => {
+                self.links.cut(self.node_id(*one), self.node_id(*other));
+                self.links.cut(self.node_id(*other), self.node_id(*one));
+            }
+            Fault::CutOneWay(from, to) => self.links.cut(self.node_id(*from), self.node_id(*to)),
+            Fault::Isolate(machine) => self.isolate(*machine, true),
+            Fault::Deafen(machine) => self.isolate(*machine, false),
+            Fault::MendLinks => {
+                self.links.mend();
+                self.links.set_usual(self.script.link);
+            }
+            Fault::Links(link) => self.links.set_usual(*link),
+            Fault::SlowDisk(machine, ms) => self.machines[machine].disk.set_latency(Duration::from_millis(*ms)),
+            Fault::FillDisk(machine) => {
+                let now_ms = self.now_ms();
+                if let Some(hardware) = self.machines.get_mut(machine) {
+                    hardware.disk.set_full(true);
+                    hardware.end_life(now_ms);
+                }
+            }
+            Fault::EmptyDisk(machine) => self.empty_disk(*machine),
+            Fault::Drift(machine, percent) => self.machines[machine].clock.set_drift(i64::from(*percent) * 10_000),
+            Fault::SetClock(machine, ms) => self.machines[machine].clock.step_wall(*ms),
+        }
+        self.checker.look();
+    }
+
+    fn isolate(&self, machine: Machine, both_ways: bool) {
+        for other in Machine::ALL.into_iter().filter(|other| *other != machine) {
+            self.links.cut(self.node_id(other), self.node_id(machine));
+            if both_ways {
+                self.links.cut(self.node_id(machine), self.node_id(other));
+            }
+        }
+    }
+
+    fn thaw(&self, machine: Machine) {
+        if let Some(process) = &self.machines[&machine].process {
+            process.thaw();
+        }
+    }
+
+    fn empty_disk(&mut self, machine: Machine) {
+        let now_ms = self.now_ms();
+        if let Some(hardware) = self.machines.get_mut(&machine) {
+            hardware.disk.set_full(false);
+            if hardware.node_running().is_some() {
+                hardware.begin_life(now_ms);
+            }
+        }
+    }
+
+    /// What the insurer hears in standby is in its memory only until the customer has it; notes since when that is not so.
+    fn note_safety(&mut self) {
+        let holds = self.checker.holder().is_some_and(|(holder, _)| holder == Machine::Patras);
+        let is_well = |machine| self.machines[&machine].lives.last().is_some_and(|(_, to)| to.is_none());
+        let customer_gets_it = !self.links.is_disturbed() && is_well(Machine::Rio);
+        if holds || customer_gets_it {
+            self.insurer_safe_until_ms = self.now_ms();
+        }
+    }
+
+    /// Until when what a machine heard is surely on a disk, if its process ends now.
+    pub(crate) fn safe_until_ms(&self, machine: Machine) -> u64 {
+        if machine == Machine::Patras { self.insurer_safe_until_ms } else { self.now_ms() }
+    }
+
+    fn check_expectations(&self) {
+        let expect = &self.script.expect;
+        let by_insurer: Vec<_> = self.checker.gained().into_iter().filter(|(_, machine, _)| *machine == Machine::Patras).collect();
+        if let Some(takeovers) = expect.takeovers
+            && by_insurer.len() as u64 != takeovers
+        {
+            self.checker.violate(format!("{} takeovers instead of {takeovers}", by_insurer.len()));
+        }
+        if expect.undisturbed && self.checker.gained().len() != 1 {
+            self.checker.violate(format!("custody moved: {:?}", self.checker.gained()));
+        }
+        if let Some(bound) = expect.takeover_ms_max {
+            match self.takeover_ms() {
+                Some(took) if took <= bound => {}
+                took => self.checker.violate(format!("the takeover took {took:?} ms instead of {bound}")),
+            }
+        }
+    }
+
+    fn takeover_ms(&self) -> Option<u64> {
+        let first_step_ms = self.first_step_ms?;
+        let gained = self.checker.gained();
+        let (at_ms, ..) = gained.iter().find(|(at_ms, machine, _)| *machine == Machine::Patras && *at_ms >= first_step_ms)?;
+        Some(at_ms - first_step_ms)
+    }
+
+    async fn mend_everything(&mut self) {
+        self.checker.log("all is mended");
+        self.note_safety();
+        self.links.mend();
+        self.links.set_usual(self.script.link);
+        for machine in Machine::ALL {
+            self.machines[&machine].disk.set_latency(Duration::ZERO);
+            self.empty_disk(machine);
+            self.thaw(machine);
+            self.start_machine(machine).await;
+        }
+        let bound = Duration::from_millis(RECOVERY_TTLS * self.script.ttl_ms);
+        if !self.wait(bound, |world| world.checker.holder().is_some()).await {
+            self.checker.violate(format!("nobody holds {RECOVERY_TTLS} ttl after the last fault"));
+        }
+    }
+
+    /// Until the customer serves again and its store has everything.
+    async fn settle(&mut self) -> Option<Report> {
+        if !self.wait(SETTLE, |world| world.is_settled()).await {
+            self.checker.violate("the customer does not take custody back".to_owned());
+        }
+        let radio = self.radio.take()?;
+        if let Err(error) = radio.drain(RADIO_DRAIN).await {
+            self.checker.violate(format!("the radio stopped: {error}"));
+        }
+        if let Err(error) = radio.shutdown().await {
+            self.checker.violate(format!("the radio failed: {error}"));
+        }
+        let deadline = Instant::now() + SETTLE;
+        while self.has_open_readings().await {
+            if Instant::now() >= deadline {
+                self.checker.violate("readings stay open".to_owned());
+                break;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Some(self.audit().await)
+    }
+
+    async fn has_open_readings(&self) -> bool {
+        for machine in Machine::EDGES {
+            let Some(running) = self.machines[&machine].node_running() else { return true };
+            if running.core.store.last_open(self.group()).await.unwrap_or(u64::MAX) > 0 {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn audit(&self) -> Report {
+        let delivered = match self.machines[&Machine::Cloud].node_running() {
+            Some(cloud) => nodes::list_received(&cloud).await,
+            None => Vec::new(),
+        };
+        let name = |node: NodeId| {
+            let machine = Machine::ALL.into_iter().find(|machine| self.node_id(*machine) == node);
+            machine.map_or_else(|| node.to_string(), |machine| machine.name().to_owned())
+        };
+        let delivered: Vec<Delivered> = delivered.iter().map(|reading| nodes::delivered(reading, &name)).collect();
+        let nodes: Vec<NodeLife> = Machine::EDGES
+            .into_iter()
+            .map(|machine| {
+                let to_wall = |ms: u64| WALL_START.0 + ms;
+                let alive = |(from, to): &(u64, Option<u64>)| Alive { from_ms: to_wall(*from), to_ms: to.map(to_wall) };
+                let alive = self.machines[&machine].lives.iter().map(alive).collect();
+                NodeLife { node: machine.name().to_owned(), gateway: gateway_eui(machine), alive }
+            })
+            .collect();
+        let slowest_write = self.script.steps.iter().filter_map(|step| match step.fault {
+            Fault::SlowDisk(_, ms) => Some(ms),
+            _ => None,
+        });
+        // A frame is offered after 30 ms, and must travel.
+        let travel = 4 * (self.script.link.delay_ms + self.script.link.jitter_ms);
+        let limits = Limits { loss_margin_ms: 50 + travel + slowest_write.max().unwrap_or(0), ..Limits::default() };
+        let ledgers = self.ledger.ledgers().unwrap_or_default();
+        let timeline = audit::Timeline::default();
+        let input = audit::Input { ledgers: &ledgers, nodes: &nodes, delivered: &delivered, timeline: &timeline, limits };
+        audit::audit(&input)
+    }
+
+    fn finish(self, report: Option<Report>) -> Outcome {
+        for hardware in self.machines.values() {
+            for contradiction in hardware.votes.take_contradictions() {
+                self.checker.violate(format!("{} {contradiction}", hardware.machine.name()));
+            }
+        }
+        let report = report.unwrap_or_default();
+        for (what, count) in [
+            ("owed readings lost", report.lost),
+            ("readings doubled", report.duplicates),
+            ("wrong values", report.wrong_values),
+            ("unknown readings", report.unknown_readings),
+            ("downlink counters reused", report.downlink_counters_reused),
+            ("faults of the ledgers", report.ledger_faults),
+        ] {
+            if count > 0 {
+                self.checker.violate(format!("{what}: {count}"));
+            }
+        }
+        for listed in report.lost_readings.iter().take(5) {
+            self.checker.log(format!("lost {listed:?}"));
+        }
+        let takeovers = self.checker.gained().iter().filter(|(_, machine, _)| *machine == Machine::Patras).count() as u64;
+        let (takeover_ms, virtual_ms) = (self.takeover_ms(), self.now_ms());
+        let (downlinks, looks) = (self.checker.downlinks(), self.checker.looks());
+        self.checker.log(format!(
+            "{} frames, {} owed readings, {} delivered, {downlinks} downlinks",
+            report.frames_sent, report.readings_owed, report.readings_delivered
+        ));
+        for hardware in self.machines.values() {
+            if let Some(process) = &hardware.process {
+                process.kill();
+            }
+        }
+        let (log, violations) = self.checker.finish();
+        Outcome {
+            name: self.script.name.clone(),
+            seed: self.script.seed,
+            violations,
+            virtual_ms,
+            node_ms: virtual_ms * Machine::ALL.len() as u64,
+            faults: self.script.steps.len() as u64,
+            takeovers,
+            takeover_ms,
+            readings_owed: report.readings_owed,
+            readings_delivered: report.readings_delivered,
+            lost: report.lost,
+            doubled: report.duplicates,
+            counters_reused: report.downlink_counters_reused,
+            downlinks,
+            datagrams: self.links.sent(),
+            looks,
+            log,
+            elapsed_us: 0,
+        }
+    }
+}
+
+/// The identifier of an edge's gateway.
+fn gateway_eui(machine: Machine) -> Eui64 {
+    Eui64(0xaa55_5a00_0000_0100 + u64::from(machine.number()))
+}
+
+/// The lease of a scenario.
+pub(crate) fn ttl(script: &Script) -> Millis {
+    Millis(script.ttl_ms)
+}
