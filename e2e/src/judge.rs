@@ -38,6 +38,23 @@ fn delivered(world: &World, reading: &ReceivedReading) -> anyhow::Result<Deliver
 /// Judges what was recorded so far.
 pub async fn judge(world: &World, marks: Marks) -> anyhow::Result<Report> {
     let readings = world.all_readings().await?;
+    let timeline = Timeline {
+        kill_ms: Some(marks.kill.0),
+        taker: Some("patras".to_owned()),
+        takeover_certificate_ms: Some(marks.certificate.0),
+        handback_begin_ms: Some(marks.handback_begin.0),
+        handback_end_ms: Some(marks.handback_end.0),
+    };
+    judge_readings(world, &readings, &timeline, Limits::default())
+}
+
+/// Judges these rows of the cloud's store.
+pub fn judge_readings(
+    world: &World,
+    readings: &[ReceivedReading],
+    timeline: &Timeline,
+    limits: Limits,
+) -> anyhow::Result<Report> {
     let delivered = readings.iter().map(|r| delivered(world, r)).collect::<anyhow::Result<Vec<_>>>()?;
     let life = |name: &str, gateway: &str| -> anyhow::Result<NodeLife> {
         let alive = world
@@ -50,13 +67,6 @@ pub async fn judge(world: &World, marks: Marks) -> anyhow::Result<Report> {
         Ok(NodeLife { node: name.to_owned(), gateway: gateway.parse().map_err(|_| anyhow::anyhow!("gateway EUI"))?, alive })
     };
     let nodes = [life("rio", RIO_GATEWAY)?, life("patras", PATRAS_GATEWAY)?];
-    let timeline = Timeline {
-        kill_ms: Some(marks.kill.0),
-        taker: Some("patras".to_owned()),
-        takeover_certificate_ms: Some(marks.certificate.0),
-        handback_begin_ms: Some(marks.handback_begin.0),
-        handback_end_ms: Some(marks.handback_end.0),
-    };
     let ledgers = Ledgers::read(&world.ledgers)?;
-    Ok(audit(&Input { ledgers: &ledgers, nodes: &nodes, delivered: &delivered, timeline: &timeline, limits: Limits::default() }))
+    Ok(audit(&Input { ledgers: &ledgers, nodes: &nodes, delivered: &delivered, timeline, limits }))
 }

@@ -1,6 +1,8 @@
 //! The demo and the takeover benchmark: real processes, real containers, real datagrams, judged by the sensors' own records.
 
+mod address;
 mod cycle;
+mod faults;
 mod judge;
 mod observe;
 mod process;
@@ -83,6 +85,8 @@ enum Command {
         #[arg(long, default_value_t = 30)]
         runs: u32,
     },
+    /// Real faults, one after another, each process in a network namespace of its own; needs root.
+    Faults(faults::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -113,26 +117,16 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let activations = match &cli.command {
         Command::Demo { .. } => 2,
         Command::Takeover { runs } => *runs + 1,
+        Command::Faults(arguments) => {
+            check_programs(&cli.common)?;
+            return Box::pin(faults::run(&cli.common, arguments)).await;
+        }
     };
     check_machine(&cli.common)?;
     let directory = std::env::temp_dir().join(format!("antirio-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
-    let common = &cli.common;
-    let settings = Settings {
-        programs: absolute(&common.programs)?,
-        image: absolute(&common.image)?,
-        engine: common.engine.clone(),
-        docker_socket: common.docker_socket.clone(),
-        motes: common.motes,
-        rate: common.rate.clone(),
-        confirmed: common.confirmed.clone(),
-        loss: common.loss.clone(),
-        seed: common.seed,
-        ttl_ms: common.ttl_ms,
-        quiet_ms: 2_000,
-        activations,
-    };
-    let mut world = World::prepare(settings, &directory)?;
+    let settings = settings(&cli.common, activations)?;
+    let mut world = World::prepare(settings, &directory, address::loopback()?, None)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let ran = tokio::select! {
         biased;
@@ -156,17 +150,30 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     ran
 }
 
+fn settings(common: &Common, activations: u32) -> anyhow::Result<Settings> {
+    Ok(Settings {
+        programs: absolute(&common.programs)?,
+        image: absolute(&common.image)?,
+        engine: common.engine.clone(),
+        docker_socket: common.docker_socket.clone(),
+        motes: common.motes,
+        rate: common.rate.clone(),
+        confirmed: common.confirmed.clone(),
+        loss: common.loss.clone(),
+        seed: common.seed,
+        ttl_ms: common.ttl_ms,
+        quiet_ms: 2_000,
+        activations,
+    })
+}
+
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     std::path::absolute(path).with_context(|| path.display().to_string())
 }
 
 /// Says what is missing before anything is started.
 fn check_machine(common: &Common) -> anyhow::Result<()> {
-    for program in ["antirio", "antirio-radio"] {
-        let path = common.programs.join(program);
-        anyhow::ensure!(path.exists(), "{} is missing: build it first, or use `cargo xtask demo`", path.display());
-    }
-    anyhow::ensure!(common.image.exists(), "{} is missing: use `cargo xtask demo`", common.image.display());
+    check_programs(common)?;
     let needs_root = common.engine != "docker";
     if needs_root && !rustix::process::geteuid().is_root() {
         anyhow::bail!(
@@ -177,10 +184,21 @@ fn check_machine(common: &Common) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn check_programs(common: &Common) -> anyhow::Result<()> {
+    for program in ["antirio", "antirio-radio"] {
+        let path = common.programs.join(program);
+        anyhow::ensure!(path.exists(), "{} is missing: build it first, or use `cargo xtask demo`", path.display());
+    }
+    anyhow::ensure!(common.image.exists(), "{} is missing: use `cargo xtask demo`", common.image.display());
+    Ok(())
+}
+
 async fn command(cli: &Cli, world: &mut World) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Demo { .. } => demo(cli, world).await,
         Command::Takeover { runs } => takeover(cli, world, *runs).await,
+        // It makes its own worlds, before there is one.
+        Command::Faults(_) => anyhow::bail!("faults strike in namespaces of their own"),
     }
 }
 

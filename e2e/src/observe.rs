@@ -212,7 +212,7 @@ impl World {
 
     /// Available and reserved micro-units of each owner, and their sum.
     pub async fn accounts(&self) -> anyhow::Result<BTreeMap<OwnerId, (u64, u64)>> {
-        let client = arbitrator::Client::new(&format!("http://{}", self.arbitrator))?;
+        let client = arbitrator::Client::new(&format!("http://{}", self.places["arbitrator"].api))?;
         let mut accounts = BTreeMap::new();
         for owner in self.owners {
             for account in client.list_accounts(owner).await? {

@@ -20,19 +20,53 @@ pub struct Process {
     log: PathBuf,
 }
 
-impl Process {
-    /// Starts `program`; everything that it prints goes to `<directory>/<name>.log`. It dies with this process.
-    pub fn start(name: &str, program: &Path, arguments: &[String], directory: &Path, piped: bool) -> anyhow::Result<Self> {
-        let log = directory.join(format!("{name}.log"));
-        let file = File::options().create(true).append(true).open(&log).with_context(|| log.display().to_string())?;
-        let mut command = Command::new(program);
-        command.args(arguments).stdin(if piped { Stdio::piped() } else { Stdio::null() }).stdout(file.try_clone()?).stderr(file);
-        // A process group of its own: Ctrl-C on the terminal reaches the demo, which ends the others in order.
-        command.process_group(0).kill_on_drop(true);
-        let child = command.spawn().with_context(|| format!("{} cannot be started", program.display()))?;
-        Ok(Self { name: name.to_owned(), child, log })
+/// How a child is started.
+#[derive(Debug)]
+pub struct Start<'a> {
+    name: &'a str,
+    program: &'a Path,
+    arguments: &'a [String],
+    directory: &'a Path,
+    /// Its standard input is written by this program.
+    pub is_piped: bool,
+    /// Network namespace, as `ip netns` names it.
+    pub namespace: Option<&'a str>,
+    /// A library that shifts the wall clock, and the file that says by how much.
+    pub wall_clock: Option<(&'a Path, PathBuf)>,
+}
+
+impl<'a> Start<'a> {
+    pub fn new(name: &'a str, program: &'a Path, arguments: &'a [String], directory: &'a Path) -> Self {
+        Self { name, program, arguments, directory, is_piped: false, namespace: None, wall_clock: None }
     }
 
+    /// Everything that it prints goes to `<directory>/<name>.log`. It dies with this process.
+    pub fn run(self) -> anyhow::Result<Process> {
+        let log = self.directory.join(format!("{}.log", self.name));
+        let file = File::options().create(true).append(true).open(&log).with_context(|| log.display().to_string())?;
+        let mut command = match self.namespace {
+            // Not `ip netns exec`, which hides the control groups; nsenter becomes the program, so its id is the child's.
+            Some(namespace) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{namespace}")).arg(self.program);
+                command
+            }
+            None => Command::new(self.program),
+        };
+        if let Some((library, file)) = &self.wall_clock {
+            command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", file).env("FAKETIME_NO_CACHE", "1");
+            command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
+        let input = if self.is_piped { Stdio::piped() } else { Stdio::null() };
+        command.args(self.arguments).stdin(input).stdout(file.try_clone()?).stderr(file);
+        // A process group of its own: Ctrl-C on the terminal reaches the demo, which ends the others in order.
+        command.process_group(0).kill_on_drop(true);
+        let child = command.spawn().with_context(|| format!("{} cannot be started", self.program.display()))?;
+        Ok(Process { name: self.name.to_owned(), child, log })
+    }
+}
+
+impl Process {
     pub fn take_input(&mut self) -> Option<ChildStdin> {
         self.child.stdin.take()
     }
@@ -55,6 +89,13 @@ impl Process {
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
+    /// Sends a signal; it may have ended already.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+            let _ended = kill_process(pid, signal);
+        }
+    }
+
     /// SIGKILL, and waits until it is gone.
     pub async fn kill(mut self) -> anyhow::Result<()> {
         self.child.start_kill()?;
@@ -64,10 +105,7 @@ impl Process {
 
     /// SIGTERM, and SIGKILL if it does not end in time.
     pub async fn stop(mut self) -> anyhow::Result<()> {
-        if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
-            // It may have ended already.
-            let _ended = kill_process(pid, Signal::TERM);
-        }
+        self.signal(Signal::TERM);
         if tokio::time::timeout(GRACE, self.child.wait()).await.is_err() {
             return self.kill().await;
         }

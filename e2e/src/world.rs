@@ -1,7 +1,7 @@
 //! Two owners, their nodes, a marketplace, an arbitrator, a cloud and a radio: configuration files and processes.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,11 +10,13 @@ use contracts::ids::{NodeId, OwnerId};
 use contracts::time::WallTime;
 use edge_node::identity::{KEY_FILE, load_or_create_key};
 use kit::clock::Clock;
+use rustix::process::Signal;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::ChildStdin;
 
-use crate::process::Process;
+use crate::address::{Addresses, PROCESSES};
+use crate::process::{Process, Start};
 
 /// EUIs of the two gateways.
 pub const RIO_GATEWAY: &str = "aa555a0000000101";
@@ -42,12 +44,13 @@ pub struct Settings {
     pub activations: u32,
 }
 
-/// Keys and addresses of one process.
+/// Key and addresses of one process.
 #[derive(Debug, Clone)]
 pub struct Place {
     pub node: NodeId,
+    /// HTTP, as this program reaches it.
     pub api: SocketAddr,
-    pub lora: Option<SocketAddr>,
+    pub addresses: Addresses,
 }
 
 /// Everything that runs.
@@ -57,53 +60,57 @@ pub struct World {
     pub directory: PathBuf,
     pub owners: [OwnerId; 2],
     pub places: BTreeMap<&'static str, Place>,
-    pub marketplace: SocketAddr,
-    pub arbitrator: SocketAddr,
+    /// The network namespace of the radio, if it has one.
+    radio_namespace: Option<String>,
+    /// Below it one file per process that shifts its wall clock (read by libfaketime, which is preloaded then).
+    pub wall_clocks: Option<WallClocks>,
     pub http: reqwest::Client,
     pub clock: Clock,
     processes: BTreeMap<&'static str, Process>,
+    /// Told to end, and not waited for yet.
+    ending: BTreeMap<&'static str, Process>,
     radio_input: Option<ChildStdin>,
     pub ledgers: PathBuf,
     /// When each node's UDP port was open: from, to.
     pub lives: BTreeMap<&'static str, Vec<(WallTime, Option<WallTime>)>>,
 }
 
-fn free_tcp() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
-}
-
-fn free_udp() -> anyhow::Result<SocketAddr> {
-    Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?)
+/// A library that shifts the wall clock of a process, and the directory of the files that say by how much.
+#[derive(Debug, Clone)]
+pub struct WallClocks {
+    pub library: PathBuf,
+    pub directory: PathBuf,
 }
 
 impl World {
-    /// Makes keys and picks addresses below `directory`; starts nothing.
-    pub fn prepare(settings: Settings, directory: &Path) -> anyhow::Result<Self> {
+    /// Makes keys below `directory`; starts nothing.
+    pub fn prepare(
+        settings: Settings,
+        directory: &Path,
+        addresses: BTreeMap<&'static str, Addresses>,
+        radio_namespace: Option<String>,
+    ) -> anyhow::Result<Self> {
         let key = |path: &str| load_or_create_key(&directory.join(path)).map_err(anyhow::Error::from);
         let owners = [key("owner1.key")?.owner_id(), key("owner2.key")?.owner_id()];
         let mut places = BTreeMap::new();
-        for (name, has_lora) in [("rio", true), ("patras", true), ("cloud", false)] {
-            let node = key(&format!("{name}/{KEY_FILE}"))?.node_id();
-            places.insert(name, Place { node, api: free_tcp()?, lora: if has_lora { Some(free_udp()?) } else { None } });
+        for (name, addresses) in addresses {
+            let is_service = matches!(name, "arbitrator" | "marketplace");
+            let path = if is_service { format!("{name}.key") } else { format!("{name}/{KEY_FILE}") };
+            places.insert(name, Place { node: key(&path)?.node_id(), api: addresses.api, addresses });
         }
-        let places_of_services = [("arbitrator", "arbitrator.key"), ("marketplace", "marketplace.key")];
-        let (mut marketplace, mut arbitrator) = (free_tcp()?, free_tcp()?);
-        for (name, path) in places_of_services {
-            let api = if name == "arbitrator" { &mut arbitrator } else { &mut marketplace };
-            *api = free_tcp()?;
-            places.insert(name, Place { node: key(path)?.node_id(), api: *api, lora: None });
-        }
+        anyhow::ensure!(PROCESSES.iter().all(|(name, _)| places.contains_key(name)), "every process has addresses");
         Ok(Self {
             ledgers: directory.join("ledgers"),
             directory: directory.to_owned(),
             settings,
             owners,
             places,
-            marketplace,
-            arbitrator,
+            radio_namespace,
+            wall_clocks: None,
             http: reqwest::Client::builder().tls_certs_only([]).timeout(Duration::from_secs(10)).build()?,
             clock: Clock::system(),
             processes: BTreeMap::new(),
+            ending: BTreeMap::new(),
             radio_input: None,
             lives: BTreeMap::new(),
         })
@@ -127,32 +134,45 @@ impl World {
         let config = self.write(&format!("{name}.toml"), config)?;
         let log = std::env::var("ANTIRIO_LOG").unwrap_or_else(|_| "info".to_owned());
         let arguments = [command.to_owned(), "--config".to_owned(), config, "--log".to_owned(), log];
-        let process = Process::start(name, &self.program("antirio"), &arguments, &self.directory, false)?;
+        let program = self.program("antirio");
+        let mut start = Start::new(name, &program, &arguments, &self.directory);
+        start.namespace = self.place(name).addresses.namespace.as_deref();
+        if let Some(clocks) = &self.wall_clocks {
+            start.wall_clock = Some((&clocks.library, clocks.directory.join(name)));
+        }
+        let process = start.run()?;
         self.processes.insert(name, process);
         Ok(())
     }
 
+    /// Starts the marketplace or the arbitrator and waits until it answers.
+    pub async fn start_service(&mut self, name: &'static str) -> anyhow::Result<()> {
+        let directory = self.directory.display().to_string();
+        let bind = self.place(name).addresses.api_bind;
+        let mut config = format!(
+            "bind = \"{bind}\"\nstore = {{ sqlite = \"{directory}/{name}.sqlite\" }}\nsecret_key = {{ file = \"{directory}/{name}.key\" }}\n"
+        );
+        if name == "arbitrator" {
+            let operator = load_or_create_key(&self.directory.join("operator.key"))?.key();
+            let peering = self.place(name).addresses.peering;
+            config += &format!("peering_bind = \"{peering}\"\noperators = [\"{operator}\"]\ntick_ms = 100\n");
+        } else {
+            config += "round_ms = 200\n";
+        }
+        self.run_antirio(name, name, &config)?;
+        self.wait_healthy(name).await
+    }
+
     /// Marketplace and arbitrator, and money in both owners' accounts.
     pub async fn start_center(&mut self) -> anyhow::Result<()> {
+        load_or_create_key(&self.directory.join("operator.key"))?;
+        self.start_service("marketplace").await?;
+        self.start_service("arbitrator").await?;
         let directory = self.directory.display().to_string();
-        let marketplace = format!(
-            "bind = \"{}\"\nround_ms = 200\nstore = {{ sqlite = \"{directory}/marketplace.sqlite\" }}\nsecret_key = {{ file = \"{directory}/marketplace.key\" }}\n",
-            self.marketplace
-        );
-        self.run_antirio("marketplace", "marketplace", &marketplace)?;
-        let operator = load_or_create_key(&self.directory.join("operator.key"))?.key();
-        let arbitrator = format!(
-            "bind = \"{}\"\npeering_bind = \"{}\"\noperators = [\"{operator}\"]\ntick_ms = 100\nstore = {{ sqlite = \"{directory}/arbitrator.sqlite\" }}\nsecret_key = {{ file = \"{directory}/arbitrator.key\" }}\n",
-            self.arbitrator,
-            free_udp()?
-        );
-        self.run_antirio("arbitrator", "arbitrator", &arbitrator)?;
-        self.wait_healthy("marketplace").await?;
-        self.wait_healthy("arbitrator").await?;
         for owner in self.owners {
             let arguments = [
                 "credit".to_owned(),
-                format!("--arbitrator=http://{}", self.arbitrator),
+                format!("--arbitrator=http://{}", self.place("arbitrator").api),
                 format!("--operator-key={directory}/operator.key"),
                 format!("--owner={owner}"),
                 format!("--amount={DEPOSIT_UNITS}"),
@@ -173,23 +193,13 @@ impl World {
         };
         self.run_antirio(name, "node", &config)?;
         self.wait_healthy(name).await?;
-        let now = self.clock.wall();
-        self.lives.entry(name).or_default().push((now, None));
+        self.begin_life(name, self.clock.wall());
         Ok(())
     }
 
     fn node_config(&self, name: &str, role: &str, owner: usize) -> anyhow::Result<String> {
         let (directory, place) = (self.directory.display(), self.place(name));
-        // The peering address stays over restarts, so that peers find the node where they left it.
-        let peering_file = self.directory.join(format!("{name}.peering"));
-        let peering = match std::fs::read_to_string(&peering_file) {
-            Ok(address) => address,
-            Err(_) => {
-                let address = free_udp()?.to_string();
-                std::fs::write(&peering_file, &address)?;
-                address
-            }
-        };
+        let addresses = &place.addresses;
         let mut text = format!(
             "name = \"{name}\"\nrole = \"{role}\"\nstate_directory = \"{directory}/{name}\"\nowner_key_file = \"{directory}/owner{}.key\"\n",
             owner + 1
@@ -199,10 +209,11 @@ impl World {
             let (latitude, longitude) = if name == "rio" { (383_100_000, 217_800_000) } else { (383_300_000, 217_670_000) };
             text += &format!("position = {{ latitude_e7 = {latitude}, longitude_e7 = {longitude} }}\n");
         }
-        text += &format!("[peering]\nbind = \"{peering}\"\n[api]\nbind = \"{}\"\n", place.api);
-        text += &format!("[marketplace]\nurl = \"http://{}\"\n", self.marketplace);
-        text += &format!("[arbitrator]\nnode = \"{}\"\nurl = \"http://{}\"\n", self.place("arbitrator").node, self.arbitrator);
-        if let Some(lora) = place.lora {
+        text += &format!("[peering]\nbind = \"{}\"\n[api]\nbind = \"{}\"\n", addresses.peering, addresses.api_bind);
+        text += &format!("[marketplace]\nurl = \"http://{}\"\n", self.place("marketplace").addresses.api_public);
+        let arbitrator = self.place("arbitrator");
+        text += &format!("[arbitrator]\nnode = \"{}\"\nurl = \"http://{}\"\n", arbitrator.node, arbitrator.addresses.api_public);
+        if let Some(lora) = addresses.lora_bind {
             text += &format!("[lora]\nbind = \"{lora}\"\n[engine]\nkind = \"{}\"\n", self.settings.engine);
             if let Some(socket) = &self.settings.docker_socket {
                 text += &format!("docker_socket = \"{}\"\n", socket.display());
@@ -280,7 +291,7 @@ impl World {
     pub async fn start_radio(&mut self) -> anyhow::Result<()> {
         let settings = &self.settings;
         let gateway = |eui: &str, name: &str| {
-            format!("--gateway={eui}@{}", self.place(name).lora.map(|a| a.to_string()).unwrap_or_default())
+            format!("--gateway={eui}@{}", self.place(name).addresses.lora.map(|a| a.to_string()).unwrap_or_default())
         };
         let arguments = [
             format!("--seed={}", settings.seed),
@@ -293,7 +304,10 @@ impl World {
             gateway(RIO_GATEWAY, "rio"),
             gateway(PATRAS_GATEWAY, "patras"),
         ];
-        let mut radio = Process::start("radio", &self.program("antirio-radio"), &arguments, &self.directory, true)?;
+        let program = self.program("antirio-radio");
+        let mut start = Start::new("radio", &program, &arguments, &self.directory);
+        (start.is_piped, start.namespace) = (true, self.radio_namespace.as_deref());
+        let mut radio = start.run()?;
         self.radio_input = radio.take_input();
         self.processes.insert("radio", radio);
         Ok(())
@@ -360,21 +374,65 @@ impl World {
         let process = self.processes.remove(name).with_context(|| format!("{name} does not run"))?;
         let now = self.clock.wall();
         process.kill().await?;
-        if let Some(last) = self.lives.get_mut(name).and_then(|lives| lives.last_mut()) {
-            last.1 = Some(now);
-        }
+        self.end_life(name, now);
         Ok(now)
     }
 
     /// SIGTERM, and waits until it has ended in order.
     pub async fn end(&mut self, name: &'static str) -> anyhow::Result<()> {
+        if !self.ending.contains_key(name) {
+            self.tell_to_end(name)?;
+        }
+        match self.ending.remove(name) {
+            Some(process) => process.stop().await,
+            None => Ok(()),
+        }
+    }
+
+    /// SIGTERM only.
+    pub fn tell_to_end(&mut self, name: &'static str) -> anyhow::Result<()> {
         let process = self.processes.remove(name).with_context(|| format!("{name} does not run"))?;
         let now = self.clock.wall();
-        process.stop().await?;
-        if let Some(last) = self.lives.get_mut(name).and_then(|lives| lives.last_mut()) {
-            last.1 = Some(now);
-        }
+        process.signal(Signal::TERM);
+        self.end_life(name, now);
+        self.ending.insert(name, process);
         Ok(())
+    }
+
+    pub fn is_ending(&self, name: &str) -> bool {
+        self.ending.contains_key(name)
+    }
+
+    pub fn runs(&self, name: &str) -> bool {
+        self.processes.contains_key(name)
+    }
+
+    /// SIGSTOP.
+    pub fn pause(&self, name: &str) -> anyhow::Result<()> {
+        self.processes.get(name).with_context(|| format!("{name} does not run"))?.signal(Signal::STOP);
+        Ok(())
+    }
+
+    /// SIGCONT, if it runs.
+    pub fn resume(&self, name: &str) {
+        if let Some(process) = self.processes.get(name) {
+            process.signal(Signal::CONT);
+        }
+    }
+
+    /// From this moment on, what the node hears need not reach a disk; a life that ended already stays as it is.
+    pub fn end_life(&mut self, name: &'static str, at: WallTime) {
+        if let Some(last) = self.lives.get_mut(name).and_then(|lives| lives.last_mut()) {
+            last.1 = Some(last.1.map_or(at, |ended| ended.min(at)));
+        }
+    }
+
+    /// From this moment on it must; nothing changes if it had to before.
+    pub fn begin_life(&mut self, name: &'static str, at: WallTime) {
+        let lives = self.lives.entry(name).or_default();
+        if lives.last().is_none_or(|(_, to)| to.is_some()) {
+            lives.push((at, None));
+        }
     }
 
     /// Resident memory of every process, in megabytes: now, highest.
@@ -395,7 +453,8 @@ impl World {
     pub async fn stop(&mut self) {
         self.radio_input = None;
         for name in ["radio", "rio", "patras", "cloud", "arbitrator", "marketplace"] {
-            if let Some(process) = self.processes.remove(name)
+            let process = self.processes.remove(name).or_else(|| self.ending.remove(name));
+            if let Some(process) = process
                 && let Err(error) = process.stop().await
             {
                 eprintln!("{name} could not be ended: {error:#}");

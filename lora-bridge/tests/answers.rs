@@ -233,6 +233,22 @@ fn without_custody_nothing_is_transmitted() {
     }
 }
 
+/// Whoever serves when a repetition is heard may have answered it, and tells nobody.
+#[test]
+fn a_repetition_is_answered_by_who_serves_when_it_is_heard() {
+    let (mote, mut rig) = one();
+    rig.custody(Mode::Following);
+    let phy = mote.frame(0, true);
+    rig.hear(&phy);
+    rig.commit(vec![mote.event(0)]);
+    rig.now += 6_000;
+    assert!(downlinks(&rig.hear(&phy)).is_empty(), "not in custody");
+    assert!(downlinks(&rig.serve(5, None)).is_empty(), "custody came within its windows");
+    assert!(downlinks(&rig.reserve(std::slice::from_ref(&mote), 32)).is_empty());
+    rig.now += 6_000;
+    assert_eq!(downlinks(&rig.hear(&phy)).len(), 1, "the next repetition is its own");
+}
+
 #[test]
 fn a_lower_epoch_is_refused() {
     let (_, mut rig) = one();

@@ -488,11 +488,11 @@ impl Ledgers {
     /// # Errors
     /// [`Error`] if a file is missing or a complete line is no record.
     pub fn read(directory: &Path) -> Result<Self, Error> {
-        Ok(Self {
-            motes: read_file(&directory.join(MOTES_FILE))?,
-            radio: read_file(&directory.join(RADIO_FILE))?,
-            gateways: read_file(&directory.join(GATEWAYS_FILE))?,
-        })
+        // In this order, so that a run that goes on meanwhile shows no frame without its mote's word for it: that was written before.
+        let gateways = read_file(&directory.join(GATEWAYS_FILE))?;
+        let radio = read_file(&directory.join(RADIO_FILE))?;
+        let motes = read_file(&directory.join(MOTES_FILE))?;
+        Ok(Self { motes, radio, gateways })
     }
 }
 

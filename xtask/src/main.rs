@@ -18,6 +18,9 @@ cargo xtask bench takeover [--runs N] [--engine E] [--motes N] [--ttl-ms N] [--j
     kill, takeover, return, hand-back, N times: the distribution and its parts
 cargo xtask bench takeover --peer swarm [--runs N] [--json FILE]
     the same faults against Docker Swarm and against Antirio, one after the other; needs root and dockerd
+cargo xtask bench faults [--count N] [--only KIND]... [--seed N] [--engine E] [--ttl-ms N] [--json FILE]
+    N real faults (200), each process in a network namespace of its own: killed, stopped, cut off, out of disk or power; judged after each;
+    the exit status is 1 if anything owed was lost or doubled, a counter was reused, or two held custody
 cargo xtask bench lora | start | peering | model | lease-traffic | arbitrator [arguments]
     the parts alone: the bridge's throughput, the start of a container, round trips between peers, the exhaustive model of custody,
     what leases cost on the wire, what 10,000 contracts cost their witness
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         ["bench", "takeover", "--peer", "swarm", rest @ ..] => compare::run(rest),
         [compare::SWARM_ALONE, image, runs] => compare::swarm_alone(image, runs),
         ["bench", "takeover", rest @ ..] => demo("takeover", rest),
+        ["bench", "faults", rest @ ..] => demo("faults", rest),
         ["bench", name, rest @ ..] => bench(name, rest),
         ["lint"] => lint(),
         _ => Err(USAGE.to_owned()),

@@ -68,7 +68,11 @@ impl Sqlite {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(5));
-        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        // A transaction that failed on a full disk may be half rolled back, and sqlx then nests the next one in it, which is never
+        // committed though it says so. Such a connection is thrown away.
+        let writer = SqlitePoolOptions::new().max_connections(1);
+        let writer = writer.after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }));
+        let writer = writer.connect_with(options.clone()).await?;
         sqlx::migrate!("./migrations").run(&writer).await?;
         let readers = SqlitePoolOptions::new().max_connections(READERS_MAX).connect_with(options.read_only(true)).await?;
         Ok(Self { writer, readers, _lock: lock })

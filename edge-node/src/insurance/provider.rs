@@ -170,7 +170,10 @@ impl Guard<'_> {
         let others = self.contract().members().into_iter().filter(|m| *m != parts.core.me()).collect();
         self.members.send_replace(Members { others, epoch: Some(epoch) });
         self.socket.tenant.set_epoch(epoch);
-        kit::task::spawn(watch_replay(parts.clone(), group, epoch, self.replayed.clone()));
+        let mut replayed = self.replayed.clone();
+        // Here and not in the task: the bridge may have replayed all before the task first runs.
+        replayed.mark_unchanged();
+        kit::task::spawn(watch_replay(parts.clone(), group, epoch, replayed));
         let start = self.start_services();
         let serve = begin_serving(parts, group, epoch, view, !is_renewed);
         let (started, served) = tokio::join!(start, serve);
@@ -331,7 +334,6 @@ async fn wipe_group(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
 /// Says when everything that had been buffered at the takeover is with the customer's cloud.
 async fn watch_replay(parts: Parts, group: GroupId, epoch: Epoch, mut replayed: watch::Receiver<Option<u64>>) {
     let begun = parts.core.clock.boot();
-    replayed.mark_unchanged();
     let mut settled = parts.core.log.settled();
     let frames = match replayed.changed().await {
         Ok(()) => replayed.borrow().unwrap_or(0),

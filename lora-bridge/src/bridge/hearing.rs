@@ -164,7 +164,7 @@ impl Bridge {
         let f_cnt = reception.mark.f_cnt;
         let is_newest = f_cnt.saturating_add(1) >= entry.f_cnt_up_next;
         if self.is_known(entry, f_cnt) {
-            return self.hear_again(reception, is_newest, now, out);
+            return self.hear_again(reception, mode, is_newest, now, out);
         }
         let Some(entry) = self.registry.get_mut(reception.slot) else { return };
         if self.in_flight.len() >= self.config.in_flight_max {
@@ -220,7 +220,7 @@ impl Bridge {
     }
 
     /// A counter that is known: a copy, a repetition that wants its answer again, or nothing of interest.
-    fn hear_again(&mut self, reception: &Reception<'_>, is_newest: bool, now: Now, out: &mut Vec<Output>) {
+    fn hear_again(&mut self, reception: &Reception<'_>, mode: Mode, is_newest: bool, now: Now, out: &mut Vec<Output>) {
         if reception.is_offered {
             self.stats.offers_known += 1;
             return;
@@ -245,7 +245,9 @@ impl Bridge {
         }
         let event = reception.mark.event();
         let is_committed = !self.in_flight.contains_key(&event);
-        let pending = Pending { event, plan: reception.plan(now.wall), is_committed, is_answered_elsewhere: false };
+        // Nobody tells that a repetition was answered. Whoever serves when it is heard answers it, and nobody later: two nodes would.
+        let is_answered_elsewhere = mode.epoch().is_none();
+        let pending = Pending { event, plan: reception.plan(now.wall), is_committed, is_answered_elsewhere };
         self.pending.insert(reception.slot, pending);
         self.try_answer(reception.slot, now, out);
     }

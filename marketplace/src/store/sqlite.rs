@@ -11,7 +11,7 @@ use contracts::money::Currency;
 use contracts::node_record::Role;
 use contracts::time::WallTime;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{Row as _, SqliteConnection};
+use sqlx::{Connection as _, Row as _, SqliteConnection};
 
 use super::{Counts, Error, HISTORY_ROWS_MAX, ListingFilter, MatchFilter, NodeFilter, Rows, Store, Window, build_book};
 use crate::book::Book;
@@ -39,7 +39,11 @@ impl Sqlite {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(5));
-        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        // A transaction that failed on a full disk may be half rolled back, and sqlx then nests the next one in it, which is never
+        // committed though it says so. Such a connection is thrown away.
+        let writer = SqlitePoolOptions::new().max_connections(1);
+        let writer = writer.after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }));
+        let writer = writer.connect_with(options.clone()).await?;
         sqlx::migrate!("./migrations").run(&writer).await?;
         let readers = SqlitePoolOptions::new().max_connections(READERS_MAX).connect_with(options.read_only(true)).await?;
         Ok(Self { writer, readers })

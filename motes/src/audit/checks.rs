@@ -128,7 +128,9 @@ fn is_heard_by_living(input: &Input<'_>, frame: &Frame) -> bool {
 }
 
 fn first_owed<'a>(input: &Input<'_>, uplink: &Uplink<'a>) -> Option<&'a Frame> {
-    uplink.frames.iter().copied().filter(|frame| claim(input, frame) == Claim::Owed).min_by_key(|frame| frame.end_us)
+    let is_judged = |frame: &&Frame| input.limits.judged_until_ms.is_none_or(|until_ms| frame.end_us <= until_ms * 1_000);
+    let owed = uplink.frames.iter().copied().filter(is_judged).filter(|frame| claim(input, frame) == Claim::Owed);
+    owed.min_by_key(|frame| frame.end_us)
 }
 
 fn count_frames(input: &Input<'_>, uplinks: &BTreeMap<Key, Uplink<'_>>, report: &mut Report) {
@@ -280,7 +282,8 @@ fn judge_takeover(input: &Input<'_>, uplinks: &BTreeMap<Key, Uplink<'_>>, report
 /// Judged from the bytes on air alone, in the order of their start.
 fn judge_counters(downlinks: &[&Downlink], report: &mut Report) {
     let mut in_order = downlinks.to_vec();
-    in_order.sort_by_key(|downlink| downlink.start_us);
+    // What starts at the same time has no order.
+    in_order.sort_by_key(|downlink| (downlink.start_us, downlink.f_cnt));
     let mut used: BTreeMap<Eui64, BTreeSet<u32>> = BTreeMap::new();
     for downlink in in_order {
         report.downlinks_on_air += 1;
@@ -323,6 +326,7 @@ fn judge_answers(input: &Input<'_>, downlinks: &[&Downlink], report: &mut Report
         report.frames_answered_twice += u64::from(gateways.len() > 1);
         report.frames_answered_by_two_gateways += u64::from(gateways.iter().any(|gateway| *gateway != gateways[0]));
     }
+    find_simultaneous(downlinks, report);
     for record in &input.ledgers.gateways {
         match record {
             GatewayRecord::Rejected { error, .. } => *report.tx_rejected.entry(error.clone()).or_default() += 1,
@@ -333,6 +337,30 @@ fn judge_answers(input: &Input<'_>, downlinks: &[&Downlink], report: &mut Report
         }
     }
 }
+
+/// Pairs of downlinks for one device that two gateways put on air in the same window, of which the radio gives only the first its frame. (An
+/// answer in the first window by a node that then loses custody, and one in the second by its successor, are no such pair.)
+fn find_simultaneous(downlinks: &[&Downlink], report: &mut Report) {
+    let mut by_device: BTreeMap<Eui64, Vec<&Downlink>> = BTreeMap::new();
+    for downlink in downlinks {
+        if let Some(device) = downlink.dev_eui {
+            by_device.entry(device).or_default().push(downlink);
+        }
+    }
+    for downlinks in by_device.values_mut() {
+        downlinks.sort_by_key(|downlink| downlink.start_us);
+        let is_close = |pair: &&[&Downlink]| pair[1].start_us - pair[0].start_us < ANSWERS_APART_US;
+        let is_one_frame = |pair: &&[&Downlink]| pair[0].frame.is_some() && pair[0].frame == pair[1].frame;
+        let pairs = downlinks.windows(2).filter(|pair| pair[0].gateway != pair[1].gateway);
+        for pair in pairs.filter(is_close).filter(|pair| !is_one_frame(pair)) {
+            report.windows_used_by_two_gateways += 1;
+            list(&mut report.windows_used_by_two_gateways_ms, pair[0].start_us / 1_000);
+        }
+    }
+}
+
+/// Windows are 1 s apart, and so are at least the answers to two uplinks; the rest is for gateways whose clocks differ.
+const ANSWERS_APART_US: u64 = 900_000;
 
 fn judge_confirmed(input: &Input<'_>, uplinks: &BTreeMap<Key, Uplink<'_>>, report: &mut Report) {
     let certificate_us = input.timeline.takeover_certificate_ms.map(|at_ms| at_ms * 1_000);

@@ -83,11 +83,13 @@ pub struct Limits {
     pub delivery_delay_ms_max: u64,
     /// An owed reading heard during hand-back that takes longer is late.
     pub handback_delay_ms_max: u64,
+    /// Frames that ended on air later than this (wall-clock milliseconds) are not owed yet; nothing if the run is over.
+    pub judged_until_ms: Option<u64>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { loss_margin_ms: 50, delivery_delay_ms_max: 2_000, handback_delay_ms_max: 100 }
+        Self { loss_margin_ms: 50, delivery_delay_ms_max: 2_000, handback_delay_ms_max: 100, judged_until_ms: None }
     }
 }
 

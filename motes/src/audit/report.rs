@@ -154,6 +154,11 @@ pub struct Report {
     pub frames_answered_twice: u64,
     /// Frames answered by more than one gateway: two nodes transmitted for one device.
     pub frames_answered_by_two_gateways: u64,
+    /// Downlinks of two gateways for one device so close together that they must be for the same window. No violation by itself: an answer may
+    /// lie in the queue of a gateway whose node loses custody meanwhile; whoever knows the times of custody can tell.
+    pub windows_used_by_two_gateways: u64,
+    /// When, wall-clock milliseconds.
+    pub windows_used_by_two_gateways_ms: Vec<u64>,
     /// Downlinks that motes dropped because their counter was not above the last one.
     pub mote_drops_replay: u64,
     /// Downlinks that motes dropped because their counter was more than 16,384 ahead.

@@ -358,6 +358,33 @@ fn unanswered_confirmed_uplinks_and_two_transmitters_are_seen() {
 }
 
 #[test]
+fn a_second_transmitter_without_a_window_is_seen() {
+    let mut run = perfect_run(31);
+    let answer = run.downlinks().find(|downlink| downlink.frame.is_some() && downlink.gateway == A).expect("an answer").clone();
+    // As the radio writes it down: the window belongs to the first, the second only transmits. Nobody knows its counter.
+    let second = Downlink { gateway: B, window: None, frame: None, dev_addr: None, reached: false, ..answer };
+    let at_ms = second.start_us / 1_000;
+    run.ledgers.radio.push(RadioRecord::Downlink(second));
+    let report = run.report();
+    assert_eq!((report.windows_used_by_two_gateways, report.windows_used_by_two_gateways_ms), (1, vec![at_ms]));
+    assert_eq!(perfect_run(31).report().windows_used_by_two_gateways, 0);
+}
+
+#[test]
+fn what_is_not_judged_yet_is_not_owed() {
+    let mut run = perfect_run(32);
+    let row = run.delivered.remove(run.plain_row());
+    let report = |until_ms| {
+        let limits = Limits { judged_until_ms: until_ms, ..Limits::default() };
+        let Run { ledgers, nodes, delivered, timeline } = &run;
+        audit(&Input { ledgers, nodes, delivered, timeline, limits })
+    };
+    assert_eq!((report(None).lost, report(Some(row.heard_at_ms - 1_000)).lost), (1, 0));
+    assert_eq!(report(Some(row.heard_at_ms + 1_000)).lost, 1);
+    assert!(report(Some(row.heard_at_ms)).readings_owed < report(None).readings_owed);
+}
+
+#[test]
 fn contradictions_of_the_ledgers_and_foreign_downlinks_are_seen() {
     let mut run = perfect_run(1);
     let first = run.ledgers.motes.iter().position(|record| matches!(record, MoteRecord::Attempt(_))).expect("an attempt");

@@ -17,8 +17,8 @@ use contracts::node_record::NodeRecord;
 use contracts::time::WallTime;
 use contracts::write_ahead::{Bound, Reserved};
 use lora_bridge::mac::session::Mark;
-use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection as _, SqlitePool};
 
 use super::{AgreementRow, Backend, Change, Error, InboxBatch, Received, Result, Waiting};
 use crate::readings::{Reading, StoredUplink};
@@ -58,7 +58,11 @@ impl Sqlite {
             .foreign_keys(true)
             .pragma("cache_size", "-1024")
             .busy_timeout(std::time::Duration::from_secs(5));
-        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        // A transaction that failed on a full disk may be half rolled back, and sqlx then nests the next one in it, which is never
+        // committed though it says so. Such a connection is thrown away.
+        let writer = SqlitePoolOptions::new().max_connections(1);
+        let writer = writer.after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }));
+        let writer = writer.connect_with(options.clone()).await?;
         sqlx::migrate!("./migrations").run(&writer).await?;
         let reader = SqlitePoolOptions::new().max_connections(2).connect_with(options.read_only(true)).await?;
         Ok(Self { writer, reader })
@@ -209,5 +213,28 @@ mod tests {
         assert_eq!(store.get_tenant_value(group, "big").await.expect("no failure"), None);
         sqlx::query("PRAGMA max_page_count = 4294967294").execute(&store.writer).await.expect("no limit");
         assert!(store.put_tenant_value(group, "big", &vec![1; 1 << 20], 10).await.expect("there is room again"));
+    }
+
+    /// What was reported as written after the disk was full must be there for others, and after a restart.
+    #[tokio::test]
+    async fn a_write_after_several_that_found_no_room_is_a_write() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("node.db");
+        let store = Sqlite::open(&path).await.expect("a database");
+        let group = GroupId::from_bytes([7; 16]);
+        let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&store.writer).await.expect("a number");
+        let limit = format!("PRAGMA max_page_count = {}", pages + 4);
+        for _ in 0..3 {
+            sqlx::query(sqlx::AssertSqlSafe(limit.clone())).execute(&store.writer).await.expect("a limit");
+            let refused = store.put_tenant_value(group, "big", &vec![1; 1 << 20], 10).await;
+            assert!(matches!(refused, Err(Error::Full)), "{refused:?}");
+        }
+        sqlx::query("PRAGMA max_page_count = 4294967294").execute(&store.writer).await.expect("no limit");
+        assert!(store.put_tenant_value(group, "small", b"kept", 10).await.expect("there is room again"));
+        // The reader is another connection: it sees only what is committed.
+        assert_eq!(store.get_tenant_value(group, "small").await.expect("a value").as_deref(), Some(b"kept".as_slice()));
+        store.close().await;
+        let again = Sqlite::open(&path).await.expect("a database");
+        assert_eq!(again.get_tenant_value(group, "small").await.expect("a value").as_deref(), Some(b"kept".as_slice()));
     }
 }
