@@ -350,7 +350,8 @@ impl<'a> Stage<'a> {
         let (mut epochs, mut dissent) = (Vec::new(), false);
         for (name, role) in [("rio", "holder"), ("patras", "follower")] {
             let status = self.world.status(name).await?;
-            anyhow::ensure!(status.groups.len() == 1, "{name} takes part in custody of {} groups", status.groups.len());
+            // More than one if a contract ended (a provider that was stopped too long breaches it) and the next is in force.
+            anyhow::ensure!(!status.groups.is_empty(), "{name} takes part in no custody");
             for group in &status.groups {
                 let stands_by = group.holder == Some(rio) || (name == "patras" && group.holder == Some(patras));
                 dissent |= group.holder != Some(rio);
