@@ -205,6 +205,15 @@ async fn votes_and_records_stand_together() {
         store.commit(Changes { reported: Some((group, Epoch(1))), ..Changes::default() }).await.unwrap();
         assert_eq!(store.unreported_grants(None, 10).await.unwrap().len(), 1);
         assert_eq!(store.votes(group).await.unwrap(), Some(vote(2, 1).1));
+        // Its vote lost: the records are the certified winner's to write, and it granted to nobody else.
+        let stands_by = Durable { elected: Some(MemberIndex(0)), ..vote(3, 1).1 };
+        store.persist_votes(&[vote(3, 1)], NOW).await.unwrap();
+        store.persist_votes(&[(group, stands_by)], NOW).await.unwrap();
+        put(3, 1, 0, 112, 5).await.unwrap();
+        assert!(matches!(put(3, 2, 1, 128, 6).await, Err(RecordsError::NotTheHolder { voted_epoch: Epoch(3) })));
+        assert_eq!(store.votes(group).await.unwrap(), Some(stands_by));
+        let grants = store.unreported_grants(Some(group), 100).await.unwrap();
+        assert_eq!(grants.last().map(|g| (g.epoch, g.voted_for)), Some((Epoch(3), MemberIndex(1))));
     }
 }
 
