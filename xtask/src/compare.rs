@@ -1,4 +1,4 @@
-//! Antirio and Docker Swarm side by side: the same image, the same machine, one after the other in one run.
+//! Antirio and Docker Swarm side by side: the same faults, the same image, the same machine, one after the other in one run.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -50,10 +50,11 @@ pub fn run(arguments: &[&str]) -> Result<(), String> {
     }
 }
 
-/// The holder's node, which is its engine, is killed; an outage ends with the insurer's first live reading at the cloud.
+/// Link of the holder cut, and its node, which is its engine, killed; an outage ends with the insurer's first live reading at the cloud.
 fn antirio(built: &build::Built, runs: u32, json: &Path) -> Result<String, String> {
-    let mut demo = built.demo("takeover");
-    demo.args(["--runs", &runs.to_string()]).arg("--json").arg(json);
+    let count = (2 * runs).to_string();
+    let mut demo = built.demo("faults");
+    demo.args(["--count", &count, "--only", "cut-rio", "--only", "kill-rio"]).arg("--json").arg(json);
     build::run(&mut demo)?;
     std::fs::read_to_string(json).map_err(|error| format!("{}: {error}", json.display()))
 }

@@ -45,23 +45,33 @@ impl Fault {
     }
 }
 
-/// Milliseconds of outage per fault, as they came.
+/// One kind of fault, run after run.
 #[derive(Debug)]
-pub struct Measured(Vec<(Fault, Vec<u128>)>);
+struct Kind {
+    fault: Fault,
+    /// Milliseconds, as they came.
+    outages: Vec<u128>,
+    /// Runs in which the old container still ran on its node when the new one did.
+    two_at_once: u32,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub struct Measured(Vec<Kind>);
 
 impl Measured {
-    /// `{"link_cut": {"p50": .., "p99": .., "max": .., "ms": [..]}, ..}`
+    /// `{"link_cut": {"p50": .., "p99": .., "max": .., "two_at_once": .., "ms": [..]}, ..}`
     pub fn json(&self) -> String {
         let mut text = String::from("{");
-        for (place, (fault, values)) in self.0.iter().enumerate() {
-            let mut sorted = values.clone();
+        for (place, Kind { fault, outages, two_at_once }) in self.0.iter().enumerate() {
+            let mut sorted = outages.clone();
             sorted.sort_unstable();
             let at = |percent: usize| sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1).copied().unwrap_or_default();
             let comma = if place == 0 { "" } else { ", " };
             let (p50, p99, max) = (at(50), at(99), sorted.last().copied().unwrap_or_default());
             let written = write!(
                 text,
-                "{comma}\"{}\": {{\"p50\": {p50}, \"p99\": {p99}, \"max\": {max}, \"ms\": {values:?}}}",
+                "{comma}\"{}\": {{\"p50\": {p50}, \"p99\": {p99}, \"max\": {max}, \"two_at_once\": {two_at_once}, \"ms\": {outages:?}}}",
                 fault.name()
             );
             debug_assert!(written.is_ok(), "text takes everything");
@@ -129,18 +139,20 @@ impl Swarm {
     fn all(&mut self, runs: u32) -> Result<Measured, String> {
         let mut measured = Vec::new();
         for fault in Fault::ALL {
-            let mut outages = Vec::new();
+            let mut kind = Kind { fault, outages: Vec::new(), two_at_once: 0 };
             for run in 1..=runs {
-                let outage = self.once(fault)?;
+                let (outage, is_second) = self.once(fault)?;
                 println!("swarm {} {run}/{runs}: {} ms", fault.name(), outage.as_millis());
-                outages.push(outage.as_millis());
+                kind.outages.push(outage.as_millis());
+                kind.two_at_once += u32::from(is_second);
             }
-            measured.push((fault, outages));
+            measured.push(kind);
         }
         Ok(Measured(measured))
     }
 
-    fn once(&mut self, fault: Fault) -> Result<Duration, String> {
+    /// The outage, and whether the old container ran on when the new one did.
+    fn once(&mut self, fault: Fault) -> Result<(Duration, bool), String> {
         let (serving, container) = self.settle()?;
         let begun = Instant::now();
         match fault {
@@ -160,12 +172,13 @@ impl Swarm {
             }
             std::thread::park_timeout(LOOK);
         };
+        let is_second = self.engines[serving].running().contains(&container);
         match fault {
             Fault::LinkCut => self.engines[serving].set_link(true)?,
             Fault::EngineKilled => self.engines[serving].restart()?,
             Fault::WorkloadKilled => {}
         }
-        Ok(outage)
+        Ok((outage, is_second))
     }
 
     /// Waits until three nodes are ready and exactly one container runs, and stays; gives its engine and its id.
