@@ -188,7 +188,7 @@ impl Kind {
             Self::KillRio => Script::moves(&[Kill(Rio)], &[Start(Rio)]),
             Self::KillPatras => Script::stays(&[Kill(Patras), LastUpTo(30), Start(Patras)]),
             Self::KillPatrasHolding => Script {
-                prepare: [until_rio_follows(), vec![says(Rio, "level"), LastUpTo(15)]].concat(),
+                prepare: [until_rio_follows(), vec![says(Rio, "level"), LastUpTo(5)]].concat(),
                 inject: vec![Mark, Kill(Patras), Await(Until::Live(Rio)), Start(Patras)],
                 expect: Expect::Gains(Rio),
                 in_handover: false,
@@ -211,7 +211,7 @@ impl Kind {
             Self::CutRioFromArbitrator => Script::stays(&[Apply(Cut::Pair(Rio, Arbitrator)), Last(30), LastUpTo(20), Heal]),
             Self::CutPatrasFromArbitrator => Script::stays(&[Apply(Cut::Pair(Patras, Arbitrator)), Last(30), LastUpTo(20), Heal]),
             Self::CutPatrasHolding => Script {
-                prepare: [until_rio_follows(), vec![says(Rio, "level"), LastUpTo(15)]].concat(),
+                prepare: [until_rio_follows(), vec![says(Rio, "level"), LastUpTo(5)]].concat(),
                 inject: vec![Mark, Apply(Cut::Link(Patras)), Await(Until::Live(Rio)), LastUpTo(10), Heal],
                 expect: Expect::Gains(Rio),
                 in_handover: false,

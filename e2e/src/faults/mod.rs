@@ -195,6 +195,8 @@ impl<'a> Run<'a> {
 
     async fn deploy(&mut self) -> anyhow::Result<()> {
         self.deployments += 1;
+        // A fault that failed may have left something cut.
+        self.network.heal()?;
         let directory = self.directory.join(self.deployments.to_string());
         let settings = crate::settings(self.common, ACTIVATIONS)?;
         let clocks = self.clocks.clone().map(|library| WallClocks { library, directory: directory.join("clocks") });

@@ -105,22 +105,25 @@ impl Verdict {
         let report = judge_readings(&stage.world, &stage.rows, &Timeline::default(), limits)?;
         let held = held(stage);
         let overlaps = overlaps(&held);
-        let (left, twice): (Vec<u64>, Vec<u64>) =
-            report.windows_used_by_two_gateways_ms.iter().partition(|at| lay_in_a_queue(&held, WallTime(**at)));
-        let mut violations: Vec<String> =
-            report.violations().iter().filter(|v| !matches!(v, Violation::Late(_))).map(ToString::to_string).collect();
+        let both = report.windows_used_by_two_gateways_ms.iter().chain(&report.frames_answered_by_two_gateways_ms);
+        let (left, twice): (Vec<u64>, Vec<u64>) = both.partition(|at| lay_in_a_queue(&held, WallTime(**at)));
+        let mut violations: Vec<String> = report
+            .violations()
+            .iter()
+            .filter(|v| !matches!(v, Violation::Late(_) | Violation::TwoTransmitters(_)))
+            .map(ToString::to_string)
+            .collect();
         violations.extend(report.lost_readings.iter().take(5).map(|lost| format!("lost: {lost:?}")));
         violations.extend(report.ledger_fault_texts.iter().take(5).cloned());
         violations.extend(report.duplicate_rows.iter().take(5).map(|row| format!("doubled: {row:?}")));
-        violations.extend(
-            twice.iter().map(|at| format!("two gateways transmitted in one window at {at}, and nobody had just been elected")),
-        );
+        violations
+            .extend(twice.iter().map(|at| format!("two gateways answered one frame at {at}, and nobody had just been elected")));
         violations.extend(overlaps.iter().map(|(former, latter)| format!("two holders: {former:?} and {latter:?}")));
         Ok(Self {
             lost: report.lost,
             doubled: report.duplicates,
             counters_reused: report.downlink_counters_reused,
-            two_holders: (overlaps.len() + twice.len()) as u64 + report.frames_answered_by_two_gateways,
+            two_holders: (overlaps.len() + twice.len()) as u64,
             left_in_queues: left.len() as u64,
             violations,
             report,

@@ -26,31 +26,36 @@ pub async fn consume(mut outputs: mpsc::Receiver<Vec<Output>>, bridge: BridgeHan
         while let Ok(more) = outputs.try_recv() {
             batch.extend(more);
         }
-        let mut heard = Vec::new();
+        let (mut heard, mut replayed) = (Vec::new(), Vec::new());
         for output in batch {
             match output {
                 Output::Uplink(uplink) => heard.push(uplink),
                 Output::OfferDue(offer) => links.offer(offer.group, offer.frame),
                 Output::ReserveWanted { group, entries } => links.reserve(group, entries),
-                Output::Replayed { group, frames } => links.replayed(group, frames),
+                Output::Replayed { group, frames } => replayed.push((group, frames)),
                 Output::Refused { group, device, reason } => {
                     timeline.push(Event::Alarm { what: format!("session of {device} in {group} refused: {reason:?}") });
                 }
                 Output::Send { .. } | Output::Transmit(_) => debug_assert!(false, "the server of the bridge sends these itself"),
             }
         }
-        if !heard.is_empty() && commit(heard, &bridge, &log, &links).await.is_err() {
-            return;
+        let are_stored = if heard.is_empty() { Ok(true) } else { commit(heard, &bridge, &log, &links).await };
+        match are_stored {
+            // Only now: its last frames are among these. If they were not stored they are replayed again, and it is said again.
+            Ok(true) => replayed.into_iter().for_each(|(group, frames)| links.replayed(group, frames)),
+            Ok(false) => {}
+            Err(_) => return,
         }
     }
 }
 
+/// Whether they are on disk now.
 async fn commit(
     heard: Vec<HeardUplink>,
     bridge: &BridgeHandle,
     log: &Log,
     links: &Links,
-) -> Result<(), lora_bridge::server::Error> {
+) -> Result<bool, lora_bridge::server::Error> {
     let events = heard.iter().map(|u| u.event).collect();
     let mut marks: BTreeMap<GroupId, Vec<Mark>> = BTreeMap::new();
     for uplink in &heard {
@@ -63,11 +68,12 @@ async fn commit(
             for (group, marks) in marks {
                 links.served(group, marks);
             }
-            Ok(())
+            Ok(true)
         }
         Err(error) => {
             tracing::error!(%error, "uplinks were not stored and are not served");
-            bridge.commit_failed(events).await
+            bridge.commit_failed(events).await?;
+            Ok(false)
         }
     }
 }

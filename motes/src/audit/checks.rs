@@ -316,15 +316,18 @@ fn judge_counters(downlinks: &[&Downlink], report: &mut Report) {
 }
 
 fn judge_answers(input: &Input<'_>, downlinks: &[&Downlink], report: &mut Report) {
-    let mut answers: BTreeMap<u64, Vec<Eui64>> = BTreeMap::new();
+    let mut answers: BTreeMap<u64, Vec<&Downlink>> = BTreeMap::new();
     for downlink in downlinks {
         if let Some(frame) = downlink.frame {
-            answers.entry(frame).or_default().push(downlink.gateway);
+            answers.entry(frame).or_default().push(downlink);
         }
     }
-    for gateways in answers.values() {
-        report.frames_answered_twice += u64::from(gateways.len() > 1);
-        report.frames_answered_by_two_gateways += u64::from(gateways.iter().any(|gateway| *gateway != gateways[0]));
+    for answers in answers.values() {
+        report.frames_answered_twice += u64::from(answers.len() > 1);
+        if let Some(second) = answers.iter().find(|answer| answer.gateway != answers[0].gateway) {
+            report.frames_answered_by_two_gateways += 1;
+            list(&mut report.frames_answered_by_two_gateways_ms, second.start_us / 1_000);
+        }
     }
     find_simultaneous(downlinks, report);
     for record in &input.ledgers.gateways {

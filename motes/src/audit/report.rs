@@ -154,6 +154,8 @@ pub struct Report {
     pub frames_answered_twice: u64,
     /// Frames answered by more than one gateway: two nodes transmitted for one device.
     pub frames_answered_by_two_gateways: u64,
+    /// When the second answered, wall-clock milliseconds.
+    pub frames_answered_by_two_gateways_ms: Vec<u64>,
     /// Downlinks of two gateways for one device so close together that they must be for the same window. No violation by itself: an answer may
     /// lie in the queue of a gateway whose node loses custody meanwhile; whoever knows the times of custody can tell.
     pub windows_used_by_two_gateways: u64,
