@@ -8,11 +8,17 @@ use std::path::Path;
 /// Replaces the content of `path`; `mode` is the permission of a new file (`0o600` for secrets).
 ///
 /// # Errors
-/// Whatever the file system says; the old content then still stands.
+/// Whatever the file system says; the old content then still stands, unless only the last sync failed: then either may.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let beside = path.with_extension("tmp");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".tmp"); // of this file alone, whatever else is named like it
+    match fs::remove_file(&beside) {
+        Ok(()) => {} // of a process that died on the way, perhaps with another mode
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;

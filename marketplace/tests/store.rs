@@ -261,3 +261,51 @@ async fn a_file_that_is_no_database_is_refused() {
     assert!(Sqlite::open(&path).await.is_err());
     assert!(Sqlite::open(&directory.path().join("absent/book.sqlite")).await.is_err());
 }
+
+/// A disk that is really full: what was acknowledged stays, what was not is not there, and with room again everything goes on.
+#[tokio::test]
+async fn a_full_disk_is_survived() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = match kit::small_disk::SmallDisk::mount(directory.path(), 1 << 20) {
+        Ok(disk) => disk,
+        Err(why) => return println!("SKIPPED: no small disk can be mounted: {why}"),
+    };
+    let (path, ballast) = (disk.path().join("book.sqlite"), disk.path().join("ballast"));
+    let store = Sqlite::open(&path).await.unwrap();
+    let patras = Party::new(2);
+    store.register_node(&node(&patras, 1)).await.unwrap();
+    let (mut nonce, mut acknowledged) = (0, Vec::new());
+    std::fs::write(&ballast, vec![0; 300_000]).unwrap();
+    for round in 0..3 {
+        loop {
+            nonce += 1;
+            let mut row = listing(&patras, ListingKind::Offer, nonce, NOW);
+            row.statement.payload.resize(20_000, b' ');
+            match store.create_listing(&row).await {
+                Ok(()) => acknowledged.push(row.id),
+                Err(error) => {
+                    println!("round {round}, {} acknowledged: {error:?}", acknowledged.len());
+                    break;
+                }
+            }
+        }
+        std::fs::File::options().write(true).open(&ballast).unwrap().set_len((2 - round) * 100_000).unwrap(); // room again
+        for _ in 0..2 {
+            nonce += 1;
+            let row = listing(&patras, ListingKind::Offer, nonce, NOW);
+            store.create_listing(&row).await.unwrap_or_else(|error| panic!("round {round}: room again: {error:?}"));
+            acknowledged.push(row.id);
+            // Withdrawn twice: the second time there is nothing to do, and nothing is done.
+            for _ in 0..2 {
+                store.withdraw_listing(row.id, &patras.withdrawal(row.id), NOW).await.unwrap();
+            }
+        }
+        // Another process sees what this one says.
+        let other = Sqlite::open(&path).await.unwrap();
+        let filter = ListingFilter { kind: ListingKind::Offer, node: None, owner: None, state: None };
+        let rows = other.list_listings(filter, Window { after: 0, limit: 1_000 }).await.unwrap();
+        assert_eq!(rows.iter().map(|(_, row)| row.id).collect::<Vec<_>>(), acknowledged, "round {round}");
+        other.close().await;
+    }
+    assert!(acknowledged.len() > 10, "{}", acknowledged.len());
+}

@@ -46,7 +46,8 @@ pub(super) async fn register_node(
     Id(id): Id<NodeId>,
     Body(envelope): Body<Envelope>,
 ) -> Answer<NodeView> {
-    Ok(Json(app.service.register_node(id, envelope).await?.into()))
+    let service = Arc::clone(&app.service);
+    Ok(Json(app.changes.run(async move { service.register_node(id, envelope).await }).await?.into()))
 }
 
 /// The newest record of a node.
@@ -67,7 +68,9 @@ pub(super) async fn create_contract(
     State(app): State<Arc<App>>,
     Body(submission): Body<Submission>,
 ) -> Result<impl IntoResponse, Refusal> {
-    let (row, created) = app.service.create_contract(submission.contract, submission.node_records).await?;
+    let service = Arc::clone(&app.service);
+    let Submission { contract, node_records } = submission;
+    let (row, created) = app.changes.run(async move { service.create_contract(contract, node_records).await }).await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(ContractView::from(row))))
 }
@@ -119,7 +122,8 @@ pub(super) async fn add_evidence(
     Id(id): Id<ContractId>,
     Body(envelope): Body<Envelope>,
 ) -> Answer<ContractView> {
-    Ok(Json(app.service.add_evidence(id, envelope).await?.into()))
+    let service = Arc::clone(&app.service);
+    Ok(Json(app.changes.run(Box::pin(async move { service.add_evidence(id, envelope).await })).await?.into()))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -158,7 +162,8 @@ pub(super) async fn get_verdict(State(app): State<Arc<App>>, Id(id): Id<Contract
     (status = 200, body = OrderView), (status = "4XX", body = ProblemSchema, content_type = "application/problem+json")
 ))]
 pub(super) async fn take_order(State(app): State<Arc<App>>, Body(envelope): Body<Envelope>) -> Answer<OrderView> {
-    Ok(Json(app.service.take_order(envelope).await?))
+    let service = Arc::clone(&app.service);
+    Ok(Json(app.changes.run(async move { service.take_order(envelope).await }).await?))
 }
 
 /// An owner's accounts, one per currency.

@@ -14,6 +14,7 @@ use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use kit::problem::Problem;
+use kit::work::Uninterrupted;
 use tokio::sync::{Semaphore, watch};
 use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
@@ -31,11 +32,16 @@ pub const BODY_BYTES_MAX: usize = 1_600_000;
 /// A request, its body included, is answered within this time.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Changes at a time; more wait. They are made one after the other anyway.
+pub const CHANGES_MAX: usize = 64;
+
 /// What handlers share.
 #[derive(Debug)]
 pub struct App {
     pub service: Arc<Service>,
     in_flight: Semaphore,
+    /// Changes run to their end, whether or not the client waits for the answer.
+    changes: Uninterrupted,
     streams: Arc<Semaphore>,
     /// Set when the process drains: streams end.
     stopping: watch::Receiver<bool>,
@@ -46,7 +52,7 @@ impl App {
     pub fn new(service: Arc<Service>, limits: Limits, stopping: watch::Receiver<bool>) -> Arc<Self> {
         let places = |n: u32| Semaphore::new(usize::try_from(n).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS));
         let (in_flight, streams) = (places(limits.requests_in_flight_max), Arc::new(places(limits.event_streams_max)));
-        Arc::new(Self { service, in_flight, streams, stopping })
+        Arc::new(Self { service, in_flight, changes: Uninterrupted::new(CHANGES_MAX), streams, stopping })
     }
 }
 

@@ -4,7 +4,7 @@ use contracts::contract::Contract;
 use contracts::envelope::Envelope;
 use contracts::evidence::judge;
 use contracts::evidence::{EVIDENCE_PER_AUTHOR_MAX, Evidence, Item};
-use contracts::ids::{ContractId, Epoch, GroupId, NodeId};
+use contracts::ids::{ContractId, Epoch, NodeId};
 use contracts::time::WallTime;
 use peering::custody::{Certificate, certificate};
 
@@ -32,7 +32,7 @@ impl Service {
         let row = self.store.contract(id).await?.ok_or(Error::NotFound("contract"))?;
         let row = self.advance(row, now).await?;
         check_certificate(&row.contract, &evidence.item)?;
-        self.take(&row, &evidence, envelope, None, now).await
+        self.take(&row, &evidence, envelope, now).await
     }
 
     /// One statement by the rules, in one commit.
@@ -41,7 +41,6 @@ impl Service {
         row: &ContractRow,
         evidence: &Evidence,
         envelope: Envelope,
-        reported: Option<(GroupId, Epoch)>,
         now: WallTime,
     ) -> Result<ContractRow> {
         let author = *evidence.signers.first().ok_or(Error::NotFound("signature"))?;
@@ -54,7 +53,7 @@ impl Service {
         Metrics::count(&self.metrics.statements, &kind);
         let received = EventBody::EvidenceReceived { contract: row.id, statement: evidence.id, kind };
         let stored = EvidenceRow { seq: 0, id: evidence.id, contract: row.id, author, received_at: now, envelope };
-        let changes = Changes { at: now, evidence: Some(stored), reported, events: vec![received], ..Changes::default() };
+        let changes = Changes { at: now, evidence: Some(stored), events: vec![received], ..Changes::default() };
         self.stand(row, step, changes).await
     }
 }

@@ -176,14 +176,20 @@ impl Service {
         std::mem::take(&mut self.changed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Writes all of it or nothing, then tells those who follow.
+    /// Tells those who follow of what is stored; of changes, too, that were written though their writer heard an error.
+    async fn catch_up(&self) -> Result<()> {
+        let last = self.store.last_event().await?;
+        self.last_event.send_if_modified(|told| std::mem::replace(told, last.max(*told)) < last);
+        Ok(())
+    }
+
+    /// Writes all of it or nothing, then tells those who follow; also of what may have been written though the store says that it failed.
     async fn commit(&self, changes: Changes) -> Result<()> {
         let contract = changes.contract.as_ref().map(|change| match change {
             ContractChange::Enter { id, .. } | ContractChange::Stand { id, .. } => *id,
         });
         let nodes: Vec<NodeId> = changes.nodes.iter().map(|row| row.record.node).collect();
-        self.store.commit(changes).await?;
-        self.last_event.send_replace(self.store.last_event().await?);
+        let written = self.store.commit(changes).await;
         if contract.is_some() || !nodes.is_empty() {
             let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
             changed.contracts.extend(contract);
@@ -191,6 +197,7 @@ impl Service {
             drop(changed);
             self.contracts_changed.send_modify(|n| *n += 1);
         }
-        Ok(())
+        written?;
+        self.catch_up().await
     }
 }

@@ -80,6 +80,7 @@ impl Service {
     /// # Errors
     /// The store failed; what was not done is done next time.
     pub async fn tick(&self) -> Result<()> {
+        self.catch_up().await?;
         let now = self.now();
         let filter = ContractFilter { due: Some(now), limit: ROWS_MAX, ..ContractFilter::default() };
         for row in self.store.contracts(filter).await? {
@@ -104,18 +105,16 @@ impl Service {
         for grant in self.store.unreported_grants(group, limit).await? {
             let filter =
                 ContractFilter { group: Some(grant.group), in_force: Some(true), limit: ROWS_MAX, ..ContractFilter::default() };
-            let mut changes = Changes { at: now, reported: Some((grant.group, grant.epoch)), ..Changes::default() };
             for row in self.store.contracts(filter).await? {
-                self.report_grant(&row, grant, &mut changes, now).await?;
+                self.report_grant(&row, grant, now).await?;
             }
-            if changes.reported.is_some() {
-                self.commit(changes).await?;
-            }
+            // Last: if we die on the way, the grant is reported again, and the contracts that know of it already learn nothing new.
+            self.commit(Changes { at: now, reported: Some((grant.group, grant.epoch)), ..Changes::default() }).await?;
         }
         Ok(())
     }
 
-    async fn report_grant(&self, row: &ContractRow, grant: GrantRow, changes: &mut Changes, now: WallTime) -> Result<()> {
+    async fn report_grant(&self, row: &ContractRow, grant: GrantRow, now: WallTime) -> Result<()> {
         let row = &self.advance(row.clone(), now).await?;
         let Some(granted_to) = row.contract.members().get(usize::from(grant.voted_for.0)).copied() else { return Ok(()) };
         let granted_at = grant.granted_at.max(row.standing.in_force_since);
@@ -123,8 +122,11 @@ impl Service {
             WitnessReport { contract: row.id, group: grant.group, node: self.me(), epoch: grant.epoch, granted_to, granted_at };
         let envelope = Envelope::sign(&report, &self.keypair);
         let evidence = Evidence::read(&envelope)?;
-        match self.take(row, &evidence, envelope, changes.reported, now).await {
-            Ok(_) => changes.reported = None,
+        if self.store.statement(evidence.id).await?.is_some() {
+            return Ok(());
+        }
+        match self.take(row, &evidence, envelope, now).await {
+            Ok(_) => {}
             Err(Error::Store(error)) => return Err(error.into()),
             // Over, or too much of it: the vote stays in the witness's own table.
             Err(error) => tracing::debug!(contract = %row.id, %error, "a grant was not added to the evidence"),

@@ -3,6 +3,8 @@
 //! Everything that belongs together is written by one [`Changes`], whole or not at all; versions refuse what was computed on old rows.
 //! Two stores, one suite of tests: [`Memory`] and [`Sqlite`].
 
+#[doc(hidden)]
+pub mod faulty;
 mod memory;
 mod sqlite;
 

@@ -68,15 +68,22 @@ impl Sqlite {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(5));
-        // A transaction that failed on a full disk may be half rolled back, and sqlx then nests the next one in it, which is never
-        // committed though it says so. Such a connection is thrown away.
-        let writer = SqlitePoolOptions::new().max_connections(1);
-        let writer = writer.after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }));
-        let writer = writer.connect_with(options.clone()).await?;
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .after_release(|connection, _| Box::pin(is_clean(connection)))
+            .connect_with(options.clone())
+            .await?;
         sqlx::migrate!("./migrations").run(&writer).await?;
         let readers = SqlitePoolOptions::new().max_connections(READERS_MAX).connect_with(options.read_only(true)).await?;
         Ok(Self { writer, readers, _lock: lock })
     }
+}
+
+/// Whether a connection may be used again. On a full disk SQLite rolls a transaction back by itself; the driver's own rollback then fails, and
+/// from then on it would take every transaction for one inside another: refused, or never committed.
+async fn is_clean(connection: &mut SqliteConnection) -> std::result::Result<bool, sqlx::Error> {
+    connection.ping().await?; // behind a rollback that is still on its way
+    Ok(!connection.is_in_transaction())
 }
 
 /// SQLite's integers are signed; what is stored was limited before.

@@ -20,12 +20,16 @@ use contracts::ids::{DevEui, GroupId, NodeId};
 use contracts::time::{BootTime, Millis};
 use contracts::write_ahead::Reserved;
 use kit::clock::Clock;
+use kit::work::Uninterrupted;
 use peering::custody::{self, CustodyHandle, Entropy, GroupConfig, RecordSource, Setup};
 use peering::{AddressBook, Transport};
 use tokio::sync::watch;
 
 use crate::service::{self, Changed, Service};
 use crate::store::{ContractFilter, ContractRow, ROWS_MAX};
+
+/// Writes of records at a time; more wait.
+pub const WRITES_MAX: usize = 64;
 
 /// Why the witness does not do it.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +92,8 @@ pub struct Witness {
     clock: Clock,
     driven: Mutex<BTreeMap<GroupId, Driven>>,
     reserved: ReservedMirror,
+    /// Writes of records run to their end, whether or not the holder waits for the answer.
+    writes: Uninterrupted,
 }
 
 /// What is reserved in each group, in memory for the grants; raised before the disk is written, so it is never behind it.
@@ -124,7 +130,8 @@ pub async fn start(
     let setup = Setup { records, entropy, ..Setup::new(Arc::clone(&transport), keypair, clock.clone(), votes) };
     let (custody, routes) = custody::start(setup)?;
     let driven = Mutex::default();
-    let witness = Arc::new(Witness { service, custody, admitted, addresses, clock, driven, reserved });
+    let writes = Uninterrupted::new(WRITES_MAX);
+    let witness = Arc::new(Witness { service, custody, admitted, addresses, clock, driven, reserved, writes });
     witness.reconcile().await?;
     transport.serve(router(routes, &witness));
     Ok(witness)
@@ -179,8 +186,13 @@ impl Witness {
     async fn follow(&self, changed: Changed) -> Result<(), Error> {
         let now = self.clock.boot();
         let over = |driven: &Driven| driven.remove_at.is_some_and(|at| at <= now);
-        let mut groups: BTreeSet<GroupId> =
-            lock(&self.driven).iter().filter(|(_, driven)| over(driven)).map(|(id, _)| *id).collect();
+        // Groups stop only when a vote cannot be stored; as long as that never happened nobody has to look.
+        let stop = self.custody.counts().persist_failed > 0;
+        let mut groups: BTreeSet<GroupId> = lock(&self.driven)
+            .iter()
+            .filter(|(id, driven)| over(driven) || stop && self.has_stopped(**id))
+            .map(|(id, _)| *id)
+            .collect();
         for contract in changed.contracts {
             groups.extend(self.service.store.contract(contract).await?.map(|row| row.contract.group));
         }
@@ -203,7 +215,9 @@ impl Witness {
             let known = lock(&self.driven).get(&id).cloned();
             match (wanted.get(&id), known) {
                 (Some(group), Some(driven))
-                    if driven.config.members == group.config.members && driven.config.ttl == group.config.ttl =>
+                    if driven.config.members == group.config.members
+                        && driven.config.ttl == group.config.ttl
+                        && !self.has_stopped(id) =>
                 {
                     if driven.config.eligible != group.config.eligible {
                         self.custody.set_eligible(id, group.config.eligible.clone()).await?;
@@ -211,7 +225,8 @@ impl Witness {
                     lock(&self.driven).insert(id, group.clone());
                 }
                 (Some(group), known) => {
-                    // Another member list than that of a contract that ended: a new group under the old epochs.
+                    // Another member list than that of a contract that ended: a new group under the old epochs. Or its votes could
+                    // not be written: it begins again as after a restart, from what is on disk and silent for one ttl.
                     if let Some(driven) = known {
                         self.leave(id, &driven.config.members).await?;
                     }
@@ -248,6 +263,11 @@ impl Witness {
         }
     }
 
+    /// Whether the driver gave the group up, because a vote could not be stored.
+    fn has_stopped(&self, id: GroupId) -> bool {
+        self.custody.subscribe(id).is_some_and(|view| view.borrow().alarm.is_some())
+    }
+
     async fn learn_addresses(&self, members: &BTreeSet<NodeId>) -> Result<(), Error> {
         for member in members {
             if let Some(row) = self.service.store.node(*member).await? {
@@ -262,7 +282,8 @@ impl Witness {
         for bound in self.service.store.records(id).await?.bounds {
             reserved.raise(bound);
         }
-        lock(&self.reserved.0).insert(id, reserved);
+        // Never below what a write under way has announced already: a group that is driven anew may be written to meanwhile.
+        lock(&self.reserved.0).entry(id).or_default().merge(&reserved);
         self.custody.add_group(config.clone()).await?;
         self.admitted.enter(&config.members);
         tracing::info!(group = %id, "voting as a witness");

@@ -39,7 +39,8 @@ async fn put_records(
     Id(group): Id<GroupId>,
     Body(write): Body<RecordsWrite>,
 ) -> Result<StatusCode, Refusal> {
-    witness.put_records(from, group, write).await?;
+    let worker = Arc::clone(&witness);
+    witness.writes.run(async move { worker.put_records(from, group, write).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

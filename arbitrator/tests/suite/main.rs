@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
 
 mod common;
+mod crash;
 mod http;
+mod kill;
 mod run;
 mod store;
 mod witness;

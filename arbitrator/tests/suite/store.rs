@@ -226,3 +226,65 @@ async fn one_process_has_the_file() {
     drop(first);
     Sqlite::open(&path).await.unwrap();
 }
+
+/// A disk that is really full: what was acknowledged stays, what was not is not there, and with room again everything goes on.
+#[tokio::test]
+async fn a_full_disk_is_survived() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = match kit::small_disk::SmallDisk::mount(directory.path(), 1 << 20) {
+        Ok(disk) => disk,
+        Err(why) => return println!("SKIPPED: no small disk can be mounted: {why}"),
+    };
+    let path = disk.path().join("arbitrator.sqlite");
+    let ballast = disk.path().join("ballast");
+    let store = Sqlite::open(&path).await.unwrap();
+    let (id, changes) = enter();
+    store.commit(changes.clone()).await.unwrap();
+    let (mut acknowledged, mut refusals) = (1, 0);
+    std::fs::write(&ballast, vec![0; 300_000]).unwrap();
+    for round in 0..3 {
+        loop {
+            let events = vec![EventBody::EvidenceReceived {
+                contract: id,
+                statement: StatementId::from_bytes([7; 32]),
+                kind: "x".repeat(20_000),
+            }];
+            match store.commit(Changes { events, ..Changes::default() }).await {
+                Ok(()) => acknowledged += 1,
+                Err(error) => {
+                    assert!(matches!(error, Error::Sql(_)), "round {round}: {error:?}");
+                    refusals += 1;
+                    break;
+                }
+            }
+        }
+        assert_eq!(store.last_event().await.unwrap(), acknowledged, "round {round}");
+        std::fs::File::options().write(true).open(&ballast).unwrap().set_len((2 - round) * 100_000).unwrap(); // room again
+        // One that is refused, and rolled back, between two that are not.
+        for _ in 0..2 {
+            let events = vec![EventBody::ContractInForce { contract: id }];
+            store
+                .commit(Changes { events, ..Changes::default() })
+                .await
+                .unwrap_or_else(|error| panic!("round {round}: room again: {error:?}"));
+            acknowledged += 1;
+            assert!(matches!(store.commit(changes.clone()).await, Err(Error::Changed)), "round {round}");
+        }
+        assert_eq!(store.last_event().await.unwrap(), acknowledged, "round {round}");
+        // Another process sees what this one says.
+        let seen = count_events(&path).await;
+        assert_eq!(seen, acknowledged, "round {round}: what was acknowledged is committed");
+    }
+    assert!(refusals == 3 && acknowledged > 10, "{refusals} {acknowledged}");
+    drop(store);
+    assert_eq!(Sqlite::open(&path).await.unwrap().last_event().await.unwrap(), acknowledged);
+}
+
+/// Counts the events over a connection of its own.
+async fn count_events(path: &std::path::Path) -> u64 {
+    use sqlx::Connection as _;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
+    let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM events").fetch_one(&mut connection).await.unwrap();
+    u64::try_from(count).unwrap()
+}

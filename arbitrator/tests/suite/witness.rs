@@ -8,6 +8,9 @@ use std::time::Duration;
 use arbitrator::Client;
 use arbitrator::config::StoreConfig;
 use arbitrator::resource::{RecordsView, Submission};
+use arbitrator::store::Memory;
+use arbitrator::store::faulty::FaultyStore;
+use arbitrator::witness::{self, Admitted};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use contracts::contract::Contract;
@@ -16,6 +19,7 @@ use contracts::ids::{DevEui, Epoch, GroupId, NodeId, SessionId};
 use contracts::node_record::NodeRecord;
 use contracts::write_ahead::{Bound, Reserved};
 use kit::clock::Clock;
+use kit::fault::Fault;
 use kit::problem::Problem;
 use peering::custody::{self, CustodyHandle, CustodyView, FileVotes, Role, Setup};
 use peering::{AddressBook, Endpoint, Transport, endpoint};
@@ -207,4 +211,54 @@ async fn when_the_holder_dies_the_grant_brings_what_it_wrote_ahead() {
     patras.custody.stop().await;
     patras.endpoint.close().await;
     arbitrator.stop().await;
+}
+
+/// A vote that cannot be stored is not given, and the group stands still; with room on the disk again the witness votes as after a restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_witness_whose_disk_was_full_votes_again() {
+    let store = FaultyStore::new(Arc::new(Memory::default()));
+    let points = Arc::clone(&store.points);
+    let clock = Clock::system();
+    let bench = bench_at(Arc::new(store), clock.clone()).await;
+    let (id, contract) = bench.in_force().await;
+    bench.evidence(id, &ready(id)).await.unwrap();
+
+    let addresses = AddressBook::new();
+    let admitted = Admitted::default();
+    let admit: endpoint::Admit = Arc::new({
+        let admitted = admitted.clone();
+        move |node| admitted.contains(node)
+    });
+    let config = endpoint::Config::new(key(ARBITRATOR).secret(), "127.0.0.1:0".parse().unwrap(), admit, clock.clone());
+    let endpoint = Endpoint::bind(endpoint::Config { addresses: addresses.clone(), ..config }).await.unwrap();
+    addresses.set(node(ARBITRATOR), endpoint.local_address());
+    let rio = member(CUSTOMER, &addresses).await;
+    let newer = record(CUSTOMER, CUSTOMER_OWNER, 2, vec![rio.address()]);
+    bench.put::<Value>("PUT", &format!("/v1/nodes/{}", node(CUSTOMER)), &newer).await.unwrap();
+    // The next write is the witness's first vote: nothing else writes here, and nobody votes with it but rio.
+    points.plan(points.writes() + 1, Fault::Refuse);
+    let transport = Arc::new(endpoint.clone());
+    let witness = witness::start(
+        Arc::clone(&bench.service),
+        transport,
+        key(ARBITRATOR),
+        clock,
+        admitted,
+        addresses.clone(),
+        custody::os_entropy(),
+    );
+    let witness = witness.await.unwrap();
+    let (stop, stopping) = tokio::sync::watch::channel(false);
+    let running = tokio::spawn(Arc::clone(&witness).run(Duration::from_millis(20), stopping));
+    rio.custody.add_group(group_config(&contract, vec![node(CUSTOMER), node(PROVIDER)])).await.unwrap();
+    let view = rio.until(contract.group, "rio holds", |view| matches!(view.role, Role::Holder { .. })).await;
+    assert_eq!(witness.custody().counts().persist_failed, 1, "the disk was full once");
+    let Role::Holder { epoch } = view.role else { panic!("just seen") };
+    let voted = bench.store.votes(contract.group).await.unwrap().unwrap();
+    assert!(voted.voted_epoch >= epoch, "what was promised is stored: {voted:?}");
+    rio.custody.stop().await;
+    rio.endpoint.close().await;
+    stop.send(true).unwrap();
+    running.await.unwrap();
+    endpoint.close().await;
 }

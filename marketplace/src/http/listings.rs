@@ -47,7 +47,8 @@ pub(super) async fn create_offer(
     State(app): State<Arc<App>>,
     Signed(envelope): Signed,
 ) -> Result<(StatusCode, Json<Listing>), Refusal> {
-    Ok(put(app.service.create_listing(ListingKind::Offer, envelope).await?))
+    let service = Arc::clone(&app.service);
+    Ok(put(app.changes.run(async move { service.create_listing(ListingKind::Offer, envelope).await }).await?))
 }
 
 /// List a demand; signed by its node.
@@ -59,7 +60,8 @@ pub(super) async fn create_demand(
     State(app): State<Arc<App>>,
     Signed(envelope): Signed,
 ) -> Result<(StatusCode, Json<Listing>), Refusal> {
-    Ok(put(app.service.create_listing(ListingKind::Demand, envelope).await?))
+    let service = Arc::clone(&app.service);
+    Ok(put(app.changes.run(async move { service.create_listing(ListingKind::Demand, envelope).await }).await?))
 }
 
 /// Take an offer or a demand back for ever; signed by the node that listed it.
@@ -68,7 +70,8 @@ pub(super) async fn create_demand(
     (status = "4XX", body = ProblemSchema, content_type = "application/problem+json")
 ))]
 pub(super) async fn withdraw_listing(State(app): State<Arc<App>>, Signed(envelope): Signed) -> Result<Json<Listing>, Refusal> {
-    Ok(Json(app.service.withdraw_listing(envelope).await?))
+    let service = Arc::clone(&app.service);
+    Ok(Json(app.changes.run(async move { service.withdraw_listing(envelope).await }).await?))
 }
 
 /// An offer.

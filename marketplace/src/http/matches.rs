@@ -62,5 +62,6 @@ pub(super) async fn confirm_match(
     Id(id): Id<StatementId>,
     Signed(envelope): Signed,
 ) -> Result<Json<Match>, Refusal> {
-    Ok(Json(app.service.confirm_match(id, &envelope).await?))
+    let service = Arc::clone(&app.service);
+    Ok(Json(app.changes.run(async move { service.confirm_match(id, &envelope).await }).await?))
 }

@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use kit::problem::Problem;
+use kit::work::Uninterrupted;
 use tokio::sync::{Semaphore, watch};
 use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
@@ -33,10 +34,15 @@ pub const BODY_BYTES_MAX: usize = 1_500_000;
 /// A request, its body included, is answered within this time.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Changes at a time; more wait. They are made one after the other anyway.
+pub const CHANGES_MAX: usize = 64;
+
 /// What handlers share.
 #[derive(Debug)]
 pub struct App {
     pub service: Arc<Service>,
+    /// Changes run to their end, whether or not the client waits for the answer.
+    changes: Uninterrupted,
     buckets: Mutex<Buckets>,
     streams: Arc<Semaphore>,
     /// Set when the process drains: streams end.
@@ -48,7 +54,13 @@ impl App {
     pub fn new(service: Arc<Service>, stopping: watch::Receiver<bool>) -> Arc<Self> {
         let limits = *service.limits();
         let buckets = Mutex::new(Buckets::new(limits.requests_per_second_max, limits.requests_burst_max));
-        Arc::new(Self { service, buckets, streams: Arc::new(Semaphore::new(limits.event_streams_max as usize)), stopping })
+        Arc::new(Self {
+            service,
+            changes: Uninterrupted::new(CHANGES_MAX),
+            buckets,
+            streams: Arc::new(Semaphore::new(limits.event_streams_max as usize)),
+            stopping,
+        })
     }
 }
 

@@ -32,7 +32,8 @@ pub(super) async fn register_node(
     Id(id): Id<contracts::ids::NodeId>,
     Signed(envelope): Signed,
 ) -> Result<(StatusCode, Json<Node>), Refusal> {
-    Ok(put(app.service.register_node(id, envelope).await?))
+    let service = Arc::clone(&app.service);
+    Ok(put(app.changes.run(async move { service.register_node(id, envelope).await }).await?))
 }
 
 /// A node's record.

@@ -20,7 +20,7 @@ mod matches;
 mod nodes;
 mod rounds;
 
-pub use rounds::Cleared;
+pub use rounds::{Cleared, RETENTION};
 
 /// The state and the tools of the service; shared by all requests.
 #[derive(Debug)]
@@ -142,11 +142,10 @@ impl Service {
         &self.limits
     }
 
-    /// Wakes the event streams after a write.
-    async fn announce(&self) -> Result<(), Error> {
+    /// Wakes the event streams after a write. Returns whether there was news.
+    async fn announce(&self) -> Result<bool, Error> {
         let (_, last) = self.store.event_range().await?;
-        self.last_event.send_replace(last);
-        Ok(())
+        Ok(self.last_event.send_if_modified(|told| std::mem::replace(told, last.max(*told)) < last))
     }
 
     /// Flushes and closes the store.

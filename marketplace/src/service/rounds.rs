@@ -168,7 +168,9 @@ impl Service {
 
     async fn round(&self, due: bool) -> Result<Option<Cleared>, Error> {
         let freed = self.expire().await?;
-        if due || freed { self.clear().await.map(Some) } else { Ok(None) }
+        // Written though its writer heard an error, so that nobody was told and nobody signalled.
+        let unheard = self.announce().await?;
+        if due || freed || unheard { self.clear().await.map(Some) } else { Ok(None) }
     }
 }
 

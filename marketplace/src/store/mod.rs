@@ -12,6 +12,8 @@ use contracts::time::WallTime;
 use crate::book::{Book, Claim};
 use crate::resource::{Event, Listing, ListingKind, ListingState, Match, MatchState, Node, Round, Totals};
 
+#[doc(hidden)]
+pub mod faulty;
 mod memory;
 mod sqlite;
 

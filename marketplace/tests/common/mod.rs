@@ -182,7 +182,11 @@ pub async fn market() -> Market {
 }
 
 pub async fn market_with(limits: Limits, store: Arc<dyn Store>) -> Market {
-    let (clock, keypair) = (Clock::manual(), Keypair::from_secret(&[0x42; 32]));
+    market_at(limits, store, Clock::manual()).await
+}
+
+pub async fn market_at(limits: Limits, store: Arc<dyn Store>, clock: Clock) -> Market {
+    let keypair = Keypair::from_secret(&[0x42; 32]);
     let reputation = Arc::new(BTreeMap::<NodeId, u16>::new());
     let parts = Parts { store, keypair: keypair.clone(), clock: clock.clone(), reputation, limits, hold: Millis::from_secs(60) };
     let service = Arc::new(Service::new(parts).await.unwrap());
