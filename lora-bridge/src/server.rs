@@ -426,6 +426,7 @@ impl<S: Socket> Server<S> {
                 Output::Transmit(downlink) => self.downlink(&downlink),
                 kept @ (Output::Uplink(_)
                 | Output::OfferDue(_)
+                | Output::OfferKnown { .. }
                 | Output::ReserveWanted { .. }
                 | Output::Replayed { .. }
                 | Output::Refused { .. }) => self.backlog.push(kept),

@@ -12,7 +12,9 @@ use contracts::ids::GroupId;
 use edge_node::tenants::doors::{Connection, Door, Doors};
 use engine::image::ImageId;
 use engine::spec::{ContainerName, ContainerSpec};
-use engine::{Capabilities, ContainerState, ContainerStatus, Engine, Error, Event, ImageSource, Kind, LimitSupport, Recovery, Stats};
+use engine::{
+    Capabilities, ContainerState, ContainerStatus, Engine, Error, Event, ImageSource, Kind, LimitSupport, Recovery, Stats,
+};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use kit::task::Process;

@@ -83,7 +83,11 @@ fn incident(rng: &mut ChaCha8Rng, ttl_ms: u64) -> Vec<(u64, Fault)> {
         9 => vec![(0, Fault::Deafen(member)), (pause, Fault::MendLinks)],
         10 => vec![(0, Fault::Links(bad_link(rng, ttl_ms))), (pause, Fault::MendLinks)],
         11 => vec![(0, Fault::SlowDisk(machine, rng.random_range(1..=ttl_ms / 4)))],
-        12 => vec![(0, Fault::FillDisk(any(rng, &Machine::EDGES))), (pause, Fault::EmptyDisk(Machine::Rio)), (pause, Fault::EmptyDisk(Machine::Patras))],
+        12 => vec![
+            (0, Fault::FillDisk(any(rng, &Machine::EDGES))),
+            (pause, Fault::EmptyDisk(Machine::Rio)),
+            (pause, Fault::EmptyDisk(Machine::Patras)),
+        ],
         _ => vec![(0, Fault::SetClock(machine, rng.random_range(-86_400_000..=86_400_000)))],
     }
 }

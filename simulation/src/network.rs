@@ -58,8 +58,7 @@ impl Links {
     #[must_use]
     pub fn new(seed: u64, usual: Link) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(seed);
-        let state =
-            State { rng, usual, links: BTreeMap::new(), cut: BTreeMap::new(), busy_until: BTreeMap::new(), sent: (0, 0) };
+        let state = State { rng, usual, links: BTreeMap::new(), cut: BTreeMap::new(), busy_until: BTreeMap::new(), sent: (0, 0) };
         Self(Arc::new(Mutex::new(state)))
     }
 

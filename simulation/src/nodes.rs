@@ -111,12 +111,7 @@ impl World {
         });
         let parts = Parts {
             machine,
-            hardware: (
-                hardware.clock.clone(),
-                hardware.disk.clone(),
-                hardware.votes.clone(),
-                hardware.content.path().to_owned(),
-            ),
+            hardware: (hardware.clock.clone(), hardware.disk.clone(), hardware.votes.clone(), hardware.content.path().to_owned()),
             running: Arc::clone(&hardware.running),
             world: self.checker.clone(),
             deal: self.deal.clone(),
@@ -148,15 +143,8 @@ impl World {
                 let service = Arc::new(arbitrator::service::Service::new(parts).await.map_err(|error| error.to_string())?);
                 let transport: Arc<dyn Transport> = Arc::new(network.join(node));
                 let (admitted, addresses) = (arbitrator::witness::Admitted::default(), AddressBook::new());
-                let witness = arbitrator::witness::start(
-                    Arc::clone(&service),
-                    transport,
-                    keypair,
-                    clock,
-                    admitted,
-                    addresses,
-                    entropy,
-                );
+                let witness =
+                    arbitrator::witness::start(Arc::clone(&service), transport, keypair, clock, admitted, addresses, entropy);
                 Ok::<_, String>((service, witness.await.map_err(|error| error.to_string())?))
             };
             match started.await {
@@ -197,6 +185,7 @@ impl World {
     /// Ends a process without a word.
     pub(crate) fn kill_machine(&mut self, machine: Machine) {
         let end_ms = self.safe_until_ms(machine);
+        self.frozen_since_ms.remove(&machine);
         let node = self.node_id(machine);
         let Some(hardware) = self.machines.get_mut(&machine) else { return };
         if let Some(process) = hardware.process.take() {
@@ -211,7 +200,8 @@ impl World {
     /// Asks a node to end, as a service manager does, and kills what is left.
     pub(crate) async fn shut_down_machine(&mut self, machine: Machine) {
         let running = self.machines[&machine].node_running();
-        if let (Some(running), Some(process)) = (running, self.machines[&machine].process.clone()) {
+        let is_frozen = self.frozen_since_ms.contains_key(&machine);
+        if let (Some(running), Some(process), false) = (running, self.machines[&machine].process.clone(), is_frozen) {
             let ended = process.run(async move { running.shut_down().await });
             // Killed meanwhile, or ended.
             let _ended_or_killed = tokio::time::timeout(Duration::from_secs(10), ended).await;

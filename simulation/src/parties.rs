@@ -12,8 +12,8 @@ use contracts::evidence::{Deposit, ReadinessAnswer};
 use contracts::ids::{ContractId, DevEui};
 use contracts::money::{Amount, Currency};
 use contracts::node_record::{NodeRecord, Role};
-use contracts::sealed::UnsealingKey;
 use contracts::resources::Resources;
+use contracts::sealed::UnsealingKey;
 use contracts::time::Millis;
 use edge_node::agreements::Agreements;
 use edge_node::core::OwnService;
@@ -122,7 +122,8 @@ impl Deal {
         };
         let mut envelope = Envelope::sign(&contract, &keypair(Machine::Rio.number()));
         envelope.cosign(&keypair(Machine::Patras.number()));
-        let service = OwnService { group, blueprint: contract.blueprint.clone(), configuration: configuration.into(), registration };
+        let service =
+            OwnService { group, blueprint: contract.blueprint.clone(), configuration: configuration.into(), registration };
         Self { contract, envelope, service }
     }
 }

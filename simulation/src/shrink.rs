@@ -43,9 +43,8 @@ mod tests {
     fn only_what_matters_is_left() {
         let step = |at_ms, fault| Step { at_ms, fault };
         let noise = (0..20).map(|n| step(n * 10, Fault::SetClock(Machine::Cloud, 1)));
-        let steps: Vec<_> = noise
-            .chain([step(500, Fault::Kill(Machine::Rio)), step(600, Fault::Kill(Machine::Patras))])
-            .collect();
+        let steps: Vec<_> =
+            noise.chain([step(500, Fault::Kill(Machine::Rio)), step(600, Fault::Kill(Machine::Patras))]).collect();
         let script = Script { steps, ..Script::default() };
         let has = |script: &Script, machine| script.steps.iter().any(|step| step.fault == Fault::Kill(machine));
         let shrunk = shrink(&script, |script| has(script, Machine::Rio) && has(script, Machine::Patras));

@@ -9,7 +9,7 @@ use peering::custody::{CustodyView, Role};
 use tokio::sync::watch;
 
 use super::reservations::{self, Members};
-use super::{Error, Parts, Won, begin_serving, ended, join, leave, progress, restore, returning};
+use super::{Error, Parts, Won, begin_serving, ended, join, leave, progress, restore, returning, self_check};
 use crate::agreements::Agreement;
 use crate::tenants;
 use crate::timeline::Event;
@@ -42,6 +42,7 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
             ends.outgoing,
             serves_taken,
         )));
+        side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), group, contract.provider.node)));
         restore(parts, group, sessions).await?;
         let guard = Guard { parts, agreement, members, serves };
         tokio::select! {
@@ -125,7 +126,8 @@ impl Guard<'_> {
                     }
                 }
                 Role::Recovering => {}
-                Role::Stopped => return Err(Error::Custody(peering::custody::Error::Stopped)),
+                // The driver starts it again once the disk takes votes.
+                Role::Stopped => self.stop_serving(now.voted_epoch, Mode::Following, &mut memory).await?,
             }
             let provider = self.contract().provider.node;
             let follows_provider = matches!(now.role, Role::Follower { holder: Some(holder), .. } if holder == provider);

@@ -15,7 +15,7 @@ use peering::custody::{CustodyView, Role};
 use tokio::sync::watch;
 
 use super::reservations::{self, Members};
-use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, progress, restore};
+use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, progress, restore, self_check};
 use crate::agreements::Agreement;
 use crate::edge2edge::messages::{Handover, LevelAnswer};
 use crate::migration::{self, PURPOSE_APPLICATION, PURPOSE_NETWORK};
@@ -79,6 +79,7 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
             ends.outgoing,
             serves_taken,
         )));
+        side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), contract.group, contract.customer.node)));
         restore(parts, contract.group, sessions).await?;
         let socket = prepare(parts, agreement).await?;
         let guard = Guard { parts, agreement, socket, members, serves, replayed: ends.replayed };
@@ -150,12 +151,12 @@ impl Guard<'_> {
                     self.take_over(epoch, &now, is_renewed).await?;
                 }
                 Role::Holder { .. } | Role::Recovering => {}
-                Role::Fenced { .. } | Role::Follower { .. } => {
+                // A group that stopped is started again by the driver once the disk takes votes.
+                Role::Fenced { .. } | Role::Follower { .. } | Role::Stopped => {
                     if let Some(epoch) = serving.take() {
                         self.stand_by(epoch).await?;
                     }
                 }
-                Role::Stopped => return Err(Error::Custody(peering::custody::Error::Stopped)),
             }
             view.changed().await.map_err(|_| peering::custody::Error::UnknownGroup(group))?;
         }

@@ -31,6 +31,12 @@ pub async fn consume(mut outputs: mpsc::Receiver<Vec<Output>>, bridge: BridgeHan
             match output {
                 Output::Uplink(uplink) => heard.push(uplink),
                 Output::OfferDue(offer) => links.offer(offer.group, offer.frame),
+                Output::OfferKnown { group, mark, is_settled } => {
+                    links.served(group, vec![mark]);
+                    if is_settled {
+                        links.settled(group, vec![mark]);
+                    }
+                }
                 Output::ReserveWanted { group, entries } => links.reserve(group, entries),
                 Output::Replayed { group, frames } => replayed.push((group, frames)),
                 Output::Refused { group, device, reason } => {

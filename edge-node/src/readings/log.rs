@@ -16,6 +16,10 @@ const QUEUE_MAX: usize = 1_024;
 /// At most this many commands share one transaction.
 const BATCH_COMMANDS_MAX: usize = 256;
 
+/// Between two tries of a disk that failed, and how many in a row must succeed before it is believed again.
+const PROBE_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
+const PROBES: u32 = 3;
+
 /// Why something is not in the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -47,6 +51,8 @@ struct Signals {
     readings: watch::Sender<u64>,
     /// Uplinks were settled.
     settled: tokio::sync::broadcast::Sender<Arc<Vec<Name>>>,
+    /// Whether the disk takes what is written.
+    writable: watch::Sender<bool>,
 }
 
 impl Signals {
@@ -65,6 +71,7 @@ impl Log {
             uplinks: Arc::default(),
             readings: watch::Sender::new(0),
             settled: tokio::sync::broadcast::Sender::new(1_024),
+            writable: watch::Sender::new(true),
         };
         kit::task::spawn(write_all(store.clone(), waiting, signals.clone()));
         Self { commands, store, signals }
@@ -125,6 +132,12 @@ impl Log {
         self.signals.settled.subscribe()
     }
 
+    /// Whether the disk takes what is written; a disk that failed is believed again after [`PROBES`] writes in a row.
+    #[must_use]
+    pub fn writable(&self) -> watch::Receiver<bool> {
+        self.signals.writable.subscribe()
+    }
+
     async fn send(&self, change: Change) -> Result<u64, Error> {
         let (done, answer) = oneshot::channel();
         self.commands.send(Command { change, done }).await.map_err(|_| Error::Stopped)?;
@@ -134,25 +147,47 @@ impl Log {
 
 async fn write_all(store: Store, mut waiting: mpsc::Receiver<Command>, signals: Signals) {
     let mut commands = Vec::new();
-    while waiting.recv_many(&mut commands, BATCH_COMMANDS_MAX).await > 0 {
-        let (changes, done): (Vec<_>, Vec<_>) = commands.drain(..).map(|c| (c.change, c.done)).unzip();
-        match store.commit(&changes).await {
-            Ok(counts) => {
-                for ((change, done), count) in changes.iter().zip(done).zip(counts) {
-                    announce(&signals, change);
-                    let _gone = done.send(Ok(count));
+    let mut probes = 0;
+    loop {
+        let is_writable = *signals.writable.borrow();
+        tokio::select! {
+            biased;
+            taken = waiting.recv_many(&mut commands, BATCH_COMMANDS_MAX) => {
+                if taken == 0 {
+                    return;
+                }
+                if !write_batch(&store, &mut commands, &signals).await {
+                    probes = 0;
+                    signals.writable.send_if_modified(|writable| std::mem::replace(writable, false));
                 }
             }
-            Err(error) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    commands = changes.len(),
-                    "the reading log cannot write"
-                );
-                for done in done {
-                    let _gone = done.send(Err(Error::Failed));
+            () = tokio::time::sleep(PROBE_INTERVAL), if !is_writable => {
+                probes = if store.try_write().await.is_ok() { probes + 1 } else { 0 };
+                if probes >= PROBES {
+                    signals.writable.send_replace(true);
                 }
             }
+        }
+    }
+}
+
+/// One transaction; false if the disk did not take it.
+async fn write_batch(store: &Store, commands: &mut Vec<Command>, signals: &Signals) -> bool {
+    let (changes, done): (Vec<_>, Vec<_>) = commands.drain(..).map(|c| (c.change, c.done)).unzip();
+    match store.commit(&changes).await {
+        Ok(counts) => {
+            for ((change, done), count) in changes.iter().zip(done).zip(counts) {
+                announce(signals, change);
+                let _gone = done.send(Ok(count));
+            }
+            true
+        }
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, commands = changes.len(), "the reading log cannot write");
+            for done in done {
+                let _gone = done.send(Err(Error::Failed));
+            }
+            false
         }
     }
 }

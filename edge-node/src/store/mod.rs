@@ -132,6 +132,8 @@ pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
     async fn ping(&self) -> Result<()>;
     /// Ends it; what was written stays. Everything asked of it later fails.
     async fn close(&self);
+    /// Writes something that changes nothing, to see whether the disk takes it.
+    async fn try_write(&self) -> Result<()>;
 
     // The reading log: an uplink's way from verified frame to settled reading, one row per event.
 

@@ -1,5 +1,7 @@
 //! Registration, custody, replay, progress, and the state that nodes stream to one another.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use contracts::ids::{DevEui, Epoch, EventId, GroupId};
 use contracts::time::BootTime;
 
@@ -284,6 +286,25 @@ impl Bridge {
                 self.note_answered_elsewhere(slot, |mark| mark.session == state.session && state.served.contains(mark.f_cnt));
                 self.want(slot);
                 self.try_answer(slot, now, out);
+            }
+        }
+        self.note_imported(states);
+    }
+
+    /// What the other node has, or has settled, need not be kept or offered here.
+    fn note_imported(&mut self, states: &[SessionState]) {
+        let by_session: BTreeMap<_, _> = states.iter().map(|state| ((state.device, state.session), state)).collect();
+        let groups: BTreeSet<GroupId> = states
+            .iter()
+            .filter_map(|state| self.registry.slot_of(state.device))
+            .filter_map(|slot| Some(self.registry.get(slot)?.group))
+            .collect();
+        for mark in groups.into_iter().flat_map(|group| self.buffer.marks(group)).collect::<Vec<_>>() {
+            let Some(state) = by_session.get(&(mark.device, mark.session)) else { continue };
+            if state.settled.contains(mark.f_cnt) {
+                self.buffer.remove(&mark.event());
+            } else if state.served.contains(mark.f_cnt) {
+                self.buffer.note_served(&mark.event());
             }
         }
     }

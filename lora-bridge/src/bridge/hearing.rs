@@ -221,11 +221,16 @@ impl Bridge {
 
     /// A counter that is known: a copy, a repetition that wants its answer again, or nothing of interest.
     fn hear_again(&mut self, reception: &Reception<'_>, mode: Mode, is_newest: bool, now: Now, out: &mut Vec<Output>) {
+        let Some(entry) = self.registry.get_mut(reception.slot) else { return };
         if reception.is_offered {
             self.stats.offers_known += 1;
+            let (group, mark) = (entry.group, reception.mark);
+            let is_settled = entry.settled.contains(mark.f_cnt);
+            if is_settled || entry.served.contains(mark.f_cnt) {
+                out.push(Output::OfferKnown { group, mark, is_settled });
+            }
             return;
         }
-        let Some(entry) = self.registry.get_mut(reception.slot) else { return };
         if entry.recent.is_some_and(|recent| reception.is_copy_of(&recent)) {
             self.stats.copies += 1;
             self.note_copy(reception, now);

@@ -100,6 +100,8 @@ pub enum Output {
     Uplink(Uplink),
     /// The node that serves did not name this frame in time: it is to be offered to it.
     OfferDue(Offer),
+    /// An offered frame is on this node's disk already: the other node may stop offering it, and forget it if it is settled.
+    OfferKnown { group: GroupId, mark: Mark, is_settled: bool },
     /// Downlink counters to be written ahead: then named in [`Input::Reserved`].
     ReserveWanted { group: GroupId, entries: Vec<(DevEui, u32)> },
     /// All that was buffered for the group has been given out.

@@ -195,6 +195,11 @@ impl Buffer {
         key.and_then(|key| self.take(key)).is_some()
     }
 
+    /// Names all frames of a group, e.g. to look them up in states that came from the other node.
+    pub(crate) fn marks(&self, group: GroupId) -> Vec<Mark> {
+        self.entries.values().filter(|entry| entry.held.group == group).map(|entry| entry.held.mark).collect()
+    }
+
     pub(crate) fn remove_group(&mut self, group: GroupId) {
         let keys: Vec<u64> = self.entries.iter().filter(|(_, entry)| entry.held.group == group).map(|(key, _)| *key).collect();
         for key in keys {

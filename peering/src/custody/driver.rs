@@ -99,6 +99,8 @@ pub(super) struct Driver {
     sends: Vec<Outgoing>,
     touched: BTreeSet<GroupId>,
     released: Vec<Released>,
+    /// Groups that were stopped because a vote could not be synced, and when they are tried again.
+    stopped: BTreeMap<GroupId, BootTime>,
 }
 
 /// What the actor listens to.
@@ -127,6 +129,7 @@ impl Driver {
             sends: Vec::new(),
             touched: BTreeSet::new(),
             released: Vec::new(),
+            stopped: BTreeMap::new(),
         }
     }
 
@@ -154,6 +157,7 @@ impl Driver {
                 () = tokio::time::sleep(wait) => {}
             }
             self.look_around();
+            self.restart_stopped().await;
             self.tick();
             self.flush().await;
         };
@@ -331,14 +335,8 @@ impl Driver {
         if self.groups.contains_key(&id) {
             return Err(Error::AlreadyThere(id));
         }
-        let mut config = machine_config(&group, self.setup.transport.me())?;
-        config.timing.abstain = self.ttls.longest().max(Some(group.ttl)).unwrap_or(group.ttl);
-        let eligible = member_set(&group, &group.eligible)?;
-        let loaded = self.setup.votes.load(id).await;
-        let durable = loaded.map_err(|source| Error::Load { group: id, source })?.unwrap_or_default();
-        let disk = if group.restored { Disk::Restored(durable) } else { Disk::Kept(durable) };
         let seq = if group.restored { fresh_seq(&self.setup) } else { self.first_seq };
-        let machine = Machine::start(config, disk, eligible, self.now(), seq);
+        let machine = self.start_machine(&group, seq).await?;
         let hold = Hold::new(self.setup.clock.clone());
         let readiness = group.readiness;
         let group = Group::new(group, machine, hold.clone(), self.setup.statements.clone());
@@ -348,6 +346,43 @@ impl Driver {
         self.groups.insert(id, group);
         self.apply(id, Event::Ready(readiness), Attachment::None);
         Ok(hold)
+    }
+
+    /// The machine of a member that has just started, over what its disk holds.
+    async fn start_machine(&self, group: &GroupConfig, seq: u64) -> Result<Machine, Error> {
+        let mut config = machine_config(group, self.setup.transport.me())?;
+        config.timing.abstain = self.ttls.longest().max(Some(group.ttl)).unwrap_or(group.ttl);
+        let eligible = member_set(group, &group.eligible)?;
+        let loaded = self.setup.votes.load(group.group).await;
+        let durable = loaded.map_err(|source| Error::Load { group: group.group, source })?.unwrap_or_default();
+        let disk = if group.restored { Disk::Restored(durable) } else { Disk::Kept(durable) };
+        Ok(Machine::start(config, disk, eligible, self.now(), seq))
+    }
+
+    /// A group that could not write its vote is as a member that died; once the disk can be read it starts again as one.
+    async fn restart_stopped(&mut self) {
+        let now = self.now();
+        let due: Vec<_> = self.stopped.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        for id in due {
+            let Some(config) = self.groups.get(&id).map(|group| group.config.clone()) else {
+                self.stopped.remove(&id);
+                continue;
+            };
+            match self.start_machine(&config, fresh_seq(&self.setup)).await {
+                Ok(machine) => {
+                    self.stopped.remove(&id);
+                    if let Some(group) = self.groups.get_mut(&id) {
+                        group.restart(machine);
+                    }
+                    tracing::info!(group = %id, "custody starts again after a vote that could not be synced");
+                    self.apply(id, Event::Ready(config.readiness), Attachment::None);
+                }
+                Err(error) => {
+                    tracing::warn!(group = %id, error = &error as &dyn std::error::Error, "custody cannot start again yet");
+                    self.stopped.insert(id, now + config.ttl);
+                }
+            }
+        }
     }
 
     fn remove(&mut self, id: GroupId) -> Result<(), Error> {
@@ -363,10 +398,17 @@ impl Driver {
     }
 
     fn tell(&mut self, id: GroupId, told: Told) -> Result<(), Error> {
-        let group = self.groups.get(&id).ok_or(Error::UnknownGroup(id))?;
+        let group = self.groups.get_mut(&id).ok_or(Error::UnknownGroup(id))?;
         let event = match told {
-            Told::Ready(readiness) => Event::Ready(readiness),
-            Told::Eligible(nodes) => Event::Eligible(member_set(&group.config, &nodes)?),
+            Told::Ready(readiness) => {
+                group.config.readiness = readiness;
+                Event::Ready(readiness)
+            }
+            Told::Eligible(nodes) => {
+                let eligible = member_set(&group.config, &nodes)?;
+                group.config.eligible = nodes;
+                Event::Eligible(eligible)
+            }
             Told::HandBackOverdue(epoch) => Event::HandBackOverdue { epoch },
         };
         self.apply(id, event, Attachment::None);
@@ -418,7 +460,15 @@ impl Driver {
     async fn persist(&mut self) {
         let batch: Vec<_> = std::mem::take(&mut self.persists).into_iter().collect();
         let groups: BTreeSet<_> = batch.iter().map(|(group, _)| *group).collect();
-        let Err(error) = self.setup.votes.persist(&batch).await else { return };
+        let Err(error) = self.setup.votes.persist(&batch).await else {
+            for id in groups {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    // From now on its disk is its own.
+                    group.config.restored = false;
+                }
+            }
+            return;
+        };
         // What is on disk now is unknown, so nothing that follows from it may leave: not now, not later.
         tracing::error!(%error, groups = groups.len(), "votes could not be synced to disk: custody of these groups stops here");
         self.shared.counters.persist_failed.add_one();
@@ -427,6 +477,7 @@ impl Driver {
         for id in groups {
             if let Some(group) = self.groups.get_mut(&id) {
                 group.stop(Some(Alarm::VoteNotPersisted(error.kind())), now);
+                self.stopped.insert(id, now + group.config.ttl);
                 self.agenda.set(id, None);
             }
         }

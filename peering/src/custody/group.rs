@@ -419,6 +419,16 @@ impl Group {
         self.machine.apply(Event::Stop, now, 0);
         self.alarm = alarm.or(self.alarm);
     }
+
+    /// After [`Self::stop`]: a new machine over the same disk, which knows nothing of what its predecessor held or was promised.
+    pub(super) fn restart(&mut self, machine: Machine) {
+        self.machine = machine;
+        self.alarm = None;
+        self.fenced = None;
+        self.claimed = Epoch(0);
+        self.grants.clear();
+        (self.last_promise_at, self.asked_at) = (None, None);
+    }
 }
 
 /// Whether the machine made nothing of an event, and why.

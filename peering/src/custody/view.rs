@@ -77,7 +77,7 @@ pub struct Stated {
     pub envelope: Envelope,
 }
 
-/// Why a group was stopped for good.
+/// Why a group is stopped; it starts again, as a restarted member, once its disk can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Alarm {
     /// A vote could not be synced to disk.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use contracts::custody::Durable;
@@ -32,7 +32,14 @@ pub trait VoteStore: fmt::Debug + Send + Sync + 'static {
 #[derive(Debug)]
 pub struct FileVotes {
     path: PathBuf,
-    votes: Mutex<BTreeMap<GroupId, Durable>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Known {
+    votes: BTreeMap<GroupId, Durable>,
+    /// A write failed: the file is what it was, or what it should have become.
+    is_uncertain: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -51,35 +58,102 @@ impl FileVotes {
     /// The file cannot be read, or is not a file of votes.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
         let path = path.into();
-        let votes = match std::fs::read(&path) {
-            Ok(bytes) => {
-                let content: FileContent = serde_json::from_slice(&bytes)?;
-                if content.version != FILE_VERSION {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a file of votes of another version"));
-                }
-                content.votes
+        let votes = read(&path)?;
+        Ok(Self { path, known: Mutex::new(Known { votes, is_uncertain: false }) })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known counts only once it is on disk.
+    async fn write(&self, votes: BTreeMap<GroupId, Durable>) -> io::Result<()> {
+        let content = serde_json::to_vec(&FileContent { version: FILE_VERSION, votes: votes.clone() })?;
+        let path = self.path.clone();
+        let written = kit::task::blocking(move || kit::file::replace(&path, &content, 0o600)).await;
+        match written.map_err(io::Error::other).and_then(|written| written) {
+            Ok(()) => {
+                *self.known() = Known { votes, is_uncertain: false };
+                Ok(())
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => return Err(error),
-        };
-        Ok(Self { path, votes: Mutex::new(votes) })
+            Err(error) => {
+                self.known().is_uncertain = true;
+                Err(error)
+            }
+        }
+    }
+
+    /// After a failed write the file is read anew.
+    async fn current(&self) -> io::Result<Known> {
+        let known = self.known().clone();
+        if !known.is_uncertain {
+            return Ok(known);
+        }
+        let path = self.path.clone();
+        let votes = kit::task::blocking(move || read(&path)).await.map_err(io::Error::other)??;
+        Ok(Known { votes, is_uncertain: true })
+    }
+}
+
+fn read(path: &Path) -> io::Result<BTreeMap<GroupId, Durable>> {
+    match std::fs::read(path) {
+        Ok(bytes) => {
+            let content: FileContent = serde_json::from_slice(&bytes)?;
+            if content.version != FILE_VERSION {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a file of votes of another version"));
+            }
+            Ok(content.votes)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(error) => Err(error),
     }
 }
 
 #[async_trait]
 impl VoteStore for FileVotes {
     async fn persist(&self, batch: &[(GroupId, Durable)]) -> io::Result<()> {
-        let content = {
-            let mut votes = self.votes.lock().unwrap_or_else(PoisonError::into_inner);
-            votes.extend(batch.iter().cloned());
-            serde_json::to_vec(&FileContent { version: FILE_VERSION, votes: votes.clone() })?
-        };
-        let path = self.path.clone();
-        kit::task::blocking(move || kit::file::replace(&path, &content, 0o600)).await?
+        let mut votes = self.current().await?.votes;
+        votes.extend(batch.iter().copied());
+        self.write(votes).await
     }
 
     async fn load(&self, group: GroupId) -> io::Result<Option<Durable>> {
-        Ok(self.votes.lock().unwrap_or_else(PoisonError::into_inner).get(&group).cloned())
+        let Known { votes, is_uncertain } = self.current().await?;
+        let vote = votes.get(&group).copied();
+        if is_uncertain {
+            // What was read may not have been synced.
+            self.write(votes).await?;
+        }
+        Ok(vote)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::custody::MemberIndex;
+    use contracts::ids::Epoch;
+
+    use super::*;
+
+    const GROUP: GroupId = GroupId::from_bytes([7; 16]);
+
+    fn vote(epoch: u64) -> Durable {
+        Durable { voted_epoch: Epoch(epoch), voted_for: Some(MemberIndex(1)), released: None }
+    }
+
+    #[tokio::test]
+    async fn a_vote_that_was_not_written_is_not_known_either() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("votes.json");
+        let votes = FileVotes::open(&path).expect("none yet");
+        votes.persist(&[(GROUP, vote(1))]).await.expect("written");
+        // A directory in the way of the file beside: the replacement cannot be written.
+        std::fs::rename(directory.path(), directory.path().with_extension("away")).expect("moved");
+        votes.persist(&[(GROUP, vote(2))]).await.expect_err("nowhere to write");
+        assert_eq!(votes.load(GROUP).await.ok().flatten(), None, "nothing is known while the disk is away");
+        std::fs::rename(directory.path().with_extension("away"), directory.path()).expect("moved back");
+        assert_eq!(votes.load(GROUP).await.expect("readable"), Some(vote(1)));
+        assert_eq!(FileVotes::open(&path).expect("whole").load(GROUP).await.expect("readable"), Some(vote(1)));
     }
 }
 

@@ -197,6 +197,10 @@ impl Backend for Memory {
         self.read(|_| ()).await
     }
 
+    async fn try_write(&self) -> Result<()> {
+        self.write(|_| ()).await
+    }
+
     async fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
     }

@@ -78,6 +78,12 @@ impl Backend for Sqlite {
         Ok(())
     }
 
+    async fn try_write(&self) -> Result<()> {
+        // The first page is written though the number stays.
+        sqlx::query("PRAGMA user_version = 0").execute(&self.writer).await?;
+        Ok(())
+    }
+
     async fn close(&self) {
         self.reader.close().await;
         self.writer.close().await;
