@@ -99,6 +99,11 @@ impl Disk {
         state.store.set_full(is_full);
     }
 
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.state().is_full
+    }
+
     /// To be awaited before a write takes effect.
     ///
     /// # Errors
@@ -139,9 +144,9 @@ impl Hardware {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Its frames are owed from now on.
+    /// Its frames are owed from now on, unless its disk takes nothing.
     pub fn begin_life(&mut self, now_ms: u64) {
-        if self.lives.last().is_none_or(|(_, to)| to.is_some()) {
+        if !self.disk.is_full() && self.lives.last().is_none_or(|(_, to)| to.is_some()) {
             self.lives.push((now_ms, None));
         }
     }

@@ -29,6 +29,9 @@ struct Arguments {
     /// Prints the log of each scenario.
     #[arg(long)]
     log: bool,
+    /// Prints what the nodes log, as with `antirio --log` (`debug`, `peering=debug`, …); with one thread only.
+    #[arg(long)]
+    trace: Option<String>,
     /// Does not look for a shorter scenario that fails.
     #[arg(long)]
     no_shrink: bool,
@@ -90,6 +93,9 @@ impl Summary {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(filter) = &arguments.trace {
+        kit::telemetry::init(kit::telemetry::Format::Text, filter);
+    }
     let scripts = match named_scripts(&arguments) {
         Ok(scripts) => scripts,
         Err(error) => {

@@ -232,7 +232,7 @@ impl World {
             Fault::Links(link) => self.links.set_usual(*link),
             Fault::SlowDisk(machine, ms) => self.machines[machine].disk.set_latency(Duration::from_millis(*ms)),
             Fault::FillDisk(machine) => {
-                let now_ms = self.now_ms();
+                let now_ms = self.frozen_since_ms.get(machine).copied().unwrap_or_else(|| self.now_ms());
                 if let Some(hardware) = self.machines.get_mut(machine) {
                     hardware.disk.set_full(true);
                     hardware.end_life(now_ms);
@@ -346,6 +346,7 @@ impl World {
     async fn settle(&mut self) -> Option<Report> {
         if !self.wait(SETTLE, |world| world.is_settled()).await {
             self.checker.violate("the customer does not take custody back".to_owned());
+            self.log_custody();
         }
         let radio = self.radio.take()?;
         if let Err(error) = radio.drain(RADIO_DRAIN).await {
@@ -363,6 +364,15 @@ impl World {
             tokio::time::sleep(POLL).await;
         }
         Some(self.audit().await)
+    }
+
+    /// How each node sees custody, for who looks for a fault.
+    fn log_custody(&self) {
+        for machine in Machine::EDGES {
+            let Some(running) = self.machines[&machine].node_running() else { continue };
+            let view = running.custody.subscribe(self.group()).map(|view| view.borrow().role);
+            self.checker.log(format!("{}: {view:?} {:?}", machine.name(), running.custody.counts()));
+        }
     }
 
     /// Something that is not with the customer's store yet: on a disk, or heard in standby and not yet offered with success.

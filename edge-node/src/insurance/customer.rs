@@ -1,5 +1,7 @@
 //! The insured node's guard: serves while it holds custody, follows while the provider does, and comes back.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use contracts::contract::{Contract, State};
 use contracts::envelope::Envelope;
 use contracts::evidence::HandbackReport;
@@ -44,7 +46,7 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         )));
         side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), group, contract.provider.node)));
         restore(parts, group, sessions).await?;
-        let guard = Guard { parts, agreement, members, serves };
+        let guard = Guard { parts, agreement, members, serves, provider_holds: AtomicBool::new(false) };
         tokio::select! {
             biased;
             () = ended(parts, agreement.id) => {}
@@ -91,6 +93,8 @@ struct Guard<'a> {
     agreement: &'a Agreement,
     members: watch::Sender<Members>,
     serves: watch::Sender<bool>,
+    /// The provider answered as the holder since this node last held.
+    provider_holds: AtomicBool,
 }
 
 impl Guard<'_> {
@@ -130,11 +134,12 @@ impl Guard<'_> {
                 Role::Stopped => self.stop_serving(now.voted_epoch, Mode::Following, &mut memory).await?,
             }
             let provider = self.contract().provider.node;
-            let follows_provider = matches!(now.role, Role::Follower { holder: Some(holder), .. } if holder == provider);
+            // Who lost a vote in a higher epoch stands by nobody, and the provider may hold all the same: it is asked.
+            let may_follow = matches!(now.role, Role::Follower { holder, .. } if holder.is_none_or(|holder| holder == provider));
             tokio::select! {
                 biased;
                 changed = view.changed() => changed.map_err(|_| peering::custody::Error::UnknownGroup(group))?,
-                () = returning::catch_up(self.parts, self.contract()), if follows_provider => {}
+                () = returning::catch_up(self.parts, self.contract(), &self.provider_holds), if may_follow => {}
             }
         }
     }
@@ -149,6 +154,7 @@ impl Guard<'_> {
         if memory.serving == Some(epoch) {
             return Ok(());
         }
+        memory.provider_held |= self.provider_holds.swap(false, Ordering::Relaxed);
         let group = self.contract().group;
         let others = self.contract().members().into_iter().filter(|m| *m != self.parts.core.me()).collect();
         self.members.send_replace(Members { others, epoch: Some(epoch) });

@@ -32,7 +32,14 @@ pub async fn run(
     let mut pause = PAUSE.0;
     let mut states_due = true;
     let mut batch = Vec::new();
-    while outgoing.recv_many(&mut batch, MARKS_MAX).await > 0 {
+    loop {
+        // Whole states that are due do not wait for something new to tell.
+        let is_due = states_due && *serves.borrow();
+        tokio::select! {
+            biased;
+            taken = outgoing.recv_many(&mut batch, MARKS_MAX) => if taken == 0 { return },
+            () = tokio::time::sleep(PAUSE.1), if is_due => {}
+        }
         tokio::time::sleep(LINGER).await;
         while let Ok(more) = outgoing.try_recv() {
             batch.push(more);

@@ -363,7 +363,8 @@ pub(crate) fn note_visit(parts: &Parts, group: GroupId) {
 pub(crate) async fn answer_level(parts: &Parts, agreement: &Agreement, epoch: Epoch, upto: u64) -> Result<LevelAnswer, Error> {
     let (contract, group) = (&agreement.contract, agreement.contract.group);
     let Some(held) = parts.custody.hold(group).and_then(|hold| hold.epoch()) else { return Ok(LevelAnswer::NotHolding) };
-    if held != epoch {
+    // The customer may have voted in a higher epoch, and lost there; one that knows only a lower one is not level.
+    if held > epoch {
         return Ok(LevelAnswer::NotHolding);
     }
     let now = parts.core.clock.boot();

@@ -1,5 +1,6 @@
 //! The customer's way back: it takes over what the provider heard and made, says that it is level, and is given custody.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use contracts::contract::Contract;
@@ -18,13 +19,22 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Nobody waits longer for a provider that may have died.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// Catches up with the provider until custody changes (the caller then drops this). Never returns by itself.
-pub(super) async fn catch_up(parts: &Parts, contract: &Contract) {
+/// Catches up with the provider until custody changes (the caller then drops this). Never returns by itself. `provider_holds` is set once the
+/// provider answers as the holder.
+pub(super) async fn catch_up(parts: &Parts, contract: &Contract, provider_holds: &AtomicBool) {
     let mut cursor = 0;
     let mut imported = 0;
     let (mut has_states, mut has_said_level) = (false, false);
     loop {
-        match step(parts, contract, &mut cursor, &mut imported, &mut has_states).await {
+        let answer = step(parts, contract, &mut cursor, &mut imported, &mut has_states).await;
+        let is_holding = |answer: &LevelAnswer| match answer {
+            LevelAnswer::Released { .. } | LevelAnswer::Wait { .. } | LevelAnswer::Behind => true,
+            LevelAnswer::NotHolding => false,
+        };
+        if answer.as_ref().is_ok_and(is_holding) {
+            provider_holds.store(true, Ordering::Relaxed);
+        }
+        match answer {
             Ok(LevelAnswer::Released { epoch }) => {
                 tracing::info!(group = %contract.group, %epoch, "custody was released to this node");
                 tokio::time::sleep(INTERVAL).await;

@@ -130,35 +130,6 @@ impl VoteStore for FileVotes {
 
 #[cfg(test)]
 mod tests {
-    use contracts::custody::MemberIndex;
-    use contracts::ids::Epoch;
-
-    use super::*;
-
-    const GROUP: GroupId = GroupId::from_bytes([7; 16]);
-
-    fn vote(epoch: u64) -> Durable {
-        Durable { voted_epoch: Epoch(epoch), voted_for: Some(MemberIndex(1)), released: None }
-    }
-
-    #[tokio::test]
-    async fn a_vote_that_was_not_written_is_not_known_either() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("votes.json");
-        let votes = FileVotes::open(&path).expect("none yet");
-        votes.persist(&[(GROUP, vote(1))]).await.expect("written");
-        // A directory in the way of the file beside: the replacement cannot be written.
-        std::fs::rename(directory.path(), directory.path().with_extension("away")).expect("moved");
-        votes.persist(&[(GROUP, vote(2))]).await.expect_err("nowhere to write");
-        assert_eq!(votes.load(GROUP).await.ok().flatten(), None, "nothing is known while the disk is away");
-        std::fs::rename(directory.path().with_extension("away"), directory.path()).expect("moved back");
-        assert_eq!(votes.load(GROUP).await.expect("readable"), Some(vote(1)));
-        assert_eq!(FileVotes::open(&path).expect("whole").load(GROUP).await.expect("readable"), Some(vote(1)));
-    }
-}
-
-#[cfg(test)]
-mod tests {
     use std::time::{Duration, Instant};
 
     use contracts::custody::MemberIndex;
@@ -222,5 +193,20 @@ mod tests {
             let bytes = std::fs::metadata(&path).expect("a file").len();
             println!("{groups} groups, {bytes} bytes: one vote p50 {:?}, p99 {:?}", took[50], took[98]);
         }
+    }
+
+    #[tokio::test]
+    async fn a_vote_that_was_not_written_is_not_known_either() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("votes.json");
+        let votes = FileVotes::open(&path).expect("none yet");
+        votes.persist(&[vote(0, 1)]).await.expect("written");
+        // A directory in the way of the file beside: the replacement cannot be written.
+        std::fs::rename(directory.path(), directory.path().with_extension("away")).expect("moved");
+        votes.persist(&[vote(0, 2)]).await.expect_err("nowhere to write");
+        assert_eq!(votes.load(group(0)).await.ok().flatten(), None, "nothing is known while the disk is away");
+        std::fs::rename(directory.path().with_extension("away"), directory.path()).expect("moved back");
+        assert_eq!(votes.load(group(0)).await.expect("readable"), Some(vote(0, 1).1));
+        assert_eq!(FileVotes::open(&path).expect("whole").load(group(0)).await.expect("readable"), Some(vote(0, 1).1));
     }
 }
