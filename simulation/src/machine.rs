@@ -152,8 +152,9 @@ impl Hardware {
     }
 
     pub fn end_life(&mut self, now_ms: u64) {
-        if let Some((_, to @ None)) = self.lives.last_mut() {
-            *to = Some(now_ms);
+        // A second end may only be an earlier one.
+        if let Some((_, to)) = self.lives.last_mut() {
+            *to = Some(to.unwrap_or(now_ms).min(now_ms));
         }
     }
 }

@@ -31,6 +31,8 @@ const SETTLE: Duration = Duration::from_secs(180);
 const RADIO_DRAIN: Duration = Duration::from_secs(10);
 /// Between two looks at something that has no signal.
 const POLL: Duration = Duration::from_millis(20);
+/// What waited for a machine that is back is on its disk after this time.
+const SAFE_AFTER_MS: u64 = 3_000;
 /// Somebody holds again so many ttl after the last fault.
 const RECOVERY_TTLS: u64 = 5;
 
@@ -101,6 +103,8 @@ pub(crate) struct World {
     ledger: Ledger,
     insurer_safe_until_ms: u64,
     pub(crate) frozen_since_ms: BTreeMap<Machine, u64>,
+    /// Since when machines had been frozen, and when they were thawed last.
+    thawed_ms: BTreeMap<Machine, (u64, u64)>,
     first_step_ms: Option<u64>,
 }
 
@@ -131,6 +135,7 @@ impl World {
             ledger: Ledger::in_memory(),
             insurer_safe_until_ms: 0,
             frozen_since_ms: BTreeMap::new(),
+            thawed_ms: BTreeMap::new(),
             first_step_ms: None,
         }
     }
@@ -263,9 +268,11 @@ impl World {
     }
 
     fn thaw(&mut self, machine: Machine) {
-        self.frozen_since_ms.remove(&machine);
         if let Some(process) = &self.machines[&machine].process {
             process.thaw();
+        }
+        if let Some(since_ms) = self.frozen_since_ms.remove(&machine) {
+            self.thawed_ms.insert(machine, (since_ms, self.now_ms()));
         }
     }
 
@@ -283,8 +290,9 @@ impl World {
     fn note_safety(&mut self) {
         let holds = self.checker.holder().is_some_and(|(holder, _)| holder == Machine::Patras);
         let is_well = |machine| {
-            !self.frozen_since_ms.contains_key(&machine)
-                && self.machines[&machine].lives.last().is_some_and(|(_, to)| to.is_none())
+            let is_up = |(from_ms, to): &(u64, Option<u64>)| to.is_none() && self.now_ms() >= from_ms + SAFE_AFTER_MS;
+            let was_frozen = self.thawed_ms.get(&machine).is_some_and(|(_, at_ms)| self.now_ms() < at_ms + SAFE_AFTER_MS);
+            !was_frozen && !self.frozen_since_ms.contains_key(&machine) && self.machines[&machine].lives.last().is_some_and(is_up)
         };
         let customer_gets_it = !self.links.is_disturbed() && is_well(Machine::Rio);
         if holds || customer_gets_it {
@@ -295,7 +303,10 @@ impl World {
     /// Until when what a machine heard is surely on a disk, if its process ends now: what a frozen one has not read is gone with it.
     pub(crate) fn safe_until_ms(&self, machine: Machine) -> u64 {
         let in_memory = if machine == Machine::Patras { self.insurer_safe_until_ms } else { self.now_ms() };
-        self.frozen_since_ms.get(&machine).copied().unwrap_or(in_memory).min(in_memory)
+        // Nor has one that was thawed a moment ago written what it found.
+        let unwritten = self.thawed_ms.get(&machine).filter(|(_, at_ms)| self.now_ms() < at_ms + SAFE_AFTER_MS);
+        let frozen = self.frozen_since_ms.get(&machine).copied().or(unwritten.map(|(since_ms, _)| *since_ms));
+        frozen.unwrap_or(in_memory).min(in_memory)
     }
 
     fn check_expectations(&self) {
@@ -359,6 +370,7 @@ impl World {
         while self.has_open_readings().await {
             if Instant::now() >= deadline {
                 self.checker.violate("readings stay open".to_owned());
+                self.log_open_readings().await;
                 break;
             }
             tokio::time::sleep(POLL).await;
@@ -372,6 +384,18 @@ impl World {
             let Some(running) = self.machines[&machine].node_running() else { continue };
             let view = running.custody.subscribe(self.group()).map(|view| view.borrow().role);
             self.checker.log(format!("{}: {view:?} {:?}", machine.name(), running.custody.counts()));
+        }
+    }
+
+    async fn log_open_readings(&self) {
+        for machine in Machine::EDGES {
+            let Some(running) = self.machines[&machine].node_running() else { continue };
+            let open = running.core.store.last_open(self.group()).await;
+            self.checker.log(format!("{}: last open {open:?}", machine.name()));
+            let Some(parts) = &running.parts else { continue };
+            if let Ok(stats) = parts.bridge.stats().await {
+                self.checker.log(format!("{}: {} buffered, {} in flight", machine.name(), stats.buffer_frames, stats.in_flight));
+            }
         }
     }
 

@@ -27,17 +27,19 @@ pub async fn run(
     group: GroupId,
     peer: NodeId,
     mut outgoing: mpsc::Receiver<Outgoing>,
-    serves: watch::Receiver<bool>,
+    mut serves: watch::Receiver<bool>,
 ) {
     let mut pause = PAUSE.0;
     let mut states_due = true;
     let mut batch = Vec::new();
     loop {
         // Whole states that are due do not wait for something new to tell.
-        let is_due = states_due && *serves.borrow();
+        let is_due = states_due && *serves.borrow_and_update();
         tokio::select! {
             biased;
             taken = outgoing.recv_many(&mut batch, MARKS_MAX) => if taken == 0 { return },
+            // An error means that the guard has ended, and with it soon the link.
+            Ok(()) = serves.changed(), if states_due => {}
             () = tokio::time::sleep(PAUSE.1), if is_due => {}
         }
         tokio::time::sleep(LINGER).await;

@@ -288,23 +288,28 @@ impl Bridge {
                 self.try_answer(slot, now, out);
             }
         }
-        self.note_imported(states);
+        self.note_imported(states, now);
     }
 
-    /// What the other node has, or has settled, need not be kept or offered here.
-    fn note_imported(&mut self, states: &[SessionState]) {
+    /// What the other node has, or has settled, need not be kept or offered here; it is back, so the rest is offered at once.
+    fn note_imported(&mut self, states: &[SessionState], now: Now) {
         let by_session: BTreeMap<_, _> = states.iter().map(|state| ((state.device, state.session), state)).collect();
         let groups: BTreeSet<GroupId> = states
             .iter()
             .filter_map(|state| self.registry.slot_of(state.device))
             .filter_map(|slot| Some(self.registry.get(slot)?.group))
             .collect();
-        for mark in groups.into_iter().flat_map(|group| self.buffer.marks(group)).collect::<Vec<_>>() {
+        for mark in groups.iter().flat_map(|group| self.buffer.marks(*group)).collect::<Vec<_>>() {
             let Some(state) = by_session.get(&(mark.device, mark.session)) else { continue };
             if state.settled.contains(mark.f_cnt) {
                 self.buffer.remove(&mark.event());
             } else if state.served.contains(mark.f_cnt) {
                 self.buffer.note_served(&mark.event());
+            }
+        }
+        for group in groups {
+            if self.groups.get(&group).is_some_and(|known| !known.mode.delivers()) {
+                self.buffer.set_offering(group, Some(now.boot));
             }
         }
     }
