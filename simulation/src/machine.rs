@@ -151,10 +151,18 @@ impl Hardware {
         }
     }
 
+    /// Its frames are not owed from now on.
     pub fn end_life(&mut self, now_ms: u64) {
-        // A second end may only be an earlier one.
-        if let Some((_, to)) = self.lives.last_mut() {
-            *to = Some(to.unwrap_or(now_ms).min(now_ms));
+        if let Some((_, to @ None)) = self.lives.last_mut() {
+            *to = Some(now_ms);
+        }
+    }
+
+    /// What it heard after this time is nowhere any more.
+    pub fn forget_since(&mut self, ms: u64) {
+        self.lives.retain(|(from, _)| *from < ms);
+        for (_, to) in &mut self.lives {
+            *to = Some(to.unwrap_or(ms).min(ms));
         }
     }
 }

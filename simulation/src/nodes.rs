@@ -190,7 +190,7 @@ impl World {
         let Some(hardware) = self.machines.get_mut(&machine) else { return };
         if let Some(process) = hardware.process.take() {
             process.kill();
-            hardware.end_life(end_ms);
+            hardware.forget_since(end_ms);
             *hardware.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.checker.set_running(machine, None);
             self.network.leave(node);

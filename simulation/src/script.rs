@@ -9,6 +9,8 @@ use crate::network::Link;
 pub const LENGTH_MS_MAX: u64 = 24 * 3_600_000;
 /// Steps of one scenario.
 pub const STEPS_MAX: usize = 10_000;
+/// Clocks are wrong by at most so many percent: the drift that the protocol allows for.
+pub const DRIFT_PERCENT_MAX: i8 = 10;
 /// Motes of one scenario.
 pub const MOTES_MAX: u32 = 10_000;
 
@@ -141,6 +143,11 @@ impl Script {
         unless((1..=MOTES_MAX).contains(&self.motes), "motes", "1 to 10,000")?;
         unless(self.confirmed_percent <= 100 && self.radio_loss_percent <= 100, "percent", "at most 100")?;
         unless(self.steps.len() <= STEPS_MAX, "steps", "at most 10,000")?;
+        let drifts = |step: &Step| match step.fault {
+            Fault::Drift(_, percent) => percent.abs() <= DRIFT_PERCENT_MAX,
+            _ => true,
+        };
+        unless(self.steps.iter().all(drifts), "steps.drift", "-10 to 10 percent")?;
         unless(self.steps.iter().all(|step| step.at_ms <= self.length_ms), "steps.at_ms", "within the length")?;
         unless(self.steps.is_sorted_by_key(|step| step.at_ms), "steps", "in the order of their times")
     }

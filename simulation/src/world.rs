@@ -33,6 +33,8 @@ const RADIO_DRAIN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
 /// What waited for a machine that is back is on its disk after this time.
 const SAFE_AFTER_MS: u64 = 3_000;
+/// A frame waits for two writes under way (of the bridge's consumer and of the log), then for its own, each of which may wait for one more.
+const WRITES_BEFORE_DISK: u64 = 4;
 /// Somebody holds again so many ttl after the last fault.
 const RECOVERY_TTLS: u64 = 5;
 
@@ -439,7 +441,8 @@ impl World {
         });
         // A frame is offered after 30 ms, and must travel.
         let travel = 4 * (self.script.link.delay_ms + self.script.link.jitter_ms);
-        let limits = Limits { loss_margin_ms: 50 + travel + slowest_write.max().unwrap_or(0), ..Limits::default() };
+        let limits =
+            Limits { loss_margin_ms: 50 + travel + WRITES_BEFORE_DISK * slowest_write.max().unwrap_or(0), ..Limits::default() };
         let ledgers = self.ledger.ledgers().unwrap_or_default();
         let timeline = audit::Timeline::default();
         let input = audit::Input { ledgers: &ledgers, nodes: &nodes, delivered: &delivered, timeline: &timeline, limits };

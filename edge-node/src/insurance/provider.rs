@@ -155,6 +155,17 @@ impl Guard<'_> {
                 Role::Fenced { .. } | Role::Follower { .. } | Role::Stopped => {
                     if let Some(epoch) = serving.take() {
                         self.stand_by(epoch).await?;
+                    } else if self.has_undecoded().await? {
+                        let changed = tokio::select! {
+                            biased;
+                            changed = view.changed() => Some(changed),
+                            decoded = self.decode_rest() => decoded.map(|()| None)?,
+                        };
+                        self.put_services_to_rest().await?;
+                        if let Some(changed) = changed {
+                            changed.map_err(|_| peering::custody::Error::UnknownGroup(group))?;
+                            continue;
+                        }
                     }
                 }
             }
@@ -230,11 +241,25 @@ impl Guard<'_> {
         parts.core.timeline.push(Event::CustodyLost { group, epoch });
         parts.visits.forget(group);
         self.drain().await?;
+        self.put_services_to_rest().await
+    }
+
+    async fn put_services_to_rest(&self) -> Result<(), Error> {
         self.socket.tenant.set_configuration(None);
-        if let Some(orchestrator) = &parts.core.orchestrator {
-            orchestrator.stand_by(group).await?;
+        if let Some(orchestrator) = &self.parts.core.orchestrator {
+            orchestrator.stand_by(self.contract().group).await?;
         }
         Ok(())
+    }
+
+    /// What was heard while this node served and not decoded before its process ended: nobody else has it.
+    async fn has_undecoded(&self) -> Result<bool, Error> {
+        Ok(!self.parts.core.store.list_undecoded(self.contract().group, 0, 1).await?.is_empty())
+    }
+
+    async fn decode_rest(&self) -> Result<(), Error> {
+        let _microseconds = self.start_services().await?;
+        self.drain().await
     }
 
     /// Waits until the tenant has decoded everything that is for it, within a bound.

@@ -1,0 +1,85 @@
+//! All scenario files, a thousand random scenarios, and the simulator's own promises.
+
+use simulation::machine::Machine;
+use simulation::script::{Expect, Fault, Step};
+use simulation::{Outcome, Script, generate, run};
+
+/// Random scenarios in this test; `cargo xtask simulate` runs more.
+const SEEDS: u64 = 1_000;
+
+fn scenario_files() -> Vec<Script> {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios");
+    let mut paths: Vec<_> = std::fs::read_dir(directory).expect("scenarios").map(|entry| entry.expect("a file").path()).collect();
+    paths.sort();
+    let read = |path: &std::path::PathBuf| {
+        let text = std::fs::read_to_string(path).expect("readable");
+        Script::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    };
+    paths.iter().map(read).collect()
+}
+
+fn complain(script: &Script, outcome: &Outcome) -> Option<String> {
+    let what = outcome.violations.join("; ");
+    (!what.is_empty())
+        .then(|| format!("{}: {what}\n  again: antirio-simulate --log --replay '{}'", outcome.name, script.to_line()))
+}
+
+#[test]
+fn every_scenario_keeps_the_promises() {
+    let scripts = scenario_files();
+    assert!(scripts.len() >= 15, "{} scenarios", scripts.len());
+    let failed: Vec<_> = scripts.iter().filter_map(|script| complain(script, &run(script))).collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn random_faults_break_no_promise() {
+    let run_from = |first: u64| {
+        let mut failed = Vec::new();
+        let mut sum = (0, 0, 0);
+        for seed in (first..SEEDS).step_by(2) {
+            let script = generate::scenario(seed);
+            let outcome = run(&script);
+            sum = (sum.0 + outcome.faults, sum.1 + outcome.takeovers, sum.2 + outcome.readings_owed);
+            failed.extend(complain(&script, &outcome));
+        }
+        (failed, sum)
+    };
+    let (odd, even) = std::thread::scope(|scope| {
+        let odd = scope.spawn(|| run_from(1));
+        (run_from(0), odd.join().expect("no panic"))
+    });
+    let failed: Vec<_> = odd.0.into_iter().chain(even.0).collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    // A simulator in which nothing happens would keep every promise.
+    let (faults, takeovers, owed) = (odd.1.0 + even.1.0, odd.1.1 + even.1.1, odd.1.2 + even.1.2);
+    println!("{SEEDS} seeds: {faults} faults, {takeovers} takeovers, {owed} readings owed");
+    assert!(faults > 5 * SEEDS && takeovers > SEEDS / 4 && owed > SEEDS, "{faults} faults, {takeovers} takeovers, {owed} owed");
+}
+
+/// The judge sees what it is to see: with a clock that is far more wrong than the protocol allows for there are two holders.
+#[test]
+fn two_holders_are_seen() {
+    let step = |at_ms, fault| Step { at_ms, fault };
+    let steps = vec![step(0, Fault::Drift(Machine::Rio, -50)), step(6_000, Fault::Isolate(Machine::Rio))];
+    let outcome = run(&Script { steps, ..Script::default() });
+    assert!(outcome.violations.iter().any(|what| what.starts_with("two holders")), "{:?}", outcome.violations);
+}
+
+#[test]
+fn missed_expectations_are_seen() {
+    let kill = vec![Step { at_ms: 4_000, fault: Fault::Kill(Machine::Rio) }];
+    let expect = Expect { takeovers: Some(0), takeover_ms_max: Some(10), ..Expect::default() };
+    let outcome = run(&Script { steps: kill, expect, ..Script::default() });
+    assert_eq!(outcome.violations.len(), 2, "{:?}", outcome.violations);
+}
+
+#[test]
+fn equal_seeds_give_equal_logs() {
+    for seed in 0..40 {
+        let script = generate::scenario(seed);
+        let (first, second) = (run(&script), run(&script));
+        assert_eq!(first.log, second.log, "seed {seed}");
+        assert_eq!(first.datagrams, second.datagrams, "seed {seed}");
+    }
+}
