@@ -37,9 +37,11 @@ fn host() -> Result<String, String> {
         .ok_or_else(|| "rustc does not name its host".to_owned())
 }
 
-/// `antirio`, `antirio-radio`, `antirio-demo`, and the device service as a static program in an image tar.
+/// `antirio`, `antirio-radio`, `antirio-demo`, `antirio-simulate`, and the device service as a static program in an image tar.
 pub fn everything() -> Result<Built, String> {
-    run(Command::new(cargo()).args(["build", "--release", "--package", "antirio", "--package", "motes", "--package", "e2e"]))?;
+    // Together, so that all of them and the tests share one set of features of the libraries below.
+    let packages = ["antirio", "motes", "e2e", "simulation"].into_iter().flat_map(|package| ["--package", package]);
+    run(Command::new(cargo()).args(["build", "--release"]).args(packages))?;
     let host = host()?;
     // With --target the flag reaches the program only, not the compiler's plugins.
     let mut service = Command::new(cargo());

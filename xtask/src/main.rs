@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo | test | bench | lint`. Standard library only, so that it builds in a second.
+//! The project's own commands: `cargo xtask demo | test | bench | simulate | lint`. Standard library only, so that it builds in a second.
 
 mod build;
 mod compare;
@@ -24,6 +24,8 @@ cargo xtask bench faults [--count N] [--only KIND]... [--seed N] [--engine E] [-
 cargo xtask bench lora | start | peering | model | lease-traffic | arbitrator [arguments]
     the parts alone: the bridge's throughput, the start of a container, round trips between peers, the exhaustive model of custody,
     what leases cost on the wire, what 10,000 contracts cost their witness
+cargo xtask simulate [--seeds N] [--first N] [--json FILE] [--log] [--replay LINE] [FILES]
+    the whole product on one thread and in virtual time: random scenarios of faults by seed, scenario files, or one that failed before
 cargo xtask lint
     rustfmt and clippy over everything";
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         ["bench", "takeover", rest @ ..] => demo("takeover", rest),
         ["bench", "faults", rest @ ..] => demo("faults", rest),
         ["bench", name, rest @ ..] => bench(name, rest),
+        ["simulate", rest @ ..] => simulate(rest),
         ["lint"] => lint(),
         _ => Err(USAGE.to_owned()),
     };
@@ -74,6 +77,12 @@ fn bench(name: &str, arguments: &[&str]) -> Result<(), String> {
         cargo.arg(std::path::absolute(build::everything()?.service).map_err(|error| error.to_string())?);
     }
     build::run(cargo.args(arguments))
+}
+
+fn simulate(arguments: &[&str]) -> Result<(), String> {
+    let built = build::everything()?;
+    let failed = Command::new(built.programs.join("antirio-simulate")).args(arguments).exec();
+    Err(format!("the simulator cannot be started: {failed}"))
 }
 
 fn lint() -> Result<(), String> {
