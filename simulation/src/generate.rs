@@ -49,6 +49,32 @@ pub fn scenario(seed: u64) -> Script {
     script
 }
 
+/// A day of leases, without motes, over a cellular link of the customer that stalls fifty times for two to five seconds.
+#[must_use]
+pub fn cellular_day(seed: u64, ttl_ms: u64) -> Script {
+    const DAY_MS: u64 = 24 * 3_600_000;
+    const STALLS: u64 = 50;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut script = Script {
+        name: format!("cellular day {seed}, ttl {ttl_ms} ms"),
+        seed,
+        ttl_ms,
+        quiet_ms: 60_000,
+        motes: 1,
+        uplinks_per_1000_s: 0,
+        link: Link { delay_ms: 35, jitter_ms: 30, loss_ppm: 2_000, doubled_ppm: 0, bits_per_second: 0 },
+        length_ms: DAY_MS,
+        ..Script::default()
+    };
+    for stall in 0..STALLS {
+        // One in each fiftieth of the day.
+        let at_ms = stall * (DAY_MS / STALLS) + rng.random_range(0..DAY_MS / STALLS - 10_000);
+        script.steps.push(Step { at_ms, fault: Fault::Isolate(Machine::Rio) });
+        script.steps.push(Step { at_ms: at_ms + rng.random_range(2_000..=5_000), fault: Fault::MendLinks });
+    }
+    script
+}
+
 /// A network on which the lease can be kept: round trips below a tenth of the ttl.
 fn usual_link(rng: &mut ChaCha8Rng, ttl_ms: u64) -> Link {
     let delay_ms = rng.random_range(0..=ttl_ms / 60);

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use contracts::ids::NodeId;
 use edge_node::node::Running;
-use edge_node::store::MemoryDisk;
+use edge_node::store::{FailPoint, Hook, MemoryDisk};
 use kit::task::Process;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use crate::clock::MachineClock;
+use crate::script::{Crash, Written};
 use crate::votes::Votes;
 
 /// The machines of a scenario.
@@ -72,6 +74,14 @@ struct DiskState {
     latency: Duration,
     is_full: bool,
     store: MemoryDisk,
+    votes: VoteWrites,
+}
+
+/// Writes of votes, and the one at which the process dies.
+#[derive(Debug, Default)]
+struct VoteWrites {
+    done: u64,
+    crash: Option<(FailPoint, Arc<Notify>)>,
 }
 
 impl Disk {
@@ -104,16 +114,57 @@ impl Disk {
         self.state().is_full
     }
 
-    /// To be awaited before a write takes effect.
+    /// Writes of the database and of votes so far.
+    #[must_use]
+    pub fn writes(&self) -> (u64, u64) {
+        let state = self.state();
+        (state.store.writes(), state.votes.done)
+    }
+
+    /// The process dies at the write that `crash` counts from now on; `died` is told, and the write never returns.
+    pub fn crash_at(&self, crash: &Crash, died: Arc<Notify>) {
+        let (database, votes) = self.writes();
+        let point = |n| if crash.after { FailPoint::After(n) } else { FailPoint::Before(n) };
+        match crash.of {
+            Written::Database => {
+                let hook: Hook = Arc::new(move || died.notify_one());
+                self.database().crash_at(point(database + crash.write), hook);
+            }
+            Written::Votes => self.state().votes.crash = Some((point(votes + crash.write), died)),
+        }
+    }
+
+    /// Writes votes: `apply` is what takes effect.
     ///
     /// # Errors
     /// The disk is full.
-    pub async fn write(&self) -> io::Result<()> {
+    pub async fn write_votes(&self, apply: impl FnOnce()) -> io::Result<()> {
         let latency = self.state().latency;
         if latency > Duration::ZERO {
             tokio::time::sleep(latency).await;
         }
-        if self.state().is_full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        if self.is_full() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let number = self.state().votes.done + 1;
+        self.die_at(FailPoint::Before(number)).await;
+        apply();
+        self.state().votes.done = number;
+        self.die_at(FailPoint::After(number)).await;
+        Ok(())
+    }
+
+    /// Never returns if the process is to die here.
+    async fn die_at(&self, here: FailPoint) {
+        let died = {
+            let mut state = self.state();
+            let is_here = state.votes.crash.as_ref().is_some_and(|(point, _)| *point == here);
+            if is_here { state.votes.crash.take() } else { None }
+        };
+        if let Some((_, died)) = died {
+            died.notify_one();
+            std::future::pending::<()>().await;
+        }
     }
 }
 

@@ -20,6 +20,12 @@ struct Arguments {
     first: u64,
     /// Scenario files (TOML).
     files: Vec<PathBuf>,
+    /// Days of leases over a cellular link that stalls; every takeover in them is a false one.
+    #[arg(long, default_value_t = 0)]
+    cellular_days: u64,
+    /// Length of a lease in these days.
+    #[arg(long, default_value_t = 10_000)]
+    ttl_ms: u64,
     /// A scenario on one line, as it was printed when it failed.
     #[arg(long)]
     replay: Option<String>,
@@ -131,6 +137,8 @@ fn named_scripts(arguments: &Arguments) -> Result<Vec<Script>, String> {
         let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
         scripts.push(Script::parse(&text).map_err(|error| format!("{}: {error}", file.display()))?);
     }
+    let days = arguments.first..arguments.first + arguments.cellular_days;
+    scripts.extend(days.map(|seed| generate::cellular_day(seed, arguments.ttl_ms)));
     if let Some(line) = &arguments.replay {
         scripts.push(Script::from_line(line)?);
     }

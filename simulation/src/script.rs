@@ -44,7 +44,29 @@ pub struct Script {
     /// From the start (custody is settled by then) to where all faults stop.
     pub length_ms: u64,
     pub steps: Vec<Step>,
+    /// A process dies at one of its durable writes, and another one starts a little later.
+    pub crash: Option<Crash>,
     pub expect: Expect,
+}
+
+/// A fail point: the n-th durable write of a machine since the radio began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Crash {
+    pub machine: Machine,
+    /// From 1.
+    pub write: u64,
+    pub of: Written,
+    /// The write is on disk, but nobody was told.
+    pub after: bool,
+}
+
+/// What a node writes durably.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Written {
+    Database,
+    Votes,
 }
 
 impl Default for Script {
@@ -61,6 +83,7 @@ impl Default for Script {
             link: Link::default(),
             length_ms: 20_000,
             steps: Vec::new(),
+            crash: None,
             expect: Expect::default(),
         }
     }

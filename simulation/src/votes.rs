@@ -61,13 +61,14 @@ impl Content {
 impl VoteStore for Votes {
     async fn persist(&self, batch: &[(GroupId, Durable)]) -> io::Result<()> {
         let disk = self.content().disk.clone();
-        disk.write().await?;
-        let mut content = self.content();
-        for (group, vote) in batch {
-            content.note(*group, *vote);
-            content.votes.insert(*group, *vote);
-        }
-        Ok(())
+        disk.write_votes(|| {
+            let mut content = self.content();
+            for (group, vote) in batch {
+                content.note(*group, *vote);
+                content.votes.insert(*group, *vote);
+            }
+        })
+        .await
     }
 
     async fn load(&self, group: GroupId) -> io::Result<Option<Durable>> {

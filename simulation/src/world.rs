@@ -13,6 +13,7 @@ use motes::world::{GatewayConfig, Ground};
 use motes::{World as Radio, WorldConfig};
 use peering::in_process::Network;
 use serde::Serialize;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::check::Checker;
@@ -29,6 +30,8 @@ const FIRST_CUSTODY: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_secs(180);
 /// Confirmed uplinks under way at the end are given so long.
 const RADIO_DRAIN: Duration = Duration::from_secs(10);
+/// A service manager starts a process that died again after this time.
+const RESTART_AFTER: Duration = Duration::from_millis(300);
 /// Between two looks at something that has no signal.
 const POLL: Duration = Duration::from_millis(20);
 /// What waited for a machine that is back is on its disk after this time.
@@ -62,6 +65,8 @@ pub struct Outcome {
     pub datagrams: (u64, u64),
     /// How often somebody looked for two holders.
     pub looks: u64,
+    /// Durable writes since the radio began, of the database and of votes.
+    pub writes: BTreeMap<Machine, (u64, u64)>,
     #[serde(skip)]
     pub log: Vec<String>,
     /// The time that the machine needed.
@@ -107,6 +112,10 @@ pub(crate) struct World {
     pub(crate) frozen_since_ms: BTreeMap<Machine, u64>,
     /// Since when machines had been frozen, and when they were thawed last.
     thawed_ms: BTreeMap<Machine, (u64, u64)>,
+    /// A process died at its fail point.
+    died: Arc<Notify>,
+    /// Writes of database and votes when the radio began.
+    writes_before: BTreeMap<Machine, (u64, u64)>,
     first_step_ms: Option<u64>,
 }
 
@@ -138,6 +147,8 @@ impl World {
             insurer_safe_until_ms: 0,
             frozen_since_ms: BTreeMap::new(),
             thawed_ms: BTreeMap::new(),
+            died: Arc::default(),
+            writes_before: BTreeMap::new(),
             first_step_ms: None,
         }
     }
@@ -164,17 +175,42 @@ impl World {
             return self.finish(None);
         }
         self.start_radio().await;
+        self.arm_crash();
+        self.writes_before = Machine::ALL.map(|machine| (machine, self.machines[&machine].disk.writes())).into();
         let begin = Instant::now();
         for step in self.script.steps.clone() {
-            tokio::time::sleep_until(begin + Duration::from_millis(step.at_ms)).await;
+            self.pass_until(begin + Duration::from_millis(step.at_ms)).await;
             self.first_step_ms.get_or_insert(self.now_ms());
             self.carry_out(&step.fault).await;
         }
-        tokio::time::sleep_until(begin + Duration::from_millis(self.script.length_ms)).await;
+        self.pass_until(begin + Duration::from_millis(self.script.length_ms)).await;
         self.check_expectations();
         self.mend_everything().await;
         let report = self.settle().await;
         self.finish(report)
+    }
+
+    fn arm_crash(&self) {
+        if let Some(crash) = &self.script.crash {
+            self.machines[&crash.machine].disk.crash_at(crash, Arc::clone(&self.died));
+        }
+    }
+
+    /// Lets time pass; a process that dies at its fail point is followed by another one.
+    async fn pass_until(&mut self, deadline: Instant) {
+        loop {
+            let died = tokio::select! {
+                biased;
+                () = self.died.notified() => true,
+                () = tokio::time::sleep_until(deadline) => false,
+            };
+            let (true, Some(crash)) = (died, self.script.crash) else { return };
+            self.checker.log(format!("{} dies at a write", crash.machine.name()));
+            self.note_safety();
+            self.kill_machine(crash.machine);
+            tokio::time::sleep(RESTART_AFTER).await;
+            self.start_machine(crash.machine).await;
+        }
     }
 
     /// Waits, looking now and then; false after `bound`.
@@ -184,7 +220,7 @@ impl World {
             if Instant::now() >= deadline {
                 return false;
             }
-            tokio::time::sleep(POLL).await;
+            self.pass_until(Instant::now() + POLL).await;
         }
         true
     }
@@ -482,7 +518,14 @@ impl World {
             if let Some(process) = &hardware.process {
                 process.kill();
             }
+            self.network.leave(hardware.node);
         }
+        let since = |machine: Machine| {
+            let (database, votes) = self.machines[&machine].disk.writes();
+            let (database_before, votes_before) = self.writes_before.get(&machine).copied().unwrap_or_default();
+            (machine, (database - database_before, votes - votes_before))
+        };
+        let writes = Machine::ALL.map(since).into();
         let (log, violations) = self.checker.finish();
         Outcome {
             name: self.script.name.clone(),
@@ -501,6 +544,7 @@ impl World {
             downlinks,
             datagrams: self.links.sent(),
             looks,
+            writes,
             log,
             elapsed_us: 0,
         }

@@ -8,7 +8,7 @@ use axum::body::Bytes;
 use contracts::contract::Contract;
 use contracts::envelope::Envelope;
 use contracts::evidence::{ReleaseReport, TakeoverReport};
-use contracts::ids::{Epoch, GroupId};
+use contracts::ids::{Epoch, GroupId, NodeId};
 use contracts::time::{BootTime, WallTime};
 use lora_bridge::bridge::io::Mode;
 use peering::custody::{CustodyView, Role};
@@ -79,6 +79,7 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
             ends.outgoing,
             serves_taken,
         )));
+        side_tasks.spawn(kit::task::belong(ask_for_states(parts.clone(), contract.group, contract.customer.node)));
         side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), contract.group, contract.customer.node)));
         restore(parts, contract.group, sessions).await?;
         let socket = prepare(parts, agreement).await?;
@@ -105,7 +106,14 @@ async fn open_network(parts: &Parts, contract: &Contract) -> Result<Vec<lora_bri
     }
 }
 
-/// Socket, containers (created, waiting), the customer's session states.
+/// Nobody waits for them: a customer that is away must not keep this node from taking part in custody.
+async fn ask_for_states(parts: Parts, group: GroupId, customer: NodeId) {
+    if let Err(error) = progress::pull_states(&parts, group, customer).await {
+        tracing::info!(error = &error as &dyn std::error::Error, "the customer's session states will come with its progress");
+    }
+}
+
+/// Socket and containers (created, waiting).
 async fn prepare(parts: &Parts, agreement: &Agreement) -> Result<TenantSocket, Error> {
     let contract = &agreement.contract;
     let group = contract.group;
@@ -116,9 +124,6 @@ async fn prepare(parts: &Parts, agreement: &Agreement) -> Result<TenantSocket, E
     orchestrator.deploy(group, &contract.blueprint, socket.directory().to_owned(), Desired::Prepared).await?;
     parts.core.timeline.push(Event::Prepared { contract: agreement.id, create_ms: parts.core.clock.boot().since(started).0 });
     parts.core.destinations.set(group, contract.readings_to);
-    if let Err(error) = progress::pull_states(parts, group, contract.customer.node).await {
-        tracing::info!(error = &error as &dyn std::error::Error, "the customer's session states will come with its progress");
-    }
     Ok(socket)
 }
 
