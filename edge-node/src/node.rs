@@ -82,9 +82,15 @@ pub enum Error {
     #[error("the owner's service cannot be started")]
     Insurance(#[from] insurance::Error),
     #[error("the market cannot be dealt with")]
-    Market(#[from] market::Error),
+    Market(#[source] Box<market::Error>),
     #[error("no node record: give owner_key_file, or put a signed record into the state directory")]
     NoRecord(#[source] identity::Error),
+}
+
+impl From<market::Error> for Error {
+    fn from(error: market::Error) -> Self {
+        Self::Market(Box::new(error))
+    }
 }
 
 /// What a node stands on: the parts of a machine, real or simulated.

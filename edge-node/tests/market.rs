@@ -375,7 +375,7 @@ async fn a_provider_signs_only_what_was_matched_negotiated_and_allowed() {
         ("more than is free now", |c| c.blueprint.needs.cpu_millis = 3_900),
         ("more devices than radio slots", |c| c.devices = (1..=3).map(contracts::ids::DevEui::from_u64).collect()),
         ("not the owners", |c| c.customer.owner = STRANGER.owner_id()),
-        ("the term begins now", |c| c.valid_from = c.valid_from + Millis(3_600_000)),
+        ("the term begins now", |c| c.valid_from += Millis(3_600_000)),
         ("content", |c| c.network_configuration = "b".repeat(59)),
     ];
     for (expected, change) in table {

@@ -193,7 +193,7 @@ impl Engine for Simulated {
             name: name.clone(),
             state: container.state,
             pid: None,
-            image: container.spec.image.clone(),
+            image: container.spec.image,
             labels: container.spec.labels.clone(),
         };
         Ok(self.containers().iter().map(status).collect())

@@ -78,11 +78,6 @@ pub struct Outcome {
 /// # Panics
 /// The runtime cannot be made.
 #[must_use]
-#[expect(
-    clippy::disallowed_methods,
-    clippy::missing_panics_doc,
-    reason = "the speed of the simulation is measured against the real clock"
-)]
 pub fn run(script: &Script) -> Outcome {
     let begun = std::time::Instant::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
