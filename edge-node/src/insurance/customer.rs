@@ -11,7 +11,7 @@ use peering::custody::{CustodyView, Role};
 use tokio::sync::watch;
 
 use super::reservations::{self, Members};
-use super::{Error, Parts, Won, begin_serving, ended, join, leave, progress, restore, returning, self_check};
+use super::{Error, Parts, Won, begin_serving, ended, join, leave, progress, restore, returning};
 use crate::agreements::Agreement;
 use crate::tenants;
 use crate::timeline::Event;
@@ -44,7 +44,6 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
             ends.outgoing,
             serves_taken,
         )));
-        side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), group, contract.provider.node)));
         restore(parts, group, sessions).await?;
         let guard = Guard { parts, agreement, members, serves, provider_holds: AtomicBool::new(false) };
         tokio::select! {

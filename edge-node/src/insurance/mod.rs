@@ -8,7 +8,6 @@
 //! - [`reservations`] — downlink counters on the disks of a majority before they are used
 //! - [`reserved`] — what this node knows to be reserved, for votes
 //! - [`returning`] — the customer's way back to level
-//! - `self_check` — hands over while it still can
 
 pub mod customer;
 pub mod progress;
@@ -16,7 +15,6 @@ pub mod provider;
 pub mod reservations;
 pub mod reserved;
 pub mod returning;
-mod self_check;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

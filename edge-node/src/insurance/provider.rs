@@ -15,7 +15,7 @@ use peering::custody::{CustodyView, Role};
 use tokio::sync::watch;
 
 use super::reservations::{self, Members};
-use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, progress, restore, self_check};
+use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, progress, restore};
 use crate::agreements::Agreement;
 use crate::edge2edge::messages::{Handover, LevelAnswer};
 use crate::migration::{self, PURPOSE_APPLICATION, PURPOSE_NETWORK};
@@ -80,7 +80,6 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
             serves_taken,
         )));
         side_tasks.spawn(kit::task::belong(ask_for_states(parts.clone(), contract.group, contract.customer.node)));
-        side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), contract.group, contract.customer.node)));
         restore(parts, contract.group, sessions).await?;
         let socket = prepare(parts, agreement).await?;
         let guard = Guard { parts, agreement, socket, members, serves, replayed: ends.replayed };

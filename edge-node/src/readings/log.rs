@@ -147,7 +147,8 @@ impl Log {
 
 async fn write_all(store: Store, mut waiting: mpsc::Receiver<Command>, signals: Signals) {
     let mut commands = Vec::new();
-    let mut probes = 0;
+    // In a row, of batches as of probes.
+    let mut successes = 0_u32;
     loop {
         let is_writable = *signals.writable.borrow();
         tokio::select! {
@@ -156,17 +157,19 @@ async fn write_all(store: Store, mut waiting: mpsc::Receiver<Command>, signals: 
                 if taken == 0 {
                     return;
                 }
-                if !write_batch(&store, &mut commands, &signals).await {
-                    probes = 0;
+                if write_batch(&store, &mut commands, &signals).await {
+                    successes = successes.saturating_add(1);
+                } else {
+                    successes = 0;
                     signals.writable.send_if_modified(|writable| std::mem::replace(writable, false));
                 }
             }
             () = tokio::time::sleep(PROBE_INTERVAL), if !is_writable => {
-                probes = if store.try_write().await.is_ok() { probes + 1 } else { 0 };
-                if probes >= PROBES {
-                    signals.writable.send_replace(true);
-                }
+                successes = if store.try_write().await.is_ok() { successes + 1 } else { 0 };
             }
+        }
+        if !is_writable && successes >= PROBES {
+            signals.writable.send_replace(true);
         }
     }
 }
