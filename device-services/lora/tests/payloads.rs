@@ -131,6 +131,7 @@ fn uplink(payload: &[u8]) -> Uplink {
         dev_eui: DevEui([1; 8]),
         dev_addr: DevAddr([0x26, 0x01, 0x1b, 0xda]),
         session: "s".to_owned(),
+        joined: None,
         f_cnt: 1,
         f_port: Some(1),
         confirmed: false,

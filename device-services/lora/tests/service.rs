@@ -23,6 +23,7 @@ fn uplink(number: u32) -> Uplink {
         dev_eui: DevEui([1; 8]),
         dev_addr,
         session: "session".to_owned(),
+        joined: None,
         f_cnt: number,
         f_port: Some(1),
         confirmed: false,

@@ -19,9 +19,9 @@ use tokio::{
 };
 
 use crate::{
-    AFTER, ANSWER_BYTES_MAX, Accepted, CONFIG, CONFIG_BYTES_MAX, DEVICES, DOWNLINKS, Downlink, HEALTH, Health, Problem, Queued,
-    READINGS, REQUEST_MS_MAX, ReadingBatch, Refused, Registered, Registration, STATE, STATE_VALUE_BYTES_MAX, UPLINKS, Uplinks,
-    check_state_key,
+    AFTER, ANSWER_BYTES_MAX, Accepted, CONFIG, CONFIG_BYTES_MAX, DEVICES, DOWNLINKS, Downlink, DownlinkEvents, Encrypted, HEALTH,
+    Health, Problem, Queued, READINGS, REQUEST_MS_MAX, ReadingBatch, Refused, Registered, Registration, STATE,
+    STATE_VALUE_BYTES_MAX, UPLINKS, Uplinks, check_state_key,
 };
 
 /// Why a request has no answer.
@@ -145,6 +145,33 @@ impl Client {
     pub async fn queue(&self, downlink: &Downlink) -> Result<Queued, Error> {
         downlink.check()?;
         self.exchange(Method::POST, DOWNLINKS, downlink).await
+    }
+
+    /// What became of downlinks, and what is to be encrypted, behind cursor `after`; waits up to [`crate::DOWNLINK_WAIT_MS_MAX`] for it. On a
+    /// connection of its own, so that other requests do not wait behind it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn downlink_events(&self, after: Option<u64>) -> Result<DownlinkEvents, Error> {
+        let path = after.map_or(DOWNLINKS.to_owned(), |cursor| format!("{DOWNLINKS}?{AFTER}={cursor}"));
+        let answered = async {
+            let mut sender = connect(&self.connector).await?;
+            let request = request(&Method::GET, &path, &Bytes::new())?;
+            sender.send_request(request).await.map_err(|error| Error::Unreachable(Box::new(error)))
+        };
+        let answer = check_status(within(answered).await?).await?;
+        parse(&read_body(answer, ANSWER_BYTES_MAX).await?)
+    }
+
+    /// Hands in a payload encrypted for the counters that were asked for.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn encrypted(&self, encrypted: &Encrypted) -> Result<(), Error> {
+        encrypted.check()?;
+        let body = serde_json::to_vec(encrypted).map_err(|error| Error::Answer(Box::new(error)))?;
+        let answer = self.send(Method::PUT, DOWNLINKS, Bytes::from(body)).await?;
+        read_body(answer, ANSWER_BYTES_MAX).await.map(drop)
     }
 
     /// A small value, `None` if there is none.

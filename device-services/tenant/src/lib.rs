@@ -9,6 +9,8 @@
 //! | `GET /v1/uplinks?after=N` ([`UPLINKS`]) | | endless NDJSON of [`Uplink`], by rising cursor; without `after`: all without a reading, then live |
 //! | `POST /v1/readings` ([`READINGS`]) | [`ReadingBatch`] | [`Accepted`]: on the node's disk; a repeated event id counts as accepted |
 //! | `POST /v1/downlinks` ([`DOWNLINKS`]) | [`Downlink`] | [`Queued`]; repeating an id changes nothing |
+//! | `GET /v1/downlinks?after=N` | | [`DownlinkEvents`]: what became of downlinks, and what is to be encrypted; waits for the first |
+//! | `PUT /v1/downlinks` | [`Encrypted`] | 204; a question that is no longer open is passed over |
 //! | `GET /v1/state/{key}` ([`STATE`]) | | the bytes put there, 404 if none |
 //! | `PUT /v1/state/{key}` | bytes | 204; on the node's disk |
 //! | `GET /v1/healthz` ([`HEALTH`]) | | [`Health`] |
@@ -18,10 +20,11 @@
 //! which uplinks have no reading yet.
 //!
 //! # Layout
-//! `ids` text forms | `messages` what is sent, with its limits | `client` requests | `uplinks` the stream | `backoff`
+//! `ids` text forms | `messages` what is sent, with its limits | [`downlinks`] | `client` requests | `uplinks` the stream | `backoff`
 
 mod backoff;
 mod client;
+pub mod downlinks;
 mod ids;
 mod messages;
 mod uplinks;
@@ -29,9 +32,13 @@ mod uplinks;
 pub use self::{
     backoff::Backoff,
     client::{Client, Connecting, Connector, Duplex, Error},
+    downlinks::{
+        COUNTERS_MAX, DOWNLINK_EVENTS_MAX, DOWNLINK_WAIT_MS_MAX, Delivery, Downlink, DownlinkEvent, DownlinkEvents,
+        DownlinkState, ENCRYPTED_BODY_BYTES_MAX, Encrypted, Joined, Queued,
+    },
     ids::{DevAddr, DevEui, EventId, HexBytes, InvalidText, Key},
     messages::{
-        Accepted, Delivery, Device, Downlink, Health, Problem, Queued, Reading, ReadingBatch, Reception, Refused, Registered,
+        Accepted, DevNonces, Device, Health, JoiningDevice, Problem, Reading, ReadingBatch, Reception, Refused, Registered,
         Registration, Uplink, UplinkKind, check_state_key,
     },
     uplinks::{Line, Uplinks},

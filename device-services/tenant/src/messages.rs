@@ -3,10 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{
-    DEVICES_MAX, DOWNLINK_ID_BYTES_MAX, DevAddr, DevEui, EventId, HexBytes, Key, READING_BYTES_MAX, READINGS_MAX,
-    STATE_KEY_BYTES_MAX,
-};
+use crate::{DEVICES_MAX, DevAddr, DevEui, EventId, HexBytes, Joined, Key, READING_BYTES_MAX, READINGS_MAX, STATE_KEY_BYTES_MAX};
 
 /// A well-formed request that passes a limit or contradicts itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +21,44 @@ pub struct Refused {
 pub struct Registration {
     /// At most [`DEVICES_MAX`], each DevEUI once.
     pub devices: Vec<Device>,
+    /// Devices that join over the air; at most [`DEVICES_MAX`] together with the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joining: Vec<JoiningDevice>,
+}
+
+/// How a device chooses its DevNonce.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DevNonces {
+    /// At random (LoRaWAN 1.0 to 1.0.3): none of the remembered ones may come again.
+    #[default]
+    Random,
+    /// Rising (LoRaWAN 1.0.4).
+    Rising,
+}
+
+/// A device activated over the air (LoRaWAN 1.0.x): its session comes from its join.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoiningDevice {
+    /// Its identity.
+    pub dev_eui: DevEui,
+    /// JoinEUI (AppEUI in LoRaWAN 1.0) that it sends.
+    pub join_eui: DevEui,
+    /// The address that it is given at every join.
+    pub dev_addr: DevAddr,
+    /// Root key. In the configuration that a node in standby may open it is absent; whoever serves needs it to answer a join.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_key: Option<Key>,
+    /// How it chooses its DevNonce.
+    #[serde(default)]
+    pub dev_nonces: DevNonces,
+    /// Delay of the first receive window that it is told, in seconds, 1..=15. Default 1.
+    #[serde(default = "default_rx1_delay_s")]
+    pub rx1_delay_s: u8,
+    /// Data rate index of the second receive window that it is told, 0..=15; the region's default if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx2_data_rate: Option<u8>,
 }
 
 /// A device activated by personalisation, with what the node needs to serve its radio side. The application key is not part of it.
@@ -67,7 +102,7 @@ impl Registration {
     /// # Errors
     /// The first field that is out of range.
     pub fn check(&self) -> Result<(), Refused> {
-        if self.devices.len() > DEVICES_MAX {
+        if self.devices.len() + self.joining.len() > DEVICES_MAX {
             return Err(Refused { field: "devices".to_owned(), reason: "too many devices" });
         }
         let mut seen = std::collections::BTreeSet::new();
@@ -78,6 +113,18 @@ impl Registration {
             }
             if device.f_cnt_width != 16 && device.f_cnt_width != 32 {
                 return refused("f_cnt_width", "neither 16 nor 32");
+            }
+            if !(1..=15).contains(&device.rx1_delay_s) {
+                return refused("rx1_delay_s", "not in 1..=15");
+            }
+            if device.rx2_data_rate.is_some_and(|rate| rate > 15) {
+                return refused("rx2_data_rate", "not in 0..=15");
+            }
+        }
+        for (index, device) in self.joining.iter().enumerate() {
+            let refused = |field: &str, reason| Err(Refused { field: format!("joining[{index}].{field}"), reason });
+            if !seen.insert(device.dev_eui) {
+                return refused("dev_eui", "the same device twice");
             }
             if !(1..=15).contains(&device.rx1_delay_s) {
                 return refused("rx1_delay_s", "not in 1..=15");
@@ -122,6 +169,9 @@ pub struct Uplink {
     pub dev_addr: DevAddr,
     /// Session of the device, opaque.
     pub session: String,
+    /// Where the session's keys come from; absent for a session by personalisation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined: Option<Joined>,
     /// Frame counter, all 32 bits.
     pub f_cnt: u32,
     /// Port; absent if the frame carries no payload.
@@ -208,62 +258,6 @@ impl ReadingBatch {
 pub struct Accepted {
     /// Readings of the batch that are on the node's disk: all of them.
     pub accepted: usize,
-}
-
-/// What happens to a downlink if a node fails after it may have been sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Delivery {
-    /// Rather lost than sent twice.
-    #[default]
-    AtMostOnce,
-    /// Rather sent twice than lost.
-    AtLeastOnce,
-}
-
-/// Body of `POST /v1/downlinks`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Downlink {
-    /// Chosen by the tenant, at most [`DOWNLINK_ID_BYTES_MAX`] bytes; the same id again is the same downlink.
-    pub id: String,
-    /// To which device.
-    pub dev_eui: DevEui,
-    /// Port, 1..=223.
-    pub f_port: u8,
-    /// Payload as it goes on air: encrypted by the tenant.
-    pub payload: HexBytes,
-    /// Whether the device has to acknowledge it.
-    pub confirmed: bool,
-    /// What to do when it is not known whether it was sent.
-    #[serde(default)]
-    pub delivery: Delivery,
-    /// When it becomes worthless, in milliseconds since 1970.
-    pub expires_at_ms: u64,
-}
-
-impl Downlink {
-    /// Checks limits and ranges.
-    ///
-    /// # Errors
-    /// The first field that is out of range.
-    pub fn check(&self) -> Result<(), Refused> {
-        let refused = |field: &str, reason| Err(Refused { field: field.to_owned(), reason });
-        if self.id.is_empty() || self.id.len() > DOWNLINK_ID_BYTES_MAX {
-            return refused("id", "empty or too long");
-        }
-        if !(1..=223).contains(&self.f_port) {
-            return refused("f_port", "not in 1..=223");
-        }
-        Ok(())
-    }
-}
-
-/// Answer to `POST /v1/downlinks`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Queued {
-    /// The downlink's id.
-    pub id: String,
 }
 
 /// Answer to `GET /v1/healthz`.

@@ -204,6 +204,7 @@ fn downlink(id: &str) -> Downlink {
         payload: HexBytes(vec![1]),
         confirmed: false,
         delivery: Delivery::AtMostOnce,
+        priority: 0,
         expires_at_ms: 1,
     }
 }

@@ -62,6 +62,14 @@ pub fn read_configuration(path: &Path) -> Result<Vec<u8>, Error> {
     }
 }
 
+type Fields = serde_json::Map<String, serde_json::Value>;
+
+/// A device without the fields that are not named.
+fn only<T: serde::de::DeserializeOwned>(fields: Fields, names: &[&str]) -> Result<T, Error> {
+    let own: Fields = fields.into_iter().filter(|(name, _)| names.contains(&name.as_str())).collect();
+    serde_json::from_value(own.into()).map_err(|e| Error::Form(e.to_string()))
+}
+
 /// The network part of a device service's configuration: what the node itself needs of each device. Fields that only the service knows
 /// (the application key among them) are left out.
 ///
@@ -70,17 +78,19 @@ pub fn read_configuration(path: &Path) -> Result<Vec<u8>, Error> {
 pub fn network_part(configuration: &[u8]) -> Result<tenant::Registration, Error> {
     const NODE_FIELDS: [&str; 8] =
         ["dev_eui", "dev_addr", "nwk_s_key", "f_cnt_width", "rx1_delay_s", "rx2_data_rate", "rx2_frequency_hz", "supports_reset"];
+    // Without the root key: a node in standby may open this part.
+    const JOINING_FIELDS: [&str; 6] = ["dev_eui", "join_eui", "dev_addr", "dev_nonces", "rx1_delay_s", "rx2_data_rate"];
     #[derive(serde::Deserialize)]
     struct Document {
-        devices: Vec<serde_json::Map<String, serde_json::Value>>,
+        devices: Vec<Fields>,
+        #[serde(default)]
+        joining: Vec<Fields>,
     }
     let document: Document = serde_json::from_slice(configuration).map_err(|e| Error::Form(e.to_string()))?;
-    let device = |fields: serde_json::Map<String, serde_json::Value>| {
-        let own: serde_json::Map<_, _> = fields.into_iter().filter(|(name, _)| NODE_FIELDS.contains(&name.as_str())).collect();
-        serde_json::from_value::<tenant::Device>(own.into())
+    let registration = tenant::Registration {
+        devices: document.devices.into_iter().map(|fields| only(fields, &NODE_FIELDS)).collect::<Result<_, _>>()?,
+        joining: document.joining.into_iter().map(|fields| only(fields, &JOINING_FIELDS)).collect::<Result<_, _>>()?,
     };
-    let devices = document.devices.into_iter().map(device).collect::<Result<_, _>>().map_err(|e| Error::Form(e.to_string()))?;
-    let registration = tenant::Registration { devices };
     registration.check().map_err(|e| Error::Form(e.to_string()))?;
     Ok(registration)
 }

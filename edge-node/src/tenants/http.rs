@@ -138,6 +138,7 @@ fn line(stored: &StoredUplink) -> Option<Vec<u8>> {
         dev_eui: tenant::DevEui(*uplink.device.as_bytes()),
         dev_addr: tenant::DevAddr(*uplink.dev_addr.as_bytes()),
         session: uplink.session.to_string(),
+        joined: None,
         f_cnt: uplink.f_cnt,
         f_port: uplink.f_port,
         confirmed: uplink.confirmed,

@@ -154,7 +154,7 @@ impl Node {
                 group: GROUP,
                 blueprint: blueprint(&image, &image_id),
                 configuration: Bytes::from_static(b"{}"),
-                registration: tenant::Registration { devices: vec![] },
+                registration: tenant::Registration::default(),
             }),
             store,
             clock,
