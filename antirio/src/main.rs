@@ -6,6 +6,7 @@ mod credit;
 mod doctor;
 mod identity;
 mod serve;
+mod verdict;
 mod verify;
 mod watch;
 
@@ -45,6 +46,9 @@ enum Command {
     Content(content::Command),
     /// Check the signatures of a statement in a file.
     Verify(verify::Args),
+    /// Recompute a contract's verdict from its evidence, and see who broke the rules of custody. Ends with 2 if the arbitrator's verdict
+    /// does not follow, with 3 if a member is convicted.
+    Verdict(verdict::Args),
     /// Sign and send an operator's credit to an owner's account.
     Credit(credit::Args),
     /// Show a node's events as they happen.
@@ -94,6 +98,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Init(args) => identity::init(&args),
             Command::Content(command) => content::run(command).await,
             Command::Verify(args) => verify::run(&args),
+            Command::Verdict(args) => verdict::run(args).await,
             Command::Credit(args) => credit::run(args).await,
             Command::Watch(args) => watch::follow(&args).await,
             Command::Contracts(args) => watch::contracts(&args).await,

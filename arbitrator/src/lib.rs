@@ -6,11 +6,13 @@
 //! - [`witness`] — votes on custody, write-ahead records of holders
 //! - [`server`] — [`run`]: store, endpoint, time rules, connections, drain; [`config`] — its configuration; [`metrics`] — what it counts
 //! - [`client`] — the typed client
+//! - [`case`] — a contract's evidence in one file, and the verdict recomputed from it
 //!
 //! # What it never does
 //! It never changes a contract's state but through [`contracts::contract::life::apply`], never moves money but through [`contracts::ledger`],
 //! and both in the same transaction as the statement that is the reason.
 
+pub mod case;
 pub mod client;
 pub mod config;
 pub mod http;

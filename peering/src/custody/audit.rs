@@ -25,7 +25,8 @@ pub struct Terms {
 }
 
 /// Which rule was broken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Offence {
     /// Votes for two candidates in one epoch (rule 1).
     TwoVotes,
