@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use contracts::ids::{DevAddr, DevEui, Epoch, GroupId};
 use contracts::time::{BootTime, WallTime};
+use lora_bridge::gwmp::sources::Rate;
 use lora_bridge::{Bridge, Config, Input, Mode, Now, NwkSKey, Output, Session};
 
 const GROUP: GroupId = GroupId::from_bytes([1; 16]);
@@ -78,7 +79,8 @@ fn bytes_per_session(now: Now) -> u64 {
 fn main() {
     let now = Now { boot: BootTime(1_000), wall: WallTime(1_000) };
     let bytes_per_session = bytes_per_session(now);
-    let mut bridge = Bridge::new(Config::default());
+    // Virtual time stands still while all packets arrive: no allowance of a source would do.
+    let mut bridge = Bridge::new(Config { source_rate: Rate::NONE, ..Config::default() });
     let mut out = Vec::new();
     let session = |n: u32| Session::new(DevEui::from_u64(n.into()), DevAddr::from_u32(n), NwkSKey::from_bytes(KEY));
     bridge.apply(Input::Register { group: GROUP, sessions: (0..DEVICES).map(session).collect() }, now, &mut out);

@@ -25,7 +25,7 @@ pub mod rules;
 pub mod server;
 pub mod stats;
 
-pub use bridge::io::{Input, Mode, Now, Offer, OfferedFrame, Output, Transmit, Uplink, UplinkKind};
+pub use bridge::io::{Input, Mode, Now, Offer, OfferedFrame, Output, Reception, Transmit, Uplink, UplinkKind};
 pub use bridge::{Bridge, Config, SKIPPED_ALARM};
 pub use gwmp::GatewayEui;
 pub use mac::downlink::{CounterSource, Window};

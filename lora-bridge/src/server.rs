@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use contracts::ids::{DevEui, Epoch, EventId, GroupId};
-use contracts::time::Millis;
+use contracts::time::{BootTime, Millis};
 use kit::clock::Clock;
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::bridge::Bridge;
 use crate::bridge::io::{Input, Mode, Now, OfferedFrame, Output, Transmit};
+use crate::gwmp::gateways::GatewayStatus;
 use crate::gwmp::{self, DATAGRAM_BYTES_MAX};
 use crate::mac::downlink::CounterSource;
 use crate::mac::session::{Mark, Session, SessionState};
@@ -37,6 +38,9 @@ const LAGGING_OUTPUTS: usize = 4_096;
 const BURST: usize = 64;
 /// Longest sleep without anything due.
 const IDLE: Millis = Millis::from_secs(1);
+
+/// Bad packets are logged so often.
+const REPORT_EVERY: Millis = Millis::from_secs(10);
 
 /// Says whether this node's lease on a group holds in an epoch, now.
 pub type Lease = Arc<dyn Fn(GroupId, Epoch) -> bool + Send + Sync>;
@@ -111,6 +115,7 @@ enum Command {
     Release { group: GroupId, mode: Mode, reply: oneshot::Sender<Vec<(DevEui, u32)>> },
     Export { group: GroupId, cursor: u32, max: usize, reply: oneshot::Sender<(Vec<SessionState>, Option<u32>)> },
     Stats { reply: oneshot::Sender<Stats> },
+    Gateways { reply: oneshot::Sender<Vec<GatewayStatus>> },
 }
 
 /// The way to a running bridge. When the last one is dropped, the bridge stops.
@@ -262,6 +267,14 @@ impl BridgeHandle {
     pub async fn stats(&self) -> Result<Stats, Error> {
         self.ask(|reply| Command::Stats { reply }).await
     }
+
+    /// The gateways of now, by EUI.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn gateways(&self) -> Result<Vec<GatewayStatus>, Error> {
+        self.ask(|reply| Command::Gateways { reply }).await
+    }
 }
 
 /// Runs a bridge on a socket. Outputs other than datagrams come in batches from the receiver, in order.
@@ -282,6 +295,7 @@ pub fn spawn<S: Socket>(socket: S, bridge: Bridge, clock: Clock, lease: Lease) -
         backlog: Vec::new(),
         out: Vec::new(),
         buffer: vec![0; DATAGRAM_BYTES_MAX + 1],
+        reported: BootTime(0),
         stats: ServerStats::default(),
     };
     kit::task::spawn(server.run());
@@ -300,6 +314,8 @@ struct Server<S> {
     /// Scratch space.
     out: Vec<Output>,
     buffer: Vec<u8>,
+    /// When bad packets were last logged.
+    reported: BootTime,
     stats: ServerStats,
 }
 
@@ -337,6 +353,7 @@ impl<S: Socket> Server<S> {
             self.drain_commands();
             self.drain_socket();
             self.tick_if_due();
+            self.report_faults();
             self.hand_on();
         }
         tracing::debug!(address = ?self.socket.local_addr().ok(), "bridge stopped");
@@ -355,6 +372,19 @@ impl<S: Socket> Server<S> {
     fn tick_if_due(&mut self) {
         if self.backlog.is_empty() && self.bridge.next_due().is_some_and(|due| due <= self.clock.boot()) {
             self.apply(Input::Tick);
+        }
+    }
+
+    /// At most one line per reason and [`REPORT_EVERY`], whatever gateways send.
+    fn report_faults(&mut self) {
+        let now = self.clock.boot();
+        if now.since(self.reported) < REPORT_EVERY {
+            return;
+        }
+        self.reported = now;
+        for fault in self.bridge.take_faults() {
+            let gateway = fault.gateway.map(tracing::field::display);
+            tracing::warn!(reason = fault.reason.name(), count = fault.count, last.from = %fault.from, last.gateway = gateway, "bad packets");
         }
     }
 
@@ -388,6 +418,9 @@ impl<S: Socket> Server<S> {
             }
             Command::Stats { reply } => {
                 let _gone = reply.send(Stats { server: self.stats, ..self.bridge.stats() });
+            }
+            Command::Gateways { reply } => {
+                let _gone = reply.send(self.bridge.gateways(self.clock.boot()));
             }
         }
     }

@@ -33,6 +33,8 @@ reasons! {
         DatagramLong => "datagram_long",
         Version => "version",
         Kind => "kind",
+        /// The source address brings more than it may.
+        SourceLimit => "source_limit",
         /// More gateways pull than the bridge may remember.
         GatewaysFull => "gateways_full",
         PacketMalformed => "packet_malformed",
@@ -125,6 +127,10 @@ pub struct Stats {
     pub uplinks_buffered: u64,
     /// The same transmission by another gateway.
     pub copies: u64,
+    /// Of these, those that came after their uplink had gone on: their metadata is not in it.
+    pub copies_late: u64,
+    /// Uplinks that waited for copies.
+    pub copies_waited: u64,
     /// The same counter transmitted again.
     pub repeated: u64,
     /// Offered by the peer though known.

@@ -170,6 +170,7 @@ impl Bridge {
             Window::Rx2 => self.stats.answers_rx2 += 1,
         }
         let gateway = plan.gateway;
+        self.gateways.sent(gateway);
         let event = plan.mark.event();
         out.push(Output::Transmit(Transmit {
             group,
@@ -215,6 +216,7 @@ impl Bridge {
         let Some(outstanding) = self.outstanding.remove(&token) else { return };
         let result = txpk::read_tx_ack(body);
         self.stats.tx_result(result);
+        self.gateways.answered(gateway, result);
         if result.is_accepted() {
             return;
         }

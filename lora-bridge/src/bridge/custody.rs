@@ -40,6 +40,7 @@ impl Bridge {
                 Ok(slot) => {
                     let is_new = before != Some(session.id());
                     if is_new {
+                        self.collecting.give(slot, out);
                         self.pending.remove(&slot);
                     }
                     if let Some(entry) = self.registry.get_mut(slot).filter(|_| is_new && is_serving) {
@@ -56,8 +57,9 @@ impl Bridge {
         }
     }
 
-    pub(super) fn remove(&mut self, group: GroupId) {
+    pub(super) fn remove(&mut self, group: GroupId, out: &mut Vec<Output>) {
         for slot in self.registry.group(group) {
+            self.collecting.give(slot, out);
             self.registry.remove(slot);
             self.pending.remove(&slot);
             self.waiting.remove(&slot);
@@ -76,6 +78,9 @@ impl Bridge {
         group.mode = mode;
         group.epoch = mode.epoch().unwrap_or(group.epoch);
         let slots = self.registry.group(id);
+        for slot in &slots {
+            self.collecting.give(*slot, out);
+        }
         if old.epoch() != mode.epoch() {
             self.change_epoch(&slots, old, mode);
         }

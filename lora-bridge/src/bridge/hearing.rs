@@ -7,11 +7,13 @@ use contracts::ids::{EventId, GroupId};
 use contracts::time::{BootTime, Millis, WallTime};
 
 use super::answering::{Pending, Plan};
-use super::io::{Mode, Now, Offer, OfferedFrame, Output, Uplink, UplinkKind};
-use super::{Bridge, InFlight, OFFERS_BATCH};
+use super::collecting::is_better;
+use super::io::{Mode, Now, Offer, OfferedFrame, Output, Reception, Uplink, UplinkKind};
+use super::{Bridge, Fault, InFlight, OFFERS_BATCH};
 use crate::buffer::Held;
+use crate::gwmp::gateways::Pushed;
 use crate::gwmp::rxpk::{self, RxMeta};
-use crate::gwmp::{self, Body, GatewayEui};
+use crate::gwmp::{self, Body, GatewayEui, Packet};
 use crate::mac::downlink::Wants;
 use crate::mac::registry::SlotIndex;
 use crate::mac::session::{Mark, Recent};
@@ -26,7 +28,7 @@ const COPY_WITHIN: Millis = Millis(1_000);
 const COPY_TMST_MICROS_MAX: u32 = 500_000;
 
 /// A verified reception.
-struct Reception<'a> {
+struct Heard<'a> {
     phy: &'a [u8],
     header: Header,
     slot: SlotIndex,
@@ -48,7 +50,7 @@ struct Hearing {
     is_offered: bool,
 }
 
-impl Reception<'_> {
+impl Heard<'_> {
     fn recent(&self) -> Recent {
         Recent { f_cnt: self.mark.f_cnt, gateway: self.gateway, tmst: self.rx.tmst, heard: self.heard }
     }
@@ -85,33 +87,59 @@ impl Bridge {
         self.stats.datagrams += 1;
         let packet = match gwmp::parse(bytes) {
             Ok(packet) => packet,
-            Err(error) => return self.stats.drop(error),
+            Err(error) => return self.fault(error, from, None),
         };
+        if !self.sources.admit(from, now.boot) {
+            return self.fault(DropReason::SourceLimit, from, Some(packet.gateway));
+        }
         match packet.body {
             Body::PushData(json) => {
                 self.stats.push_data += 1;
                 out.push(Output::Send { to: from, bytes: gwmp::push_ack(packet.version, packet.token) });
-                let mut frame = std::mem::take(&mut self.frame);
-                rxpk::read(json, &mut frame, |result, phy| match result {
-                    Ok(rx) => {
-                        self.stats.packets += 1;
-                        let hearing = Hearing { gateway: packet.gateway, rx, heard_at: now.wall, is_offered: false };
-                        self.hear(phy, hearing, now, out);
-                    }
-                    Err(error) => self.stats.drop(error),
-                });
-                self.frame = frame;
+                self.push_data(from, &packet, json, now, out);
             }
             Body::PullData => {
                 self.stats.pull_data += 1;
                 if self.gateways.pulled(packet.gateway, from, packet.version, now.boot) {
                     out.push(Output::Send { to: from, bytes: gwmp::pull_ack(packet.version, packet.token) });
                 } else {
-                    self.stats.drop(DropReason::GatewaysFull);
+                    self.fault(DropReason::GatewaysFull, from, Some(packet.gateway));
                 }
             }
             Body::TxAck(body) => self.tx_ack(packet.gateway, packet.token, body, now, out),
         }
+    }
+
+    fn push_data(&mut self, from: SocketAddr, packet: &Packet<'_>, json: &[u8], now: Now, out: &mut Vec<Output>) {
+        let gateway = packet.gateway;
+        let verified_before = self.stats.verified;
+        let mut pushed = Pushed::default();
+        let mut frame = std::mem::take(&mut self.frame);
+        pushed.stat = rxpk::read(json, &mut frame, |result, phy| match result {
+            Ok(rx) => {
+                pushed.packets += 1;
+                let hearing = Hearing { gateway, rx, heard_at: now.wall, is_offered: false };
+                self.hear(phy, hearing, now, out);
+            }
+            Err(error) => {
+                pushed.bad_packets += 1;
+                self.fault(error, from, Some(gateway));
+            }
+        });
+        self.frame = frame;
+        self.stats.packets += pushed.packets;
+        pushed.verified = self.stats.verified - verified_before;
+        let packets = pushed.packets + pushed.bad_packets;
+        self.sources.charge(from, packets.saturating_sub(1), now.boot);
+        self.gateways.pushed(gateway, packet.version, pushed, now.boot);
+    }
+
+    /// Counts what a gateway sent and should not have sent, and remembers it for the log.
+    fn fault(&mut self, reason: impl Into<DropReason>, from: SocketAddr, gateway: Option<GatewayEui>) {
+        let reason = reason.into();
+        self.stats.drop(reason);
+        let fault = self.faults.entry(reason).or_insert(Fault { reason, count: 0, from, gateway });
+        *fault = Fault { count: fault.count + 1, from, gateway, reason };
     }
 
     /// A frame that the other node heard: verified like any frame, never answered.
@@ -134,7 +162,7 @@ impl Bridge {
         };
         let Some(entry) = self.registry.get(verified.slot) else { return };
         self.stats.verified += 1;
-        let reception = Reception {
+        let reception = Heard {
             phy,
             wants: uplink::wants(&header, phy, verified.f_cnt, entry.nwk_s_key),
             header,
@@ -159,7 +187,7 @@ impl Bridge {
         }
     }
 
-    fn deliver(&mut self, reception: &Reception<'_>, group: GroupId, mode: Mode, now: Now, out: &mut Vec<Output>) {
+    fn deliver(&mut self, reception: &Heard<'_>, group: GroupId, mode: Mode, now: Now, out: &mut Vec<Output>) {
         let Some(entry) = self.registry.get(reception.slot) else { return };
         let f_cnt = reception.mark.f_cnt;
         let is_newest = f_cnt.saturating_add(1) >= entry.f_cnt_up_next;
@@ -181,8 +209,12 @@ impl Bridge {
         let is_live = is_newest && !reception.is_offered;
         let kind = if is_live { UplinkKind::Live } else { UplinkKind::Late };
         let event = reception.mark.event();
+        let mut missing = Vec::new();
         if is_live {
             entry.recent = Some(reception.recent());
+            entry.hearers.begin();
+            entry.hearers.note(reception.gateway);
+            missing.extend(entry.hearers.missing().filter(|gateway| self.gateways.is_live(*gateway, now.boot)));
             if self.pending.remove(&reception.slot).is_some_and(|pending| !pending.is_answered_elsewhere) {
                 // The device went on before its last answer could be sent.
                 self.stats.miss(MissedReason::TooLate);
@@ -201,7 +233,7 @@ impl Bridge {
         let is_buffered = self.buffer.set_in_flight(&event);
         self.in_flight.insert(event, InFlight { slot: reception.slot, mark: reception.mark, is_buffered });
         let phy = Bytes::copy_from_slice(reception.phy);
-        out.push(Output::Uplink(Uplink {
+        let uplink = Uplink {
             event,
             group,
             device: reception.mark.device,
@@ -213,14 +245,21 @@ impl Bridge {
             phy,
             gateway: reception.gateway,
             rx: reception.rx,
+            others: Vec::new(),
             heard_at: reception.heard_at,
             heard_boot: reception.heard,
             kind,
-        }));
+        };
+        if missing.is_empty() || self.config.copies_wait == Millis(0) {
+            out.push(Output::Uplink(uplink));
+        } else {
+            self.stats.copies_waited += 1;
+            self.collecting.wait(reception.slot, uplink, missing, now.boot + self.config.copies_wait, out);
+        }
     }
 
     /// A counter that is known: a copy, a repetition that wants its answer again, or nothing of interest.
-    fn hear_again(&mut self, reception: &Reception<'_>, mode: Mode, is_newest: bool, now: Now, out: &mut Vec<Output>) {
+    fn hear_again(&mut self, reception: &Heard<'_>, mode: Mode, is_newest: bool, now: Now, out: &mut Vec<Output>) {
         let Some(entry) = self.registry.get_mut(reception.slot) else { return };
         if reception.is_offered {
             self.stats.offers_known += 1;
@@ -231,9 +270,17 @@ impl Bridge {
             }
             return;
         }
-        if entry.recent.is_some_and(|recent| reception.is_copy_of(&recent)) {
+        if let Some(recent) = entry.recent.filter(|recent| reception.is_copy_of(recent)) {
             self.stats.copies += 1;
+            if reception.heard.since(recent.heard) <= self.config.copies_wait {
+                // Those who always come later are not waited for.
+                entry.hearers.note(reception.gateway);
+            }
             self.note_copy(reception, now);
+            let copy = Reception { gateway: reception.gateway, rx: reception.rx };
+            if !self.collecting.add(reception.slot, reception.mark, copy, out) {
+                self.stats.copies_late += 1;
+            }
             return;
         }
         self.stats.repeated += 1;
@@ -258,14 +305,14 @@ impl Bridge {
     }
 
     /// One more gateway heard the transmission: it may be the better way back.
-    fn note_copy(&mut self, reception: &Reception<'_>, now: Now) {
+    fn note_copy(&mut self, reception: &Heard<'_>, now: Now) {
         let Some(pending) = self.pending.get_mut(&reception.slot) else { return };
         if pending.plan.mark != reception.mark || pending.plan.gateway == reception.gateway {
             return;
         }
         pending.plan.gateways = pending.plan.gateways.saturating_add(1);
         let is_reached = |gateway| self.gateways.route(gateway, now.boot).is_some();
-        let is_louder = reception.rx.snr_decibel_tenths > pending.plan.rx.snr_decibel_tenths;
+        let is_louder = is_better(&reception.rx, &pending.plan.rx);
         if is_reached(reception.gateway) && (is_louder || !is_reached(pending.plan.gateway)) {
             // The earlier of the two times of hearing stays: it is nearer to the end of the transmission.
             pending.plan.gateway = reception.gateway;
@@ -274,7 +321,7 @@ impl Bridge {
     }
 
     /// Standby: the frame waits until it is settled, or until this node serves.
-    fn keep(&mut self, reception: &Reception<'_>, group: GroupId, now: Now) {
+    fn keep(&mut self, reception: &Heard<'_>, group: GroupId, now: Now) {
         let f_cnt = reception.mark.f_cnt;
         let event = reception.mark.event();
         if let Some(held) = self.buffer.get_mut(&event) {
@@ -343,6 +390,7 @@ impl Bridge {
             phy: held.phy,
             gateway: held.gateway,
             rx: held.rx,
+            others: Vec::new(),
             heard_at: held.heard_at,
             heard_boot: held.heard,
             kind: UplinkKind::Buffered,

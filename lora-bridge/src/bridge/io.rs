@@ -140,6 +140,16 @@ pub enum UplinkKind {
     Buffered,
 }
 
+/// At most so many gateways are named in one uplink; further ones are counted only.
+pub const RECEPTIONS_MAX: usize = 8;
+
+/// How one gateway heard a transmission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reception {
+    pub gateway: GatewayEui,
+    pub rx: RxMeta,
+}
+
 /// A verified, de-duplicated uplink.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Uplink {
@@ -157,8 +167,12 @@ pub struct Uplink {
     /// The whole frame as heard.
     #[serde(with = "base64_bytes")]
     pub phy: Bytes,
+    /// The gateway that heard it best, of those whose copy came in time.
     pub gateway: GatewayEui,
     pub rx: RxMeta,
+    /// The other gateways whose copies came in time, in the order of their arrival; at most [`RECEPTIONS_MAX`] - 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Reception>,
     /// When the first copy arrived.
     pub heard_at: WallTime,
     /// The same on the clock of leases; of the newest transmission. Meaningful on this machine only.

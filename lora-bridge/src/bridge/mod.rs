@@ -5,28 +5,34 @@
 //!
 //! # Layout
 //! - [`io`] — inputs and outputs
+//! - `collecting` — copies of one transmission by several gateways
 //! - `hearing` — from the datagram to the uplink or the buffer
 //! - `answering` — what is owed to devices, what gateways say
 //! - `custody` — registration, modes, replay, progress, streamed state
 
 mod answering;
+mod collecting;
 mod custody;
 mod hearing;
 pub mod io;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::SocketAddr;
 
 use contracts::ids::{DevEui, Epoch, EventId, GroupId};
 use contracts::time::{BootTime, Millis};
 
 use crate::buffer::{Buffer, Limits};
-use crate::gwmp::gateways::Gateways;
+use crate::gwmp::GatewayEui;
+use crate::gwmp::gateways::{GatewayStatus, Gateways};
 use crate::gwmp::rxpk::Frame;
+use crate::gwmp::sources::{Rate, Sources};
 use crate::mac::registry::{Registry, SlotIndex};
 use crate::mac::session::{Entry, Mark, SessionState};
 use crate::rules::{Clause, Rules};
-use crate::stats::Stats;
+use crate::stats::{DropReason, Stats};
 use answering::{Outstanding, Pending};
+use collecting::Collecting;
 use io::{Input, Mode, Now, Output};
 
 /// At so many downlink counters left out since a device last received one, custody is not given back by itself and an alarm is due
@@ -46,12 +52,16 @@ const REPLAY_RETRY: Millis = Millis(100);
 pub struct Config {
     /// A gateway must have a downlink so long before its window opens.
     pub answer_margin: Millis,
+    /// An uplink waits at most so long for the copies of gateways that heard its device lately, and not at all where none is missing.
+    pub copies_wait: Millis,
     /// So long after a frame was heard the serving node's progress should have named it.
     pub offer_wait: Millis,
     pub power_dbm: i8,
     pub sessions_max: usize,
     pub groups_max: usize,
     pub gateways_max: usize,
+    /// What one source address may bring. A gateway with 16 demodulators hears some hundred packets a second.
+    pub source_rate: Rate,
     /// Uplinks given to the owner and neither committed nor failed.
     pub in_flight_max: usize,
     /// Downlinks that wait for their `TX_ACK`.
@@ -66,11 +76,13 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             answer_margin: Millis(100),
+            copies_wait: Millis(40),
             offer_wait: Millis(30),
             power_dbm: 14,
             sessions_max: 200_000,
             groups_max: 1_024,
             gateways_max: 4_096,
+            source_rate: Rate { per_second: 20_000, burst: 40_000 },
             in_flight_max: 65_536,
             outstanding_max: 8_192,
             buffer: Limits::default(),
@@ -101,6 +113,17 @@ struct InFlight {
     is_buffered: bool,
 }
 
+/// What gateways sent and should not have sent, for a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    pub reason: DropReason,
+    /// Since the last report.
+    pub count: u64,
+    /// Who sent the last of them.
+    pub from: SocketAddr,
+    pub gateway: Option<GatewayEui>,
+}
+
 /// The state of a bridge. One owner; see [`crate::server`] for the one with the socket.
 #[derive(Debug)]
 pub struct Bridge {
@@ -108,8 +131,11 @@ pub struct Bridge {
     registry: Registry,
     groups: BTreeMap<GroupId, Group>,
     gateways: Gateways,
+    sources: Sources,
+    faults: BTreeMap<DropReason, Fault>,
     buffer: Buffer,
     in_flight: HashMap<EventId, InFlight>,
+    collecting: Collecting,
     /// Answers owed, at most one per session: class A listens after its newest uplink only.
     pending: BTreeMap<SlotIndex, Pending>,
     outstanding: BTreeMap<u16, Outstanding>,
@@ -134,8 +160,11 @@ impl Bridge {
             registry: Registry::new(config.sessions_max),
             groups: BTreeMap::new(),
             gateways: Gateways::new(config.gateways_max),
+            sources: Sources::new(config.source_rate, config.gateways_max.saturating_mul(2)),
+            faults: BTreeMap::new(),
             buffer: Buffer::new(config.buffer),
             in_flight: HashMap::new(),
+            collecting: Collecting::default(),
             pending: BTreeMap::new(),
             outstanding: BTreeMap::new(),
             sent: VecDeque::new(),
@@ -154,7 +183,7 @@ impl Bridge {
         match input {
             Input::Datagram { from, bytes } => self.datagram(from, bytes, now, out),
             Input::Register { group, sessions } => self.register(group, &sessions, now, out),
-            Input::Remove { group } => self.remove(group),
+            Input::Remove { group } => self.remove(group, out),
             Input::Custody { group, mode } => self.custody(group, mode, now, out),
             Input::Committed { events } => self.committed(&events, now, out),
             Input::CommitFailed { events } => self.commit_failed(&events, now),
@@ -179,7 +208,7 @@ impl Bridge {
         let reserve = (!self.waiting.is_empty()).then(|| self.asked + RESERVE_RETRY);
         let has_deadlines = !self.pending.is_empty() || !self.outstanding.is_empty() || self.buffer.len() > 0;
         let sweep = has_deadlines.then(|| self.swept + SWEEP_EVERY);
-        replay.chain(reserve).chain(sweep).chain(self.buffer.next_offer()).min()
+        replay.chain(reserve).chain(sweep).chain(self.buffer.next_offer()).chain(self.collecting.next_due()).min()
     }
 
     /// Whether a counter needs no delivery by this node: the customer's store has it, or this node took it already.
@@ -189,6 +218,7 @@ impl Bridge {
     }
 
     fn tick(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.collecting.give_due(now.boot, out);
         self.make_offers(now, out);
         let due: Vec<GroupId> = self
             .groups
@@ -240,6 +270,17 @@ impl Bridge {
     #[must_use]
     pub fn mode(&self, group: GroupId) -> Option<Mode> {
         self.groups.get(&group).map(|group| group.mode)
+    }
+
+    /// All gateways of now, by EUI.
+    #[must_use]
+    pub fn gateways(&self, now: BootTime) -> Vec<GatewayStatus> {
+        self.gateways.statuses(now)
+    }
+
+    /// What gateways sent and should not have sent since the last call, one entry per reason.
+    pub fn take_faults(&mut self) -> Vec<Fault> {
+        std::mem::take(&mut self.faults).into_values().collect()
     }
 
     /// Counters and sizes. Walks over all sessions: not for every datagram.

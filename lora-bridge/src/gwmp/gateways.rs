@@ -1,14 +1,23 @@
-//! Where each gateway is reached: the source of its last `PULL_DATA`, never of a `PUSH_DATA`, which comes from another socket.
+//! What is known of each gateway: where it is reached, how it fares, what it says of itself.
+//!
+//! Downlinks go to the source of the last `PULL_DATA`, never to that of a `PUSH_DATA`, which comes from another socket. The protocol knows no
+//! authentication: whoever can send datagrams to this port can claim a gateway's EUI; a changed address is counted.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use contracts::time::{BootTime, Millis};
+use serde::Serialize;
 
+use super::stat::Stat;
+use super::txpk::TxResult;
 use super::{GatewayEui, Version};
 
 /// A gateway that has not pulled for so long is not reached any more (its keepalive is 5 s).
 pub const PULL_SILENCE_MAX: Millis = Millis::from_secs(60);
+
+/// Nobody waits for copies of a gateway that was silent for so long.
+pub const LIVE_SILENCE_MAX: Millis = Millis::from_secs(30);
 
 /// Where and how downlinks go to a gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,10 +27,63 @@ pub struct Route {
     pulled: BootTime,
 }
 
+/// Counts of one gateway since it is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    pub push_data: u64,
+    pub pull_data: u64,
+    /// Packets heard and readable.
+    pub packets: u64,
+    /// Of these, with a right integrity code of a registered session.
+    pub verified: u64,
+    /// Packets that could not be read.
+    pub bad_packets: u64,
+    /// `PULL_RESP` sent to it.
+    pub downlinks: u64,
+    /// `TX_ACK` by result.
+    pub tx_results: BTreeMap<&'static str, u64>,
+    /// How often it pulled from another address than before.
+    pub address_changes: u64,
+}
+
+#[derive(Debug)]
+struct Gateway {
+    version: Version,
+    /// Its last datagram of any kind.
+    seen: BootTime,
+    route: Option<Route>,
+    stat: Option<Stat>,
+    counts: Counts,
+}
+
+/// One gateway, for operators.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GatewayStatus {
+    pub gateway: GatewayEui,
+    /// Protocol version of its last datagram.
+    pub version: u8,
+    /// Where downlinks go; absent while it does not pull.
+    pub address: Option<SocketAddr>,
+    /// Since its last datagram.
+    pub silence: Millis,
+    /// The last `stat` that it sent.
+    pub stat: Option<Stat>,
+    pub counts: Counts,
+}
+
+/// What one `PUSH_DATA` brought.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Pushed {
+    pub packets: u64,
+    pub verified: u64,
+    pub bad_packets: u64,
+    pub stat: Option<Stat>,
+}
+
 /// Bounded map of gateways.
 #[derive(Debug)]
 pub struct Gateways {
-    routes: BTreeMap<GatewayEui, Route>,
+    known: BTreeMap<GatewayEui, Gateway>,
     max: usize,
     swept: BootTime,
 }
@@ -30,42 +92,94 @@ impl Gateways {
     /// At most `max` gateways.
     #[must_use]
     pub const fn new(max: usize) -> Self {
-        Self { routes: BTreeMap::new(), max, swept: BootTime(0) }
+        Self { known: BTreeMap::new(), max, swept: BootTime(0) }
+    }
+
+    /// The gateway, made if fewer than `limit` are known.
+    fn entry(&mut self, gateway: GatewayEui, version: Version, limit: usize, now: BootTime) -> Option<&mut Gateway> {
+        if !self.known.contains_key(&gateway) {
+            if self.known.len() >= limit && now.since(self.swept) >= Millis::from_secs(1) {
+                // At most once a second, so that a flood of made-up gateways does not make every datagram a sweep.
+                self.swept = now;
+                self.known.retain(|_, known| now.since(known.seen) <= PULL_SILENCE_MAX);
+            }
+            if self.known.len() >= limit {
+                return None;
+            }
+        }
+        let new = || Gateway { version, seen: now, route: None, stat: None, counts: Counts::default() };
+        let known = self.known.entry(gateway).or_insert_with(new);
+        known.version = version;
+        known.seen = now;
+        Some(known)
     }
 
     /// Notes a `PULL_DATA`. False if the map is full of gateways that are alive.
     pub fn pulled(&mut self, gateway: GatewayEui, address: SocketAddr, version: Version, now: BootTime) -> bool {
+        let Some(known) = self.entry(gateway, version, self.max, now) else { return false };
+        known.counts.pull_data += 1;
         let route = Route { address, version, pulled: now };
-        if let Some(known) = self.routes.get_mut(&gateway) {
-            *known = route;
-            return true;
+        let before = known.route.replace(route);
+        known.counts.address_changes += u64::from(before.is_some_and(|before| before.address != address));
+        true
+    }
+
+    /// Notes a `PUSH_DATA`. Those who only push fill at most half of the map, so that there is room for those who pull.
+    pub(crate) fn pushed(&mut self, gateway: GatewayEui, version: Version, pushed: Pushed, now: BootTime) {
+        let Some(known) = self.entry(gateway, version, self.max.div_ceil(2), now) else { return };
+        known.counts.push_data += 1;
+        known.counts.packets += pushed.packets;
+        known.counts.verified += pushed.verified;
+        known.counts.bad_packets += pushed.bad_packets;
+        known.stat = pushed.stat.or_else(|| known.stat.take());
+    }
+
+    pub(crate) fn sent(&mut self, gateway: GatewayEui) {
+        if let Some(known) = self.known.get_mut(&gateway) {
+            known.counts.downlinks += 1;
         }
-        if self.routes.len() >= self.max && now.since(self.swept) >= Millis::from_secs(1) {
-            // At most once a second, so that a flood of made-up gateways does not make every datagram a sweep.
-            self.swept = now;
-            self.routes.retain(|_, route| now.since(route.pulled) <= PULL_SILENCE_MAX);
+    }
+
+    pub(crate) fn answered(&mut self, gateway: GatewayEui, result: TxResult) {
+        if let Some(known) = self.known.get_mut(&gateway) {
+            *known.counts.tx_results.entry(result.name()).or_default() += 1;
         }
-        let has_room = self.routes.len() < self.max;
-        if has_room {
-            self.routes.insert(gateway, route);
-        }
-        has_room
     }
 
     /// The way down to a gateway that pulls.
     #[must_use]
     pub fn route(&self, gateway: GatewayEui, now: BootTime) -> Option<Route> {
-        self.routes.get(&gateway).copied().filter(|route| now.since(route.pulled) <= PULL_SILENCE_MAX)
+        self.known.get(&gateway)?.route.filter(|route| now.since(route.pulled) <= PULL_SILENCE_MAX)
+    }
+
+    /// Whether something came from the gateway lately.
+    #[must_use]
+    pub fn is_live(&self, gateway: GatewayEui, now: BootTime) -> bool {
+        self.known.get(&gateway).is_some_and(|known| now.since(known.seen) <= LIVE_SILENCE_MAX)
+    }
+
+    /// All gateways, by EUI.
+    #[must_use]
+    pub fn statuses(&self, now: BootTime) -> Vec<GatewayStatus> {
+        let status = |(gateway, known): (&GatewayEui, &Gateway)| GatewayStatus {
+            gateway: *gateway,
+            version: known.version.byte(),
+            address: self.route(*gateway, now).map(|route| route.address),
+            silence: now.since(known.seen),
+            stat: known.stat.clone(),
+            counts: known.counts.clone(),
+        };
+        self.known.iter().map(status).collect()
     }
 
     #[must_use]
     pub fn len(&self) -> usize {
-        self.routes.len()
+        self.known.len()
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.routes.is_empty()
+        self.known.is_empty()
     }
 }
 
@@ -73,18 +187,39 @@ impl Gateways {
 mod tests {
     use super::*;
 
+    fn at(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
     #[test]
     fn the_newest_source_wins_and_the_map_is_bounded() {
         let mut gateways = Gateways::new(2);
-        let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let start = BootTime(100_000);
         assert!(gateways.pulled(GatewayEui(1), at(1), Version::V2, start));
         assert!(gateways.pulled(GatewayEui(1), at(2), Version::V2, start));
         assert_eq!(gateways.route(GatewayEui(1), start).map(|route| route.address), Some(at(2)));
+        assert_eq!(gateways.statuses(start)[0].counts.address_changes, 1);
         assert!(gateways.pulled(GatewayEui(2), at(3), Version::V1, start + Millis(50_000)));
         assert!(!gateways.pulled(GatewayEui(3), at(4), Version::V2, start + Millis(60_000)), "both are alive");
         assert!(gateways.pulled(GatewayEui(3), at(4), Version::V2, start + Millis(61_001)), "the first went silent");
         assert_eq!(gateways.route(GatewayEui(1), start + Millis(61_001)), None);
         assert_eq!(gateways.len(), 2);
+    }
+
+    #[test]
+    fn who_only_pushes_has_no_route_and_leaves_room_for_those_who_pull() {
+        let mut gateways = Gateways::new(4);
+        let now = BootTime(100_000);
+        for gateway in 0..10 {
+            gateways.pushed(GatewayEui(gateway), Version::V1, Pushed { packets: 3, ..Pushed::default() }, now);
+        }
+        assert_eq!((gateways.len(), gateways.route(GatewayEui(0), now)), (2, None));
+        assert!(gateways.is_live(GatewayEui(0), now) && !gateways.is_live(GatewayEui(0), now + Millis(30_001)));
+        assert!(
+            gateways.pulled(GatewayEui(8), at(8), Version::V2, now) && gateways.pulled(GatewayEui(9), at(9), Version::V2, now)
+        );
+        let statuses = gateways.statuses(now + Millis(7));
+        assert_eq!((statuses[0].version, statuses[0].counts.packets, statuses[0].silence), (1, 3, Millis(7)));
+        assert_eq!((statuses[3].gateway, statuses[3].address), (GatewayEui(9), Some(at(9))));
     }
 }

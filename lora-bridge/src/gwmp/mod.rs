@@ -8,11 +8,17 @@
 //! - [`rxpk`] — packets heard
 //! - [`txpk`] — packets to send, and what the gateway says about them
 //! - [`data_rate`] — `datr` in both its forms
-//! - [`gateways`] — where each gateway is reached
+//! - [`stat`] — what gateways say of themselves
+//! - [`gateways`] — where each gateway is reached, and how it fares
+//! - [`sources`] — how much each source address may bring
+//! - `number` — numbers as forwarders write them
 
 pub mod data_rate;
 pub mod gateways;
+mod number;
 pub mod rxpk;
+pub mod sources;
+pub mod stat;
 pub mod txpk;
 
 use std::fmt;

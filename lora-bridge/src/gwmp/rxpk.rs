@@ -7,9 +7,12 @@ use base64::Engine as _;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::PHY_BYTES_MAX;
 use super::data_rate::DataRate;
+use super::number::Number;
+use super::stat::{self, Stat};
 
 /// More packets than this in one datagram are not looked at.
 pub const PACKETS_PER_DATAGRAM_MAX: usize = 128;
@@ -87,17 +90,24 @@ impl Frame {
 #[derive(Deserialize)]
 struct Push<'a> {
     #[serde(borrow, default)]
-    rxpk: Vec<Rxpk<'a>>,
+    rxpk: Option<Vec<Rxpk<'a>>>,
+    #[serde(borrow, default)]
+    stat: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
 struct Rxpk<'a> {
-    tmst: Option<f64>,
-    freq: Option<f64>,
-    stat: Option<f64>,
+    #[serde(default)]
+    tmst: Number,
+    #[serde(default)]
+    freq: Number,
+    #[serde(default)]
+    stat: Number,
     datr: Option<Datr>,
-    rssi: Option<f64>,
-    lsnr: Option<f64>,
+    #[serde(default)]
+    rssi: Number,
+    #[serde(default)]
+    lsnr: Number,
     #[serde(borrow)]
     data: Text<'a>,
     rsig: Option<Vec<Rsig>>,
@@ -106,8 +116,10 @@ struct Rxpk<'a> {
 /// One antenna's signal (version 2 of the gateway hardware).
 #[derive(Deserialize)]
 struct Rsig {
-    rssic: Option<f64>,
-    lsnr: Option<f64>,
+    #[serde(default)]
+    rssic: Number,
+    #[serde(default)]
+    lsnr: Number,
 }
 
 /// A text, borrowed unless it holds an escape (`\/`).
@@ -157,7 +169,7 @@ impl<'de> Deserialize<'de> for Datr {
             }
 
             fn visit_f64<E>(self, bits: f64) -> Result<DataRate, E> {
-                Ok(whole_u32(bits).map_or(DataRate::Other, |bits_per_second| DataRate::Fsk { bits_per_second }))
+                Ok(Number(Some(bits)).whole_u32().map_or(DataRate::Other, |bits_per_second| DataRate::Fsk { bits_per_second }))
             }
 
             fn visit_i64<E>(self, _: i64) -> Result<DataRate, E> {
@@ -168,38 +180,26 @@ impl<'de> Deserialize<'de> for Datr {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is checked first")]
-fn whole_u32(value: f64) -> Option<u32> {
-    let value = value.round();
-    (0.0..=f64::from(u32::MAX)).contains(&value).then_some(value as u32)
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the range is checked first")]
-fn whole_i16(value: f64) -> Option<i16> {
-    let value = value.round();
-    (f64::from(i16::MIN)..=f64::from(i16::MAX)).contains(&value).then_some(value as i16)
-}
-
 impl Rxpk<'_> {
     fn meta(&self) -> RxMeta {
         let best = self.rsig.iter().flatten().max_by(|a, b| {
-            let snr = |antenna: &Rsig| antenna.lsnr.unwrap_or(f64::NEG_INFINITY);
+            let snr = |antenna: &Rsig| antenna.lsnr.0.unwrap_or(f64::NEG_INFINITY);
             snr(a).total_cmp(&snr(b))
         });
-        let rssi = self.rssi.or_else(|| best.and_then(|antenna| antenna.rssic));
-        let snr = self.lsnr.or_else(|| best.and_then(|antenna| antenna.lsnr));
+        let rssi = self.rssi.or(|| best.map(|antenna| antenna.rssic).unwrap_or_default());
+        let snr = self.lsnr.or(|| best.map(|antenna| antenna.lsnr).unwrap_or_default());
         RxMeta {
-            tmst: self.tmst.and_then(whole_u32),
-            frequency_hz: self.freq.and_then(|megahertz| whole_u32(megahertz * 1e6)),
+            tmst: self.tmst.whole_u32(),
+            frequency_hz: self.freq.times(1e6).whole_u32(),
             data_rate: self.datr.as_ref().map_or(DataRate::Other, |datr| datr.0),
-            rssi_dbm: rssi.and_then(whole_i16),
-            snr_decibel_tenths: snr.and_then(|snr| whole_i16(snr * 10.0)),
+            rssi_dbm: rssi.whole_i16(),
+            snr_decibel_tenths: snr.times(10.0).whole_i16(),
         }
     }
 
     fn read(&self, frame: &mut Frame) -> Result<RxMeta, Error> {
         // Some forwarders leave `stat` out; the frame's own integrity code decides then.
-        if self.stat.is_some_and(|stat| (stat - 1.0).abs() > f64::EPSILON) {
+        if self.stat.0.is_some_and(|stat| (stat - 1.0).abs() > f64::EPSILON) {
             return Err(Error::Checksum);
         }
         frame.fill(&self.data.0)?;
@@ -209,32 +209,33 @@ impl Rxpk<'_> {
 
 /// Calls `each` for every packet of the JSON body of a `PUSH_DATA`, in order, with the frame in `frame`.
 ///
-/// The usual datagram is read in one pass; if that fails anywhere, its packets are cut apart by their braces and read one by one.
-pub fn read(json: &[u8], frame: &mut Frame, mut each: impl FnMut(Result<RxMeta, Error>, &[u8])) {
+/// The usual datagram is read in one pass; if that fails anywhere, its packets are cut apart by their braces and read one by one. What the
+/// gateway says of itself is returned, from well-formed datagrams only.
+pub fn read(json: &[u8], frame: &mut Frame, mut each: impl FnMut(Result<RxMeta, Error>, &[u8])) -> Option<Stat> {
     let json = trimmed(json);
     if let Ok(text) = std::str::from_utf8(json)
         && let Ok(push) = serde_json::from_str::<Push<'_>>(text)
     {
-        for (index, packet) in push.rxpk.iter().enumerate() {
+        for (index, packet) in push.rxpk.iter().flatten().enumerate() {
             if index == PACKETS_PER_DATAGRAM_MAX {
                 each(Err(Error::TooMany), &[]);
-                return;
+                break;
             }
             let result = packet.read(frame);
             each(result, frame.as_slice());
         }
-        return;
+        return push.stat.and_then(|stat| stat::read(stat.get()));
     }
     let Some(array) = array_after(json, b"\"rxpk\"") else {
         if !json.is_empty() {
             each(Err(Error::Malformed), &[]);
         }
-        return;
+        return None;
     };
     for (index, piece) in Elements(array).enumerate() {
         if index == PACKETS_PER_DATAGRAM_MAX {
             each(Err(Error::TooMany), &[]);
-            return;
+            break;
         }
         let result = match serde_json::from_slice::<Rxpk<'_>>(piece) {
             Ok(packet) => packet.read(frame),
@@ -242,6 +243,7 @@ pub fn read(json: &[u8], frame: &mut Frame, mut each: impl FnMut(Result<RxMeta, 
         };
         each(result, frame.as_slice());
     }
+    None
 }
 
 /// Without the white space and zero bytes that some forwarders append.
@@ -351,8 +353,22 @@ mod tests {
         let antennas =
             one(r#"{"rxpk":[{"data":"AQID","rsig":[{"ant":0,"rssic":-90,"lsnr":1.0},{"ant":1,"rssic":-80,"lsnr":7.5}]}]}"#).0;
         assert_eq!((antennas.rssi_dbm, antennas.snr_decibel_tenths), (Some(-80), Some(75)));
+        let odd = one(r#"{"rxpk":[{"tmst":"4000000000","freq":"868.1","rssi":"loud","lsnr":null,"stat":1.0,"data":"AQID"}]}"#).0;
+        assert_eq!((odd.tmst, odd.frequency_hz, odd.rssi_dbm), (Some(4_000_000_000), Some(868_100_000), None), "numbers as text");
+        let both = one(r#"{"rxpk":[{"rssi":-71,"lsnr":9.2,"rsig":[{"ant":0,"rssic":-90,"lsnr":1}],"data":"AQID"}]}"#).0;
+        assert_eq!((both.rssi_dbm, both.snr_decibel_tenths), (Some(-71), Some(92)), "what stands at the packet goes first");
         assert!(packets(r#"{"stat":{"rxnb":0}}"#).is_empty());
+        assert!(packets(r#"{"rxpk":null,"stat":null}"#).is_empty());
         assert!(packets("").is_empty());
+    }
+
+    #[test]
+    fn what_the_gateway_says_of_itself_is_read_beside_the_packets() {
+        let stat = |json: &str| read(json.as_bytes(), &mut Frame::default(), |_, _| ());
+        assert_eq!(stat(FULL).and_then(|stat| stat.rxnb), Some(2));
+        let odd = stat("{\"stat\":{\"rxnb\":3,\"ackr\":null,\"extra\":{\"stat\":[]}}}\0").expect("a stat");
+        assert_eq!((odd.rxnb, odd.time, odd.ackr), (Some(3), None, None));
+        assert_eq!(stat(r#"{"rxpk":[{"data":"AQID"}],"stat":"none"}"#), None);
     }
 
     #[test]
@@ -362,7 +378,7 @@ mod tests {
             (r#"{"data":17}"#, Error::Malformed),
             (r"{}", Error::Malformed),
             ("null", Error::Malformed),
-            (r#"{"data":"AQID","rssi":"loud"}"#, Error::Malformed),
+            (r#"{"data":"AQID","rsig":[7]}"#, Error::Malformed),
             (r#"{"data":"AQID","tmst":}"#, Error::Malformed),
             (r#"{"data":"A,]}\"QID","x":[{}]"x"}"#, Error::Malformed),
             ("{\"data\":\"\u{1}\"}", Error::Malformed),

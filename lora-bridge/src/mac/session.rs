@@ -218,6 +218,46 @@ pub(crate) struct Recent {
     pub heard: BootTime,
 }
 
+/// How many gateways of a device are remembered.
+const HEARERS_MAX: usize = 4;
+
+/// The gateways that heard a device's latest uplinks in time.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Hearers {
+    gateways: [u64; HEARERS_MAX],
+    /// One bit per uplink, the newest lowest; 0 marks a free place.
+    histories: [u8; HEARERS_MAX],
+}
+
+impl Hearers {
+    /// A new uplink, not heard by anybody yet.
+    pub(crate) fn begin(&mut self) {
+        for history in &mut self.histories {
+            *history <<= 1;
+        }
+    }
+
+    /// A gateway heard the newest uplink.
+    pub(crate) fn note(&mut self, gateway: GatewayEui) {
+        let known = self.places().position(|(known, history)| known == gateway && history != 0);
+        let weakest = || (0..HEARERS_MAX).min_by_key(|place| self.histories[*place].count_ones());
+        if let Some(place) = known.or_else(weakest) {
+            self.histories[place] = if known.is_some() { self.histories[place] | 1 } else { 1 };
+            self.gateways[place] = gateway.0;
+        }
+    }
+
+    /// The gateways that heard at least two of the four uplinks before the newest, and not the newest so far.
+    pub(crate) fn missing(&self) -> impl Iterator<Item = GatewayEui> {
+        let is_missing = |history: u8| history & 1 == 0 && (history & 0b1_1110).count_ones() >= 2;
+        self.places().filter(move |(_, history)| is_missing(*history)).map(|(gateway, _)| gateway)
+    }
+
+    fn places(&self) -> impl Iterator<Item = (GatewayEui, u8)> {
+        self.gateways.into_iter().map(GatewayEui).zip(self.histories)
+    }
+}
+
 /// A session in the bridge's memory. About 700 bytes.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
@@ -236,6 +276,7 @@ pub(crate) struct Entry {
     pub taken: ServedSet,
     pub down: DownCounters,
     pub recent: Option<Recent>,
+    pub hearers: Hearers,
     /// The confirmed uplink that was answered last, until what follows tells whether the answer was received.
     pub answered: Option<u32>,
 }
@@ -257,6 +298,7 @@ impl Entry {
             taken: ServedSet::default(),
             down: DownCounters::new(session.f_cnt_down_next, session.f_cnt_down_reserved),
             recent: None,
+            hearers: Hearers::default(),
             answered: None,
         }
     }

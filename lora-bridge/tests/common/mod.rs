@@ -211,6 +211,13 @@ impl Rig {
         self.apply(Input::Datagram { from: address(1_002), bytes: &push(gateway, &[(tmst, phy.to_vec())]) })
     }
 
+    /// Hears and commits; what the hearing brings.
+    pub fn hear_and_take(&mut self, phy: &[u8]) -> Vec<Output> {
+        let out = self.hear(phy);
+        self.commit(uplinks(&out).iter().map(|uplink| uplink.event).collect());
+        out
+    }
+
     pub fn commit(&mut self, events: Vec<EventId>) -> Vec<Output> {
         self.apply(Input::Committed { events })
     }
