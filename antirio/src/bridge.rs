@@ -46,7 +46,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 // Nobody else serves these devices: what this process remembers is all there is.
                 Output::ReserveWanted { entries, .. } => bridge.reserved(entries).await?,
                 Output::Refused { device, reason, .. } => tracing::warn!(%device, ?reason, "a device was refused"),
-                Output::OfferDue(_) | Output::OfferKnown { .. } | Output::Replayed { .. } | Output::Send { .. } | Output::Transmit(_) => {}
+                Output::Keep(_) | Output::Forget { .. } | Output::OfferDue(_) | Output::OfferKnown { .. } | Output::Replayed { .. } | Output::Send { .. } | Output::Transmit(_) => {}
             }
         }
         let mut out = std::io::stdout().lock();

@@ -28,6 +28,7 @@ use crate::identity::{self, Identity};
 use crate::insurance::{self, Parts, reserved::ReservedByGroup};
 use crate::lora::leases::Leases;
 use crate::lora::links::Links;
+use crate::lora::standby::Standby;
 use crate::orchestrator::Orchestrator;
 use crate::orchestrator::plan::Desired;
 use crate::readings::inbox::Inbox;
@@ -286,9 +287,9 @@ pub async fn assemble<S: Socket>(host: Host, gateways: Option<S>) -> Result<Runn
     let (custody, custody_router) = peering::custody::start(setup)?;
     let inbox = (core.config.role == Role::Cloud).then(|| Inbox::start(core.store.clone(), core.clock.clone()));
     let parts = gateways.map(|socket| {
-        let (bridge, leases, links) = open_bridge(&core, socket);
+        let (bridge, leases, links, standby) = open_bridge(&core, socket);
         let (core, custody, visits) = (Arc::clone(&core), custody.clone(), insurance::provider::Visits::default());
-        Parts { core, custody, votes, bridge, leases, links, reserved, doors, visits }
+        Parts { core, custody, votes, bridge, leases, links, standby, reserved, doors, visits }
     });
     let own_tenant = match (&parts, &core.own_service) {
         (Some(parts), Some(service)) => Some(run_own_service(parts, service).await?),
@@ -346,14 +347,16 @@ fn start_side_tasks(core: &Arc<Core>, parts: Option<Parts>) {
     kit::task::spawn(prune(Arc::clone(core)));
 }
 
-fn open_bridge<S: Socket>(core: &Arc<Core>, socket: S) -> (BridgeHandle, Leases, Links) {
+fn open_bridge<S: Socket>(core: &Arc<Core>, socket: S) -> (BridgeHandle, Leases, Links, Standby) {
     let leases = Leases::default();
     let asked = leases.clone();
     let lease: lora_bridge::server::Lease = Arc::new(move |group, epoch| asked.holds(group, epoch));
     let (bridge, outputs) = lora_bridge::server::spawn(socket, Bridge::new(bridge::Config::default()), core.clock.clone(), lease);
-    let links = Links::default();
-    kit::task::spawn(lora::consume(outputs, bridge.clone(), core.log.clone(), links.clone(), core.timeline.clone()));
-    (bridge, leases, links)
+    let (links, standby) = (Links::default(), Standby::default());
+    kit::task::spawn(standby.clone().run(core.log.clone()));
+    let (log, timeline) = (core.log.clone(), core.timeline.clone());
+    kit::task::spawn(lora::consume(outputs, bridge.clone(), log, links.clone(), standby.clone(), timeline));
+    (bridge, leases, links, standby)
 }
 
 /// The owner's own tenant runs with and without a contract; whether its devices are transmitted for is the lease's business.

@@ -12,7 +12,7 @@ use contracts::node_record::{NodeRecord, Role, SealingKey};
 use contracts::proof::BatchProof;
 use contracts::time::WallTime;
 use contracts::write_ahead::Bound;
-use edge_node::readings::{Decoded, Kind, Name, Reading, Reception, Uplink};
+use edge_node::readings::{Decoded, Kind, Name, Reading, Reception, StoredUplink, Uplink};
 use edge_node::store::{AgreementRow, Change, Error, FailPoint, InboxBatch, MemoryDisk, Store};
 use futures_util::poll;
 use proptest::prelude::*;
@@ -185,6 +185,7 @@ async fn read_all(store: &Store) -> Vec<String> {
         }
         for of in [group(1), group(2)] {
             all.push(format!("undecoded {of} {after} {limit} {:?}", store.list_undecoded(of, after, limit).await));
+            all.push(format!("kept {of} {after} {limit} {:?}", store.list_kept(of, after, limit).await));
             all.push(format!("open {of} {after} {limit} {:?}", store.list_open(of, after, limit).await));
         }
     }
@@ -233,6 +234,7 @@ fn any_change() -> impl Strategy<Value = Change> {
         3 => proptest::collection::vec(any_uplink(), 0..4).prop_map(Change::Append),
         3 => (1..=2_u8, proptest::collection::vec(answer, 0..4)).prop_map(|(of, answers)| Change::Publish(group(of), answers)),
         2 => proptest::collection::vec(any_name(), 0..3).prop_map(Change::Settle),
+        1 => proptest::collection::vec(any_name(), 0..3).prop_map(|names| Change::Forget(names.iter().map(Name::event).collect())),
         1 => proptest::collection::vec(import, 0..3).prop_map(Change::Import),
     ]
 }
@@ -324,9 +326,13 @@ async fn settled_rows_go_by_their_age_and_unsettled_ones_stay() {
         let all = vec![decoded(names[3], "{}"), decoded(names[0], "{}")];
         assert_eq!(commit(store, Change::Publish(group(1), all)).await, 2);
         commit(store, Change::Settle(vec![names[0], names[3], name(1, 3, 9)])).await;
-        assert_eq!(store.prune_uplinks(WallTime(1_003)).await.unwrap(), 2, "the settled and the buffered before that time");
+        assert_eq!(store.prune_uplinks(WallTime(1_003)).await.unwrap(), 1, "the settled one before that time");
+        let kept = |rows: Vec<StoredUplink>| rows.into_iter().map(|row| row.uplink.f_cnt).collect::<Vec<_>>();
+        assert_eq!(kept(store.list_kept(group(1), 0, 10).await.unwrap()), [2]);
+        commit(store, Change::Forget(vec![names[1].event(), names[2].event(), names[2].event()])).await;
+        assert!(store.list_kept(group(1), 0, 10).await.unwrap().is_empty());
         let (served, settled) = store.list_marks(group(1)).await.unwrap();
-        assert_eq!(served.iter().map(|m| m.f_cnt).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(served.iter().map(|m| m.f_cnt).collect::<Vec<_>>(), [1, 3], "only what is buffered is forgotten");
         assert_eq!(settled.iter().map(|m| m.f_cnt).collect::<Vec<_>>(), [3]);
         assert_eq!(store.last_open(group(1)).await.unwrap(), 2);
         assert!(store.has_open(group(1), 2).await.unwrap() && !store.has_open(group(1), 1).await.unwrap());

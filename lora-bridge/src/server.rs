@@ -16,7 +16,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::bridge::Bridge;
-use crate::bridge::io::{Input, Mode, Now, OfferedFrame, Output, Transmit};
+use crate::bridge::io::{Input, KeptFrame, Mode, Now, OfferedFrame, Output, Transmit};
 use crate::gwmp::gateways::GatewayStatus;
 use crate::gwmp::{self, DATAGRAM_BYTES_MAX};
 use crate::mac::downlink::CounterSource;
@@ -252,6 +252,14 @@ impl BridgeHandle {
         self.apply(Input::Import { states }).await
     }
 
+    /// [`Input::Kept`], applied.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn kept(&self, group: GroupId, frames: Vec<KeptFrame>) -> Result<(), Error> {
+        self.apply(Input::Kept { group, frames }).await
+    }
+
     /// A page of session states, see [`Bridge::export`].
     ///
     /// # Errors
@@ -458,6 +466,8 @@ impl<S: Socket> Server<S> {
                 Output::Send { to, bytes } => self.transmit(&bytes, to),
                 Output::Transmit(downlink) => self.downlink(&downlink),
                 kept @ (Output::Uplink(_)
+                | Output::Keep(_)
+                | Output::Forget { .. }
                 | Output::OfferDue(_)
                 | Output::OfferKnown { .. }
                 | Output::ReserveWanted { .. }

@@ -13,6 +13,9 @@ const FAULTS_MAX: usize = 14;
 /// Length of a scenario in ttl.
 const TTLS: std::ops::Range<u64> = 6..25;
 
+/// In one of so many scenarios the customer's edge is lost for good, with its disk.
+const DESTROYED_EVERY: u64 = 10;
+
 /// The scenario of a seed: the same in every version that does not change this function.
 #[must_use]
 pub fn scenario(seed: u64) -> Script {
@@ -44,6 +47,11 @@ pub fn scenario(seed: u64) -> Script {
         for (after_ms, fault) in incident(&mut rng, ttl_ms) {
             script.steps.push(Step { at_ms: (at_ms + after_ms).min(length_ms), fault });
         }
+    }
+    if seed % DESTROYED_EVERY == 0 {
+        // With randomness of its own: other seeds stay what they are.
+        let at_ms = ChaCha8Rng::seed_from_u64(!seed).random_range(0..length_ms);
+        script.steps.push(Step { at_ms, fault: Fault::Destroy(Machine::Rio) });
     }
     script.steps.sort_by_key(|step| step.at_ms);
     script

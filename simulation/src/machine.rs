@@ -186,6 +186,8 @@ pub struct Hardware {
     /// Its parts, for who looks on; set by the process when it is up.
     pub running: Arc<Mutex<Option<Arc<Running>>>>,
     pub lives: Vec<Life>,
+    /// No process ever runs here again.
+    pub is_destroyed: bool,
 }
 
 impl Hardware {
@@ -197,7 +199,7 @@ impl Hardware {
 
     /// Its frames are owed from now on, unless its disk takes nothing.
     pub fn begin_life(&mut self, now_ms: u64) {
-        if !self.disk.is_full() && self.lives.last().is_none_or(|(_, to)| to.is_some()) {
+        if !self.disk.is_full() && !self.is_destroyed && self.lives.last().is_none_or(|(_, to)| to.is_some()) {
             self.lives.push((now_ms, None));
         }
     }

@@ -52,6 +52,7 @@ impl Hardware {
             process: None,
             running: Arc::default(),
             lives: Vec::new(),
+            is_destroyed: false,
         }
     }
 }
@@ -71,7 +72,7 @@ struct Parts {
 impl World {
     /// Starts a process, if none runs.
     pub(crate) async fn start_machine(&mut self, machine: Machine) {
-        if self.machines[&machine].process.is_some() {
+        if self.machines[&machine].process.is_some() || self.machines[&machine].is_destroyed {
             return;
         }
         // What a killed process still had open must be closed.

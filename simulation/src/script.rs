@@ -106,6 +106,8 @@ pub enum Fault {
     Kill(Machine),
     /// A new process on the same disk; nothing if one runs.
     Start(Machine),
+    /// The machine burns down, its disk too; nothing starts there again. Only the customer's edge: its insurer and the witness are left.
+    Destroy(Machine),
     /// The process is asked to end, and gets the time that it takes.
     ShutDown(Machine),
     /// The process stands still; its clock goes on.
@@ -171,6 +173,16 @@ impl Script {
             _ => true,
         };
         unless(self.steps.iter().all(drifts), "steps.drift", "-10 to 10 percent")?;
+        let destroyed: Vec<_> = self
+            .steps
+            .iter()
+            .filter_map(|step| if let Fault::Destroy(machine) = step.fault { Some(machine) } else { None })
+            .collect();
+        unless(
+            destroyed.iter().all(|machine| *machine == Machine::Rio),
+            "steps.destroy",
+            "only rio; without a second edge nobody can serve",
+        )?;
         unless(self.steps.iter().all(|step| step.at_ms <= self.length_ms), "steps.at_ms", "within the length")?;
         unless(self.steps.is_sorted_by_key(|step| step.at_ms), "steps", "in the order of their times")
     }

@@ -69,7 +69,7 @@ pub struct Outcome {
     pub writes: BTreeMap<Machine, (u64, u64)>,
     #[serde(skip)]
     pub log: Vec<String>,
-    /// The time that the machine needed.
+    /// The time of a core that it took.
     pub elapsed_us: u64,
 }
 
@@ -79,14 +79,20 @@ pub struct Outcome {
 /// The runtime cannot be made.
 #[must_use]
 pub fn run(script: &Script) -> Outcome {
-    let begun = std::time::Instant::now();
+    let begun = core_time_us();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let mut outcome = runtime.expect("a runtime without threads needs nothing").block_on(async {
         let world = Box::pin(World::set_up(script)).await;
         Box::pin(world.play()).await
     });
-    outcome.elapsed_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    outcome.elapsed_us = core_time_us().saturating_sub(begun);
     outcome
+}
+
+/// Microseconds that this thread had a core (proc(5), schedstat); 0 where the kernel does not tell.
+fn core_time_us() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0) / 1_000
 }
 
 /// Everything of one run.
@@ -103,7 +109,6 @@ pub(crate) struct World {
     pub(crate) arbitrator_store: Arc<arbitrator::store::Memory>,
     radio: Option<Radio>,
     ledger: Ledger,
-    insurer_safe_until_ms: u64,
     pub(crate) frozen_since_ms: BTreeMap<Machine, u64>,
     /// Since when machines had been frozen, and when they were thawed last.
     thawed_ms: BTreeMap<Machine, (u64, u64)>,
@@ -139,7 +144,6 @@ impl World {
             arbitrator_store,
             radio: None,
             ledger: Ledger::in_memory(),
-            insurer_safe_until_ms: 0,
             frozen_since_ms: BTreeMap::new(),
             thawed_ms: BTreeMap::new(),
             died: Arc::default(),
@@ -201,7 +205,6 @@ impl World {
             };
             let (true, Some(crash)) = (died, self.script.crash) else { return };
             self.checker.log(format!("{} dies at a write", crash.machine.name()));
-            self.note_safety();
             self.kill_machine(crash.machine);
             tokio::time::sleep(RESTART_AFTER).await;
             self.start_machine(crash.machine).await;
@@ -220,10 +223,16 @@ impl World {
         true
     }
 
-    /// The customer holds, and the insurer takes part.
+    /// The customer holds (the insurer if the customer is gone for good), and both take part.
     fn is_settled(&self) -> bool {
-        let takes_part = |machine| self.machines[&machine].lives.last().is_some_and(|(_, to)| to.is_none());
-        Machine::EDGES.into_iter().all(takes_part) && self.checker.holder().is_some_and(|(holder, _)| holder == Machine::Rio)
+        let takes_part = |machine| self.machines[machine].lives.last().is_some_and(|(_, to)| to.is_none());
+        let edges: Vec<Machine> = self.edges().collect();
+        edges.iter().all(takes_part) && self.checker.holder().map(|(holder, _)| holder) == edges.first().copied()
+    }
+
+    /// Edges that are not gone for good; the customer first.
+    fn edges(&self) -> impl Iterator<Item = Machine> {
+        Machine::EDGES.into_iter().filter(|machine| !self.machines[machine].is_destroyed)
     }
 
     async fn start_radio(&mut self) {
@@ -249,9 +258,9 @@ impl World {
 
     async fn carry_out(&mut self, fault: &Fault) {
         self.checker.log(format!("{fault:?}"));
-        self.note_safety();
         match fault {
             Fault::Kill(machine) => self.kill_machine(*machine),
+            Fault::Destroy(machine) => self.destroy(*machine),
             Fault::Start(machine) => self.start_machine(*machine).await,
             Fault::ShutDown(machine) => self.shut_down_machine(*machine).await,
             Fault::Freeze(machine) => self.freeze(*machine),
@@ -281,6 +290,15 @@ impl World {
             Fault::SetClock(machine, ms) => self.machines[machine].clock.step_wall(*ms),
         }
         self.checker.look();
+    }
+
+    /// The machine is gone for good, and what only its disk had.
+    fn destroy(&mut self, machine: Machine) {
+        self.kill_machine(machine);
+        if let Some(hardware) = self.machines.get_mut(&machine) {
+            hardware.is_destroyed = true;
+            hardware.lives.clear();
+        }
     }
 
     fn isolate(&self, machine: Machine, both_ways: bool) {
@@ -319,27 +337,12 @@ impl World {
         }
     }
 
-    /// What the insurer hears in standby is in its memory only until the customer has it; notes since when that is not so.
-    fn note_safety(&mut self) {
-        let holds = self.checker.holder().is_some_and(|(holder, _)| holder == Machine::Patras);
-        let is_well = |machine| {
-            let is_up = |(from_ms, to): &(u64, Option<u64>)| to.is_none() && self.now_ms() >= from_ms + SAFE_AFTER_MS;
-            let was_frozen = self.thawed_ms.get(&machine).is_some_and(|(_, at_ms)| self.now_ms() < at_ms + SAFE_AFTER_MS);
-            !was_frozen && !self.frozen_since_ms.contains_key(&machine) && self.machines[&machine].lives.last().is_some_and(is_up)
-        };
-        let customer_gets_it = !self.links.is_disturbed() && is_well(Machine::Rio);
-        if holds || customer_gets_it {
-            self.insurer_safe_until_ms = self.now_ms();
-        }
-    }
-
     /// Until when what a machine heard is surely on a disk, if its process ends now: what a frozen one has not read is gone with it.
     pub(crate) fn safe_until_ms(&self, machine: Machine) -> u64 {
-        let in_memory = if machine == Machine::Patras { self.insurer_safe_until_ms } else { self.now_ms() };
         // Nor has one that was thawed a moment ago written what it found.
         let unwritten = self.thawed_ms.get(&machine).filter(|(_, at_ms)| self.now_ms() < at_ms + SAFE_AFTER_MS);
         let frozen = self.frozen_since_ms.get(&machine).copied().or(unwritten.map(|(since_ms, _)| *since_ms));
-        frozen.unwrap_or(in_memory).min(in_memory)
+        frozen.unwrap_or_else(|| self.now_ms())
     }
 
     fn check_expectations(&self) {
@@ -371,7 +374,6 @@ impl World {
 
     async fn mend_everything(&mut self) {
         self.checker.log("all is mended");
-        self.note_safety();
         self.links.mend();
         self.links.set_usual(self.script.link);
         for machine in Machine::ALL {
@@ -421,10 +423,11 @@ impl World {
     }
 
     async fn log_open_readings(&self) {
-        for machine in Machine::EDGES {
+        for machine in self.edges() {
             let Some(running) = self.machines[&machine].node_running() else { continue };
             let open = running.core.store.last_open(self.group()).await;
-            self.checker.log(format!("{}: last open {open:?}", machine.name()));
+            let kept = running.core.store.list_kept(self.group(), 0, 10).await.map(|kept| kept.len());
+            self.checker.log(format!("{}: last open {open:?}, kept {kept:?}", machine.name()));
             let Some(parts) = &running.parts else { continue };
             if let Ok(stats) = parts.bridge.stats().await {
                 self.checker.log(format!("{}: {} buffered, {} in flight", machine.name(), stats.buffer_frames, stats.in_flight));
@@ -434,9 +437,11 @@ impl World {
 
     /// Something that is not with the customer's store yet: on a disk, or heard in standby and not yet offered with success.
     async fn has_open_readings(&self) -> bool {
-        for machine in Machine::EDGES {
+        for machine in self.edges() {
             let Some(running) = self.machines[&machine].node_running() else { return true };
-            if running.core.store.last_open(self.group()).await.unwrap_or(u64::MAX) > 0 {
+            let store = &running.core.store;
+            let keeps = store.list_kept(self.group(), 0, 1).await.map_or(true, |kept| !kept.is_empty());
+            if keeps || store.last_open(self.group()).await.unwrap_or(u64::MAX) > 0 {
                 return true;
             }
             let Some(parts) = &running.parts else { continue };

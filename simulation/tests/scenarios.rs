@@ -57,6 +57,37 @@ fn random_faults_break_no_promise() {
     assert!(faults > 5 * SEEDS && takeovers > SEEDS / 4 && owed > SEEDS, "{faults} faults, {takeovers} takeovers, {owed} owed");
 }
 
+/// What an insurer heard in standby is on its disk, also if it dies in the very millisecond in which it gains custody (seed 9851 once).
+#[test]
+fn an_insurer_that_dies_around_its_takeover_loses_nothing() {
+    let step = |at_ms, fault| Step { at_ms, fault };
+    let kill = step(4_000, Fault::Kill(Machine::Rio));
+    let story = Script {
+        uplinks_per_1000_s: 12_000,
+        radio_loss_percent: 0,
+        length_ms: 12_000,
+        steps: vec![step(1_000, Fault::SlowDisk(Machine::Patras, 60)), kill.clone()],
+        ..Script::default()
+    };
+    let takeover_ms = run(&story).log.iter().find_map(|line| {
+        let (at_ms, what) = line.trim().split_once(' ')?;
+        what.starts_with("patras holds").then(|| at_ms.parse::<u64>().expect("a time"))
+    });
+    // The log counts from before the first custody, steps from after it.
+    let begin = run(&story).log.iter().find_map(|line| line.trim().strip_suffix(" SlowDisk(Patras, 60)")?.parse::<u64>().ok());
+    let gained_ms = takeover_ms.expect("a takeover") - begin.expect("the step") + 1_000;
+    for at_ms in (gained_ms - 4..=gained_ms + 4).chain((gained_ms + 10..gained_ms + 400).step_by(30)) {
+        let more = [step(at_ms, Fault::Kill(Machine::Patras)), step(at_ms + 300, Fault::Start(Machine::Patras))];
+        let steps = story.steps.iter().cloned().chain(more).collect();
+        let script = Script { steps, ..story.clone() };
+        let outcome = run(&script);
+        assert!(outcome.violations.is_empty(), "{}", complain(&script, &outcome).unwrap_or_default());
+        assert!(outcome.readings_owed > 20, "{} owed", outcome.readings_owed);
+    }
+    let seed = generate::scenario(9_851);
+    assert_eq!(complain(&seed, &run(&seed)), None);
+}
+
 /// The judge sees what it is to see: with a clock that is far more wrong than the protocol allows for there are two holders.
 #[test]
 fn two_holders_are_seen() {

@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 
 use super::status::role_name;
 use super::{App, CHECK_TIMEOUT, failed};
+use crate::lora::standby;
 use crate::orchestrator::LABEL_GROUP;
 
 /// Name (the format adds `_total` to counters) and description.
@@ -34,6 +35,7 @@ pub const CONTAINERS: Described = ("node_containers", "Containers by state");
 pub const TENANTS: Described = ("node_tenants", "Groups of devices whose tenant has a container, by the state of the tenant");
 pub const ENGINE_UP: Described = ("node_engine_up", "1 if the container engine answers");
 pub const BRIDGE_UP: Described = ("node_bridge_up", "1 if the LoRa bridge answers");
+pub const STANDBY_WAITING: Described = ("node_standby_waiting", "Frames heard in standby that are in memory only");
 pub const CUSTODY_ROLE: Described = ("node_custody_role", "1 for the part that this node has in the custody of a group");
 pub const CUSTODY_EPOCH: Described = ("node_custody_epoch", "Epoch for which this node last voted, by group");
 pub const CUSTODY_MISSING: Described = ("node_custody_members_missing", "Members that do not answer, by group");
@@ -77,6 +79,13 @@ pub const BRIDGE_COUNTERS: &[Column<Stats>] = &[
     ("node_bridge_lease_withheld", "Downlinks not sent because the lease did not hold", |s| s.server.lease_withheld),
     ("node_bridge_send_failed", "Datagrams that the socket refused to send", |s| s.server.send_failed),
     ("node_bridge_receive_failed", "Reads from the socket that failed", |s| s.server.receive_failed),
+];
+
+/// The bridge's buffer on disk.
+pub const STANDBY_COUNTERS: &[Column<standby::Counts>] = &[
+    ("node_standby_written", "Frames heard in standby that were written to disk", |c| c.written),
+    ("node_standby_spared", "Frames heard in standby that needed no write", |c| c.spared),
+    ("node_standby_failed", "Writes of frames heard in standby that the disk refused", |c| c.failed),
 ];
 
 /// Sizes of the LoRa bridge.
@@ -251,6 +260,9 @@ async fn add_bridge(registry: &mut Registry, app: &App) {
     for (name, help, value) in BRIDGE_GAUGES {
         add(registry, (name, help), gauge(value(&stats)));
     }
+    let kept = parts.standby.counts();
+    add_counters(registry, STANDBY_COUNTERS, &kept);
+    add(registry, STANDBY_WAITING, gauge(kept.waiting));
     for (described, counts) in [(BRIDGE_DROPS, &stats.drops), (BRIDGE_MISSED, &stats.missed), (BRIDGE_TX_ACKS, &stats.tx_results)]
     {
         let family = Family::<ReasonLabel, Counter>::default();
@@ -338,6 +350,7 @@ mod tests {
             TENANTS,
             ENGINE_UP,
             BRIDGE_UP,
+            STANDBY_WAITING,
             CUSTODY_ROLE,
             CUSTODY_EPOCH,
             CUSTODY_MISSING,
@@ -352,8 +365,10 @@ mod tests {
             BRIDGE_TX_ACKS,
         ];
         let columns = BRIDGE_COUNTERS.iter().chain(BRIDGE_GAUGES).map(|c| (c.0, c.1));
-        let columns =
-            columns.chain(CUSTODY_COUNTERS.iter().map(|c| (c.0, c.1))).chain(PEERING_COUNTERS.iter().map(|c| (c.0, c.1)));
+        let columns = columns
+            .chain(STANDBY_COUNTERS.iter().map(|c| (c.0, c.1)))
+            .chain(CUSTODY_COUNTERS.iter().map(|c| (c.0, c.1)))
+            .chain(PEERING_COUNTERS.iter().map(|c| (c.0, c.1)));
         let all: Vec<Described> = single.into_iter().chain(columns).collect();
         let names: std::collections::BTreeSet<_> = all.iter().map(|(name, _)| *name).collect();
         assert_eq!(names.len(), all.len());

@@ -38,6 +38,7 @@ use crate::core::Core;
 use crate::edge2edge::messages::Handover;
 use crate::lora::leases::Leases;
 use crate::lora::links::Links;
+use crate::lora::standby::Standby;
 use crate::tenants::doors::Doors;
 use crate::timeline::Event;
 
@@ -75,6 +76,7 @@ pub struct Parts {
     pub bridge: BridgeHandle,
     pub leases: Leases,
     pub links: Links,
+    pub standby: Standby,
     pub reserved: reserved::ReservedByGroup,
     /// Where tenants knock.
     pub doors: Arc<dyn Doors>,

@@ -18,6 +18,7 @@ use super::reservations::{self, Members};
 use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, progress, restore};
 use crate::agreements::Agreement;
 use crate::edge2edge::messages::{Handover, LevelAnswer};
+use crate::lora;
 use crate::migration::{self, PURPOSE_APPLICATION, PURPOSE_NETWORK};
 use crate::orchestrator::plan::Desired;
 use crate::tenants::{self, Tenant, TenantSocket};
@@ -81,6 +82,7 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         )));
         side_tasks.spawn(kit::task::belong(ask_for_states(parts.clone(), contract.group, contract.customer.node)));
         restore(parts, contract.group, sessions).await?;
+        lora::standby::restore(&parts.core.store, &parts.bridge, contract.group).await?;
         let socket = prepare(parts, agreement).await?;
         let guard = Guard { parts, agreement, socket, members, serves, replayed: ends.replayed };
         tokio::select! {

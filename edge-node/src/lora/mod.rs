@@ -2,9 +2,11 @@
 //!
 //! - [`leases`] — what the bridge asks directly before each downlink
 //! - [`links`] — where progress, offers and reservations of a group go
+//! - [`standby`] — what was heard in standby, on disk
 
 pub mod leases;
 pub mod links;
+pub mod standby;
 
 use std::collections::BTreeMap;
 
@@ -18,9 +20,17 @@ use crate::readings::log::Log;
 use crate::readings::{Kind, Reception, Uplink};
 use crate::timeline::{Event, Timeline};
 use links::Links;
+use standby::Standby;
 
 /// Takes the bridge's outputs for ever. Uplinks are committed in the order in which they came; nothing counts as served before.
-pub async fn consume(mut outputs: mpsc::Receiver<Vec<Output>>, bridge: BridgeHandle, log: Log, links: Links, timeline: Timeline) {
+pub async fn consume(
+    mut outputs: mpsc::Receiver<Vec<Output>>,
+    bridge: BridgeHandle,
+    log: Log,
+    links: Links,
+    standby: Standby,
+    timeline: Timeline,
+) {
     while let Some(mut batch) = outputs.recv().await {
         // What came meanwhile shares the transaction.
         while let Ok(more) = outputs.try_recv() {
@@ -30,6 +40,8 @@ pub async fn consume(mut outputs: mpsc::Receiver<Vec<Output>>, bridge: BridgeHan
         for output in batch {
             match output {
                 Output::Uplink(uplink) => heard.push(uplink),
+                Output::Keep(uplink) => standby.keep(Uplink { deliver: false, ..stored(uplink, &links) }),
+                Output::Forget { events } => standby.forget(events),
                 Output::OfferDue(offer) => links.offer(offer.group, offer.frame),
                 Output::OfferKnown { group, mark, is_settled } => {
                     links.served(group, vec![mark]);

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use contracts::ids::GroupId;
+use contracts::ids::{EventId, GroupId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Decoded, Name, Uplink};
@@ -106,6 +106,14 @@ impl Log {
         self.send(Change::Settle(names)).await.map(|_| ())
     }
 
+    /// Drops what was buffered of these events.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn forget(&self, events: Vec<EventId>) -> Result<(), Error> {
+        self.send(Change::Forget(events)).await.map(|_| ())
+    }
+
     /// Takes over what another node heard and made.
     ///
     /// # Errors
@@ -204,6 +212,7 @@ fn announce(signals: &Signals, change: &Change) {
             }
         }
         Change::Publish(..) => signals.readings.send_modify(rise),
+        Change::Forget(_) => {}
         Change::Settle(names) => {
             let _nobody = signals.settled.send(Arc::new(names.clone()));
         }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use contracts::contract::State;
 use contracts::envelope::Envelope;
-use contracts::ids::{ContractId, DevEui, GroupId, NodeId, StatementId};
+use contracts::ids::{ContractId, DevEui, EventId, GroupId, NodeId, StatementId};
 use contracts::node_record::NodeRecord;
 use contracts::time::WallTime;
 use contracts::write_ahead::{Bound, Reserved};
@@ -51,6 +51,8 @@ pub enum Change {
     Publish(GroupId, Vec<Decoded>),
     /// Marks events as acknowledged by the customer's cloud.
     Settle(Vec<Name>),
+    /// Drops buffered events; deliverable ones stay.
+    Forget(Vec<EventId>),
     /// Takes over what another node heard (hand-back), and what it decoded as if our own tenant had published it.
     Import(Vec<(Uplink, Option<String>)>),
 }
@@ -139,13 +141,15 @@ pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
 
     /// Writes changes in their order, all or none; per change how many readings were published by it.
     async fn commit(&self, changes: &[Change]) -> Result<Vec<u64>>;
-    /// Drops settled rows, and buffered ones, that were heard before `before`. Returns how many went.
+    /// Drops settled rows that were heard before `before`. Returns how many went.
     async fn prune_uplinks(&self, before: WallTime) -> Result<u64>;
     /// Forgets the settled and the buffered uplinks of a group: the contract ended and its grace is over.
     async fn wipe_uplinks(&self, group: GroupId) -> Result<()>;
     /// Uplinks that the tenant of `group` still has to decode, behind the cursor, in order.
     async fn list_undecoded(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>>;
-    /// All uplinks of a group that the customer's cloud has not acknowledged, with their reading if there is one, in order.
+    /// What is buffered for a group, behind the cursor, in order.
+    async fn list_kept(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>>;
+    /// All deliverable uplinks of a group that the customer's cloud has not acknowledged, with their reading if there is one, in order.
     async fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(StoredUplink, Option<String>)>>;
     /// Readings that are not settled, in the order in which they were published, each with its cursor.
     async fn list_unsettled(&self, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>>;

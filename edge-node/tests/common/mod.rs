@@ -176,12 +176,14 @@ impl Node {
         let (custody, routes) = peering::custody::start(setup).expect("custody");
         transport.serve(routes);
         let socket = lora_bridge::server::bind("127.0.0.1:0".parse().expect("address")).await.expect("socket");
-        let (leases, links) = (Leases::default(), Links::default());
+        let (leases, links, standby) = (Leases::default(), Links::default(), Standby::default());
         let asked = leases.clone();
         let lease: lora_bridge::server::Lease = Arc::new(move |group, epoch| asked.holds(group, epoch));
         let bridge = Bridge::new(bridge::Config::default());
         let (bridge, outputs) = lora_bridge::server::spawn(socket, bridge, core.clock.clone(), lease);
-        tokio::spawn(lora::consume(outputs, bridge.clone(), core.log.clone(), links.clone(), core.timeline.clone()));
+        tokio::spawn(standby.clone().run(core.log.clone()));
+        let (log, timeline) = (core.log.clone(), core.timeline.clone());
+        tokio::spawn(lora::consume(outputs, bridge.clone(), log, links.clone(), standby.clone(), timeline));
         let parts = Parts {
             core: Arc::clone(&core),
             custody: custody.clone(),
@@ -189,6 +191,7 @@ impl Node {
             bridge,
             leases,
             links,
+            standby,
             reserved: ReservedByGroup::default(),
             doors: Arc::new(edge_node::tenants::doors::UnixDoors::new(directory.path().join("tenants"))),
             visits: insurance::provider::Visits::default(),

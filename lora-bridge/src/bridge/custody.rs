@@ -172,7 +172,7 @@ impl Bridge {
         if let Some((slot, entry)) = entry.filter(|(_, entry)| entry.session == mark.session) {
             in_flight.slot = slot;
             if entry.settled.contains(mark.f_cnt) || entry.taken.contains(mark.f_cnt) {
-                self.buffer.remove(&event);
+                self.buffer.discard(&event);
                 return false;
             }
             entry.taken.insert(mark.f_cnt);
@@ -269,7 +269,7 @@ impl Bridge {
 
     pub(super) fn note_settled(&mut self, marks: &[Mark]) {
         for mark in marks {
-            self.buffer.remove(&mark.event());
+            self.buffer.discard(&mark.event());
             match self.registry.device_mut(mark.device) {
                 Some((_, entry)) if entry.session == mark.session => entry.note_settled(mark.f_cnt),
                 Some(_) | None => self.stats.unknown_names += 1,
@@ -307,7 +307,7 @@ impl Bridge {
         for mark in groups.iter().flat_map(|group| self.buffer.marks(*group)).collect::<Vec<_>>() {
             let Some(state) = by_session.get(&(mark.device, mark.session)) else { continue };
             if state.settled.contains(mark.f_cnt) {
-                self.buffer.remove(&mark.event());
+                self.buffer.discard(&mark.event());
             } else if state.served.contains(mark.f_cnt) {
                 self.buffer.note_served(&mark.event());
             }

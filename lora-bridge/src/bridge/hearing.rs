@@ -8,7 +8,7 @@ use contracts::time::{BootTime, Millis, WallTime};
 
 use super::answering::{Pending, Plan};
 use super::collecting::is_better;
-use super::io::{Mode, Now, Offer, OfferedFrame, Output, Reception, Uplink, UplinkKind};
+use super::io::{KeptFrame, Mode, Now, Offer, OfferedFrame, Output, Reception, Uplink, UplinkKind};
 use super::{Bridge, Fault, InFlight, OFFERS_BATCH};
 use crate::buffer::Held;
 use crate::gwmp::gateways::Pushed;
@@ -183,7 +183,7 @@ impl Bridge {
         if mode.delivers() {
             self.deliver(&reception, group, mode, now, out);
         } else {
-            self.keep(&reception, group, now);
+            self.keep(&reception, group, now, out);
         }
     }
 
@@ -321,7 +321,7 @@ impl Bridge {
     }
 
     /// Standby: the frame waits until it is settled, or until this node serves.
-    fn keep(&mut self, reception: &Heard<'_>, group: GroupId, now: Now) {
+    fn keep(&mut self, reception: &Heard<'_>, group: GroupId, now: Now, out: &mut Vec<Output>) {
         let f_cnt = reception.mark.f_cnt;
         let event = reception.mark.event();
         if let Some(held) = self.buffer.get_mut(&event) {
@@ -361,7 +361,51 @@ impl Bridge {
             is_offered: reception.is_offered,
         };
         let offer_at = (!reception.is_offered).then(|| now.boot + self.config.offer_wait);
-        self.buffer.insert(held, is_served, offer_at);
+        if self.buffer.insert(held.clone(), is_served, offer_at) {
+            out.push(Output::Keep(Self::buffered_uplink(held)));
+        }
+    }
+
+    /// What an earlier process kept: verified when it was heard, never answered, and offered like what was heard just now.
+    pub(super) fn restore_kept(&mut self, group: GroupId, frames: Vec<KeptFrame>, now: Now, out: &mut Vec<Output>) {
+        let mut known = Vec::new();
+        for KeptFrame { mark, frame } in frames {
+            let event = mark.event();
+            let entry =
+                self.registry.device_mut(mark.device).map(|(_, entry)| entry).filter(|entry| entry.session == mark.session);
+            let (is_settled, is_served) =
+                entry.as_ref().map_or((false, false), |e| (e.settled.contains(mark.f_cnt), e.served.contains(mark.f_cnt)));
+            if is_settled || entry.as_ref().is_some_and(|e| e.taken.contains(mark.f_cnt)) {
+                known.push(event);
+                continue;
+            }
+            if self.buffer.contains(&event) {
+                continue;
+            }
+            if let Some(entry) = entry {
+                entry.f_cnt_up_next = entry.f_cnt_up_next.max(mark.f_cnt.saturating_add(1));
+            }
+            let held = Held {
+                group,
+                mark,
+                event,
+                phy: frame.phy,
+                wants: Wants::default(),
+                gateway: frame.gateway,
+                rx: frame.rx,
+                heard_at: frame.heard_at,
+                heard: now.boot,
+                gateways: 1,
+                is_answered: true,
+                is_offered: false,
+            };
+            if !self.buffer.insert(held, is_served, Some(now.boot + self.config.offer_wait)) {
+                known.push(event);
+            }
+        }
+        if !known.is_empty() {
+            out.push(Output::Forget { events: known });
+        }
     }
 
     pub(super) fn make_offers(&mut self, now: Now, out: &mut Vec<Output>) {

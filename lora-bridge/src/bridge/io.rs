@@ -85,6 +85,8 @@ pub enum Input<'a> {
     Offered { frame: OfferedFrame },
     /// States streamed by the other node.
     Import { states: Vec<SessionState> },
+    /// What an earlier process of this node stored of [`Output::Keep`] and was never told to forget. To be told after the registration.
+    Kept { group: GroupId, frames: Vec<KeptFrame> },
     /// Time passed; due at [`super::Bridge::next_due`] or at any other time.
     Tick,
 }
@@ -98,6 +100,11 @@ pub enum Output {
     Transmit(Transmit),
     /// To be stored on disk, in order, then named in [`Input::Committed`].
     Uplink(Uplink),
+    /// Heard in standby. To be stored too, so that it survives this process, until [`Output::Forget`] names it or it comes as
+    /// [`Output::Uplink`]; nothing waits for that.
+    Keep(Uplink),
+    /// These were kept, or would have been, and are needed no more: settled, or thrown away at the buffer's bound.
+    Forget { events: Vec<EventId> },
     /// The node that serves did not name this frame in time: it is to be offered to it.
     OfferDue(Offer),
     /// An offered frame is on this node's disk already: the other node may stop offering it, and forget it if it is settled.
@@ -206,6 +213,13 @@ pub struct OfferedFrame {
     pub gateway: GatewayEui,
     pub rx: RxMeta,
     pub heard_at: WallTime,
+}
+
+/// A frame of the buffer as it was stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptFrame {
+    pub mark: Mark,
+    pub frame: OfferedFrame,
 }
 
 mod base64_bytes {

@@ -196,7 +196,12 @@ impl Bridge {
             Input::Settled { marks } => self.note_settled(&marks),
             Input::Offered { frame } => self.offered(&frame, now, out),
             Input::Import { states } => self.import(&states, now, out),
+            Input::Kept { group, frames } => self.restore_kept(group, frames, now, out),
             Input::Tick => self.tick(now, out),
+        }
+        let forgotten = self.buffer.take_forgotten();
+        if !forgotten.is_empty() {
+            out.push(Output::Forget { events: forgotten });
         }
         self.flush_wanted(now, out);
     }

@@ -85,6 +85,8 @@ pub(crate) struct Buffer {
     offers: BTreeSet<(BootTime, u64)>,
     next: u64,
     bytes: usize,
+    /// Gone for good, and not to the owner as uplinks: no copy of them is needed any more.
+    forgotten: Vec<EventId>,
     pub counts: Counts,
 }
 
@@ -107,6 +109,7 @@ impl Buffer {
             offers: BTreeSet::new(),
             next: 0,
             bytes: 0,
+            forgotten: Vec::new(),
             counts: Counts::default(),
         }
     }
@@ -124,15 +127,19 @@ impl Buffer {
         self.entries.get_mut(key).map(|entry| &mut entry.held)
     }
 
-    /// Keeps a frame; `offer_at` is when the node that serves should have named it.
-    pub(crate) fn insert(&mut self, held: Held, is_served: bool, offer_at: Option<BootTime>) {
+    pub(crate) fn contains(&self, event: &EventId) -> bool {
+        self.by_event.contains_key(event)
+    }
+
+    /// Keeps a frame; `offer_at` is when the node that serves should have named it. `false`: there is no room at all.
+    pub(crate) fn insert(&mut self, held: Held, is_served: bool, offer_at: Option<BootTime>) -> bool {
         let bytes = cost(&held);
         while self.len() >= self.limits.frames_max || (self.bytes + bytes > self.limits.bytes_max && self.len() > 0) {
             self.evict();
         }
         if self.limits.frames_max == 0 || bytes > self.limits.bytes_max {
             self.counts.lost += 1;
-            return;
+            return false;
         }
         let key = self.next;
         self.next += 1;
@@ -146,6 +153,7 @@ impl Buffer {
             self.offers.insert((offer.due, key));
         }
         self.entries.insert(key, Entry { held, is_served, is_in_flight: false, offer });
+        true
     }
 
     fn evict(&mut self) {
@@ -156,7 +164,9 @@ impl Buffer {
     }
 
     fn lose(&mut self, key: u64) {
-        match self.take(key) {
+        let taken = self.take(key);
+        self.forgotten.extend(taken.as_ref().map(|entry| entry.held.event));
+        match taken {
             Some(entry) if entry.is_served => self.counts.evicted_served += 1,
             Some(entry) if entry.is_in_flight => {}
             Some(_) => self.counts.lost += 1,
@@ -189,10 +199,22 @@ impl Buffer {
         self.served.insert(key);
     }
 
-    /// Nobody needs it any more.
+    /// It is on the owner's disk as an uplink.
     pub(crate) fn remove(&mut self, event: &EventId) -> bool {
         let key = self.by_event.get(event).copied();
         key.and_then(|key| self.take(key)).is_some()
+    }
+
+    /// Nobody needs it any more.
+    pub(crate) fn discard(&mut self, event: &EventId) {
+        if self.remove(event) {
+            self.forgotten.push(*event);
+        }
+    }
+
+    /// What was thrown away since the last call.
+    pub(crate) fn take_forgotten(&mut self) -> Vec<EventId> {
+        std::mem::take(&mut self.forgotten)
     }
 
     /// Names all frames of a group, e.g. to look them up in states that came from the other node.
@@ -203,7 +225,8 @@ impl Buffer {
     pub(crate) fn remove_group(&mut self, group: GroupId) {
         let keys: Vec<u64> = self.entries.iter().filter(|(_, entry)| entry.held.group == group).map(|(key, _)| *key).collect();
         for key in keys {
-            self.take(key);
+            let taken = self.take(key);
+            self.forgotten.extend(taken.map(|entry| entry.held.event));
         }
     }
 

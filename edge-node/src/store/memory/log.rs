@@ -80,6 +80,10 @@ impl Log {
                 names.iter().for_each(|name| self.change(name.event(), |row| row.settled = true));
                 0
             }
+            Change::Forget(events) => {
+                events.iter().for_each(|event| self.forget(*event));
+                0
+            }
             Change::Import(uplinks) => {
                 let mut published = 0;
                 for (uplink, decoded) in uplinks {
@@ -120,6 +124,13 @@ impl Log {
             settled: false,
         };
         self.add(self.last_seq, row);
+    }
+
+    fn forget(&mut self, event: EventId) {
+        let kept = self.by_event.get(&event).copied().filter(|seq| self.rows.get(seq).is_some_and(|row| !row.deliver));
+        if let Some(seq) = kept {
+            self.remove(seq);
+        }
     }
 
     fn publish(&mut self, group: GroupId, event: EventId, decoded: &str) -> bool {
@@ -171,18 +182,17 @@ impl Log {
         Some(row)
     }
 
-    fn remove_done(&mut self, also: impl Fn(&Row) -> bool) -> u64 {
-        let done = self.rows.iter().filter(|(_, row)| (row.settled || !row.deliver) && also(row));
-        let done: Vec<u64> = done.map(|(seq, _)| *seq).collect();
+    fn remove_all(&mut self, which: impl Fn(&Row) -> bool) -> u64 {
+        let done: Vec<u64> = self.rows.iter().filter(|(_, row)| which(row)).map(|(seq, _)| *seq).collect();
         done.iter().filter(|seq| self.remove(**seq).is_some()).count() as u64
     }
 
     pub(super) fn prune(&mut self, before: WallTime) -> u64 {
-        self.remove_done(|row| row.heard_at.0 < cut(before.0))
+        self.remove_all(|row| row.settled && row.heard_at.0 < cut(before.0))
     }
 
     pub(super) fn wipe(&mut self, group: GroupId) {
-        self.remove_done(|row| row.group == group);
+        self.remove_all(|row| (row.settled || !row.deliver) && row.group == group);
     }
 
     /// Rows of a group behind a place, in order.
@@ -201,8 +211,13 @@ impl Log {
         page(rows.map(|(seq, row)| StoredUplink { seq, uplink: row.body.clone() }), limit).collect()
     }
 
+    pub(super) fn list_kept(&self, group: GroupId, after: u64, limit: u32) -> Vec<StoredUplink> {
+        let rows = self.behind(&self.open, group, after).filter(|(_, row)| !row.deliver);
+        page(rows.map(|(seq, row)| StoredUplink { seq, uplink: row.body.clone() }), limit).collect()
+    }
+
     pub(super) fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Vec<(StoredUplink, Option<String>)> {
-        let rows = self.behind(&self.open, group, after);
+        let rows = self.behind(&self.open, group, after).filter(|(_, row)| row.deliver);
         page(rows.map(|(seq, row)| (StoredUplink { seq, uplink: row.body.clone() }, row.decoded.clone())), limit).collect()
     }
 

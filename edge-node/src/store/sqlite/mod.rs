@@ -105,6 +105,10 @@ impl Backend for Sqlite {
         uplinks::list_undecoded(self, group, after, limit).await
     }
 
+    async fn list_kept(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
+        uplinks::list_kept(self, group, after, limit).await
+    }
+
     async fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(StoredUplink, Option<String>)>> {
         uplinks::list_open(self, group, after, limit).await
     }

@@ -43,6 +43,11 @@ async fn write(connection: &mut SqliteConnection, change: &Change) -> Result<u64
                 settle(connection, name.event()).await?;
             }
         }
+        Change::Forget(events) => {
+            for event in events {
+                forget(connection, *event).await?;
+            }
+        }
         Change::Import(uplinks) => {
             for (uplink, decoded) in uplinks {
                 insert(connection, uplink).await?;
@@ -101,9 +106,31 @@ async fn settle(connection: &mut SqliteConnection, event: EventId) -> Result<()>
     Ok(())
 }
 
-/// Drops settled rows, and buffered ones, that were heard before `before`. Returns how many went.
+/// Drops what is buffered of an event.
+async fn forget(connection: &mut SqliteConnection, event: EventId) -> Result<()> {
+    sqlx::query("DELETE FROM uplink WHERE event_id = ? AND deliver = 0")
+        .bind(event.as_uuid().as_bytes().as_slice())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// What is buffered for a group, behind the cursor, in order.
+pub(super) async fn list_kept(store: &Sqlite, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
+    let rows = sqlx::query(
+        "SELECT seq, body FROM uplink WHERE group_id = ? AND seq > ? AND deliver = 0 AND settled = 0 ORDER BY seq LIMIT ?",
+    )
+    .bind(group.as_bytes().as_slice())
+    .bind(signed(after))
+    .bind(limit)
+    .fetch_all(&store.reader)
+    .await?;
+    rows.iter().map(|row| Ok(StoredUplink { seq: unsigned(TABLE, row.try_get("seq")?)?, uplink: body(row)? })).collect()
+}
+
+/// Drops settled rows that were heard before `before`. Returns how many went.
 pub(super) async fn prune(store: &Sqlite, before: WallTime) -> Result<u64> {
-    let done = sqlx::query("DELETE FROM uplink WHERE heard_at < ? AND (settled = 1 OR deliver = 0)")
+    let done = sqlx::query("DELETE FROM uplink WHERE heard_at < ? AND settled = 1")
         .bind(signed(before.0))
         .execute(&store.writer)
         .await?;
@@ -132,20 +159,21 @@ pub(super) async fn list_undecoded(store: &Sqlite, group: GroupId, after: u64, l
     rows.iter().map(|row| Ok(StoredUplink { seq: unsigned(TABLE, row.try_get("seq")?)?, uplink: body(row)? })).collect()
 }
 
-/// All uplinks of a group that the customer's cloud has not acknowledged, with their reading if there is one, in order.
+/// All deliverable uplinks of a group that the customer's cloud has not acknowledged, with their reading if there is one, in order.
 pub(super) async fn list_open(
     store: &Sqlite,
     group: GroupId,
     after: u64,
     limit: u32,
 ) -> Result<Vec<(StoredUplink, Option<String>)>> {
-    let rows =
-        sqlx::query("SELECT seq, body, decoded FROM uplink WHERE group_id = ? AND seq > ? AND settled = 0 ORDER BY seq LIMIT ?")
-            .bind(group.as_bytes().as_slice())
-            .bind(signed(after))
-            .bind(limit)
-            .fetch_all(&store.reader)
-            .await?;
+    let rows = sqlx::query(
+        "SELECT seq, body, decoded FROM uplink WHERE group_id = ? AND seq > ? AND settled = 0 AND deliver = 1 ORDER BY seq LIMIT ?",
+    )
+    .bind(group.as_bytes().as_slice())
+    .bind(signed(after))
+    .bind(limit)
+    .fetch_all(&store.reader)
+    .await?;
     rows.iter()
         .map(|row| {
             let stored = StoredUplink { seq: unsigned(TABLE, row.try_get("seq")?)?, uplink: body(row)? };

@@ -1,0 +1,221 @@
+//! What was heard in standby, on this node's disk: a copy of the bridge's buffer that survives the process.
+//!
+//! Nothing waits for it. Frames gather for a few milliseconds and share one transaction; one that is settled meanwhile is never written.
+//! Bounded by the bridge's buffer: whatever leaves that is named here, and forgotten.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use contracts::ids::{EventId, GroupId};
+use lora_bridge::bridge::io::{KeptFrame, OfferedFrame};
+use lora_bridge::gwmp::rxpk::RxMeta;
+use lora_bridge::mac::session::Mark;
+use lora_bridge::server::BridgeHandle;
+use tokio::sync::Notify;
+
+use crate::readings::log::Log;
+use crate::readings::{StoredUplink, Uplink};
+use crate::store::Store;
+
+/// How long frames gather.
+const LINGER: Duration = Duration::from_millis(10);
+/// Frames, and names to forget, in one transaction at most.
+const BATCH_MAX: usize = 1_024;
+/// After the disk refused a batch; something new is tried at once.
+const RETRY: Duration = Duration::from_millis(500);
+/// Rows read at a time.
+const PAGE: u32 = 1_024;
+
+/// What a node counts of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Frames written.
+    pub written: u64,
+    /// Frames settled or thrown away before they had to be written.
+    pub spared: u64,
+    /// Writes that the disk refused.
+    pub failed: u64,
+    /// Frames in memory only.
+    pub waiting: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// To be written, in the order in which they were heard.
+    frames: BTreeMap<u64, Uplink>,
+    places: BTreeMap<EventId, u64>,
+    next: u64,
+    /// To be dropped from the disk.
+    forget: BTreeSet<EventId>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: Mutex<State>,
+    news: Notify,
+    written: AtomicU64,
+    spared: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// A handle to the copy; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Standby(Arc<Inner>);
+
+impl Standby {
+    /// Writes for ever.
+    pub async fn run(self, log: Log) {
+        let mut is_refused = false;
+        loop {
+            if self.is_empty() {
+                self.0.news.notified().await;
+            } else if is_refused {
+                // Timeout or news: both mean to try again.
+                let _either = tokio::time::timeout(RETRY, self.0.news.notified()).await;
+            }
+            tokio::time::sleep(LINGER).await;
+            is_refused = !self.write(&log).await;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_empty(&self) -> bool {
+        let state = self.state();
+        state.frames.is_empty() && state.forget.is_empty()
+    }
+
+    /// To be kept until it is forgotten, or written as deliverable.
+    pub fn keep(&self, uplink: Uplink) {
+        self.state().keep(uplink);
+        self.0.news.notify_one();
+    }
+
+    /// Needed no more.
+    pub fn forget(&self, events: Vec<EventId>) {
+        let spared = self.state().forget(events);
+        self.0.spared.fetch_add(spared, Ordering::Relaxed);
+        self.0.news.notify_one();
+    }
+
+    /// Since the process began, and how many frames wait now.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Inner { written, spared, failed, .. } = &*self.0;
+        let waiting = self.state().frames.len() as u64;
+        Counts { written: count(written), spared: count(spared), failed: count(failed), waiting }
+    }
+
+    /// One transaction; false if the disk did not take it, and then all of it waits again.
+    async fn write(&self, log: &Log) -> bool {
+        let (frames, forget) = self.state().take();
+        let count = frames.len() as u64;
+        let (kept, forgotten) = tokio::join!(
+            async { if frames.is_empty() { Ok(()) } else { log.append(frames.values().cloned().collect()).await } },
+            async { if forget.is_empty() { Ok(()) } else { log.forget(forget.iter().copied().collect()).await } },
+        );
+        let (is_kept, is_forgotten) = (kept.is_ok(), forgotten.is_ok());
+        if is_kept {
+            self.0.written.fetch_add(count, Ordering::Relaxed);
+        } else {
+            self.state().put_back(frames);
+        }
+        if !is_forgotten {
+            self.state().forget.extend(forget);
+        }
+        if !(is_kept && is_forgotten) {
+            self.0.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        is_kept && is_forgotten
+    }
+}
+
+impl State {
+    fn keep(&mut self, uplink: Uplink) {
+        let (event, place) = (uplink.event, self.next);
+        // It was thrown away before and is heard again.
+        self.forget.remove(&event);
+        if let Some(before) = self.places.insert(event, place) {
+            self.frames.remove(&before);
+        }
+        self.frames.insert(place, uplink);
+        self.next += 1;
+    }
+
+    /// How many need not be written at all.
+    fn forget(&mut self, events: Vec<EventId>) -> u64 {
+        let mut spared = 0;
+        for event in events {
+            match self.places.remove(&event).and_then(|place| self.frames.remove(&place)) {
+                Some(_unwritten) => spared += 1,
+                None => drop(self.forget.insert(event)),
+            }
+        }
+        spared
+    }
+
+    fn take(&mut self) -> (BTreeMap<u64, Uplink>, BTreeSet<EventId>) {
+        let end = self.frames.keys().nth(BATCH_MAX).copied();
+        let rest = end.map(|end| self.frames.split_off(&end)).unwrap_or_default();
+        let frames = std::mem::replace(&mut self.frames, rest);
+        for uplink in frames.values() {
+            self.places.remove(&uplink.event);
+        }
+        let end = self.forget.iter().nth(BATCH_MAX).copied();
+        let rest = end.map(|end| self.forget.split_off(&end)).unwrap_or_default();
+        (frames, std::mem::replace(&mut self.forget, rest))
+    }
+
+    fn put_back(&mut self, frames: BTreeMap<u64, Uplink>) {
+        for (place, uplink) in frames {
+            // Forgotten or kept anew meanwhile.
+            if !self.forget.contains(&uplink.event) && !self.places.contains_key(&uplink.event) {
+                self.places.insert(uplink.event, place);
+                self.frames.insert(place, uplink);
+            }
+        }
+    }
+}
+
+/// Gives the bridge what an earlier process kept for a group.
+///
+/// # Errors
+/// The database or the bridge failed.
+pub async fn restore(store: &Store, bridge: &BridgeHandle, group: GroupId) -> Result<(), crate::insurance::Error> {
+    let mut after = 0;
+    loop {
+        let page = store.list_kept(group, after, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = last.seq;
+        let frames = page.iter().filter_map(|stored| {
+            let frame = kept_frame(stored);
+            if frame.is_none() {
+                tracing::error!(%group, event = %stored.uplink.event, "a kept frame cannot be read and stays where it is");
+            }
+            frame
+        });
+        bridge.kept(group, frames.collect()).await?;
+    }
+}
+
+fn kept_frame(StoredUplink { uplink, .. }: &StoredUplink) -> Option<KeptFrame> {
+    let rx = RxMeta {
+        tmst: Some(uplink.rx.tmst),
+        frequency_hz: Some(uplink.rx.frequency_hz),
+        data_rate: uplink.rx.data_rate.parse().ok()?,
+        rssi_dbm: Some(uplink.rx.rssi_dbm),
+        snr_decibel_tenths: Some(uplink.rx.snr_tenth_db),
+    };
+    let frame = OfferedFrame {
+        phy: hex::decode(&uplink.phy).ok()?.into(),
+        gateway: uplink.rx.gateway.parse().ok()?,
+        rx,
+        heard_at: uplink.heard_at,
+    };
+    Some(KeptFrame { mark: Mark { device: uplink.device, session: uplink.session, f_cnt: uplink.f_cnt }, frame })
+}
