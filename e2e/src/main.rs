@@ -2,6 +2,7 @@
 
 mod address;
 mod cycle;
+mod descendants;
 mod faults;
 mod judge;
 mod observe;

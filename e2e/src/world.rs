@@ -16,6 +16,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::ChildStdin;
 
 use crate::address::{Addresses, PROCESSES};
+use crate::descendants;
 use crate::process::{Process, Start};
 
 /// EUIs of the two gateways.
@@ -25,6 +26,8 @@ pub const PATRAS_GATEWAY: &str = "aa555a0000000102";
 const START_MAX: Duration = Duration::from_secs(20);
 /// Money that each owner pays in.
 const DEPOSIT_UNITS: u32 = 1_000;
+/// What the containers of both edges run.
+const SERVICE_PROGRAM: &str = "lora-device-service";
 
 /// What a run is to be like.
 #[derive(Debug, Clone)]
@@ -405,6 +408,14 @@ impl World {
 
     pub fn runs(&self, name: &str) -> bool {
         self.processes.contains_key(name)
+    }
+
+    /// SIGKILL for the running containers of a node with the embedded engine; the node goes on.
+    pub fn kill_containers(&self, name: &str) -> anyhow::Result<()> {
+        let node = self.processes.get(name).and_then(Process::id).with_context(|| format!("{name} does not run"))?;
+        let killed = descendants::kill(node, SERVICE_PROGRAM)?;
+        anyhow::ensure!(killed > 0, "{name} runs no container");
+        Ok(())
     }
 
     /// SIGSTOP.

@@ -50,11 +50,12 @@ pub fn run(arguments: &[&str]) -> Result<(), String> {
     }
 }
 
-/// Link of the holder cut, and its node, which is its engine, killed; an outage ends with the insurer's first live reading at the cloud.
+/// Link of the holder cut, its node, which is its engine, killed, its workload killed; an outage ends with the first live reading at the cloud: the
+/// insurer's, for the workload (which its own node starts anew) the customer's.
 fn antirio(built: &build::Built, runs: u32, json: &Path) -> Result<String, String> {
-    let count = (2 * runs).to_string();
+    let count = (3 * runs).to_string();
     let mut demo = built.demo("faults");
-    demo.args(["--count", &count, "--only", "cut-rio", "--only", "kill-rio"]).arg("--json").arg(json);
+    demo.args(["--count", &count, "--only", "cut-rio", "--only", "kill-rio", "--only", "kill-workload"]).arg("--json").arg(json);
     build::run(&mut demo)?;
     std::fs::read_to_string(json).map_err(|error| format!("{}: {error}", json.display()))
 }

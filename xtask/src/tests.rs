@@ -46,7 +46,7 @@ const FAULTS: [&str; 20] = [
     "kill-patras-holding",
     "kill-arbitrator",
     "kill-cloud",
-    "kill-marketplace",
+    "kill-workload",
     "stop-rio",
     "stop-patras",
     "stop-arbitrator",

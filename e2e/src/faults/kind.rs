@@ -3,8 +3,8 @@
 //! A new fault is a variant of [`Kind`], its name, and its steps in [`Kind::steps`].
 
 use Act::{
-    Apply, Await, CutPower, Fill, Free, Heal, Kill, Last, LastUpTo, Mark, Pause, RestorePower, Resume, Start, StepWallClock,
-    Terminate,
+    Apply, Await, CutPower, Fill, Free, Heal, Kill, KillWorkload, Last, LastUpTo, Mark, Pause, RestorePower, Resume, Start,
+    StepWallClock, Terminate,
 };
 use Who::{Arbitrator, Cloud, Marketplace, Patras, Rio};
 
@@ -52,6 +52,8 @@ pub enum Until {
     Says(Who, &'static str),
     /// The cloud has a reading that it heard after it had gained custody.
     Live(Who),
+    /// The cloud has a reading that it heard after its containers had been killed.
+    ServesAgain(Who),
 }
 
 /// One step of a fault.
@@ -61,6 +63,8 @@ pub enum Act {
     Mark,
     /// SIGKILL; nothing if it does not run.
     Kill(Who),
+    /// SIGKILL for the containers that the node runs, which goes on itself.
+    KillWorkload(Who),
     /// SIGTERM, without waiting for its end before the next step.
     Terminate(Who),
     /// Nothing if it runs.
@@ -106,10 +110,12 @@ pub enum Kind {
     KillArbitrator,
     KillCloud,
     KillMarketplace,
+    KillWorkload,
     StopRio,
     StopPatras,
     StopArbitrator,
     StopCloud,
+    StopMarketplace,
     CutRio,
     CutPatras,
     CutArbitrator,
@@ -196,10 +202,14 @@ impl Kind {
             Self::KillArbitrator => Script::stays(&[Kill(Arbitrator), LastUpTo(30), Start(Arbitrator)]),
             Self::KillCloud => Script::stays(&[Kill(Cloud), LastUpTo(30), Start(Cloud)]),
             Self::KillMarketplace => Script::stays(&[Kill(Marketplace), LastUpTo(30), Start(Marketplace)]),
+            Self::KillWorkload => {
+                Script { in_handover: false, ..Script::stays(&[KillWorkload(Rio), Await(Until::ServesAgain(Rio))]) }
+            }
             Self::StopRio => Script::moves(&[Pause(Rio)], &[LastUpTo(20), Resume(Rio)]),
             Self::StopPatras => Script::stays(&[Pause(Patras), Last(20), LastUpTo(20), Resume(Patras)]),
             Self::StopArbitrator => Script::stays(&[Pause(Arbitrator), Last(20), LastUpTo(20), Resume(Arbitrator)]),
             Self::StopCloud => Script::stays(&[Pause(Cloud), Last(20), LastUpTo(20), Resume(Cloud)]),
+            Self::StopMarketplace => Script::stays(&[Pause(Marketplace), Last(20), LastUpTo(20), Resume(Marketplace)]),
             Self::CutRio => Script::moves(
                 &[Apply(Cut::Link(Rio)), says(Rio, "custody_lost"), says(Patras, "custody_gained")],
                 &[LastUpTo(20), Heal],
@@ -253,6 +263,11 @@ impl Kind {
     /// Kinds that need a disk of the node's own.
     pub const fn needs_disk(self) -> bool {
         matches!(self, Self::PowerRio | Self::FullRio | Self::FullPatras)
+    }
+
+    /// Kinds that need to see the containers as processes below the node.
+    pub const fn needs_embedded_engine(self) -> bool {
+        matches!(self, Self::KillWorkload)
     }
 
     /// Kinds that need a wall clock of the process's own.

@@ -133,6 +133,10 @@ impl<'a> Run<'a> {
             skipped.push(format!("steps of the wall clock: {WALL_CLOCK_LIBRARY} is not installed (apt-get install libfaketime)"));
             kinds.retain(|kind| !kind.needs_clock());
         }
+        if common.engine == "docker" {
+            skipped.push("killed containers: only the embedded engine's are processes below the node".to_owned());
+            kinds.retain(|kind| !kind.needs_embedded_engine());
+        }
         for what in &skipped {
             println!("SKIPPED {what}");
         }
@@ -262,6 +266,7 @@ fn line(record: &Record) -> String {
     let took = [
         ms("takeover", record.takeover_ms),
         ms("release", record.planned_release_ms),
+        ms("workload", record.workload_ms),
         ms("recovery", record.recovery_ms),
         ms("settling", record.settling_ms),
     ];
@@ -278,6 +283,7 @@ async fn strike(stage: &mut Stage<'_>, fault: &Planned, number: usize) -> Record
         moment: fault.moment.to_string(),
         takeover_ms: None,
         planned_release_ms: None,
+        workload_ms: None,
         recovery_ms: None,
         settling_ms: None,
         lost: 0,
@@ -307,6 +313,7 @@ async fn strike_and_judge(stage: &mut Stage<'_>, fault: &Planned, record: &mut R
     if let Expect::Gains(who) = expect {
         record.takeover_ms = stage.first_live(who);
     }
+    record.workload_ms = stage.workload_outage();
     record.violations.extend(verdict::check_custody(stage, expect).err());
     let verdict = settle(stage, record).await?;
     (record.lost, record.doubled) = (verdict.lost, verdict.doubled);

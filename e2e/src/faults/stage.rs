@@ -44,6 +44,8 @@ pub struct Stage<'a> {
     pub pauses: Vec<(Who, WallTime, Option<WallTime>)>,
     /// When an edge was killed or told to end.
     pub deaths: Vec<(Who, WallTime)>,
+    /// Whose containers were killed, and when they were gone.
+    workload_killed: Option<(Who, WallTime)>,
     /// When a process that was told to end was told.
     pub told_to_end: Option<WallTime>,
     /// Dropped after the processes.
@@ -93,6 +95,7 @@ impl<'a> Stage<'a> {
             dissent: false,
             pauses: Vec::new(),
             deaths: Vec::new(),
+            workload_killed: None,
             told_to_end: None,
             disks,
         };
@@ -124,8 +127,13 @@ impl<'a> Stage<'a> {
             Act::Mark => {
                 self.observer.catch_up();
                 self.mark = (self.observer.seen.len(), now);
+                self.workload_killed = None;
             }
             Act::Kill(who) => self.kill(who).await?,
+            Act::KillWorkload(who) => {
+                self.world.kill_containers(who.name())?;
+                self.workload_killed = Some((who, self.world.clock.wall()));
+            }
             Act::Terminate(who) => {
                 self.told_to_end = Some(now);
                 self.world.tell_to_end(who.name())?;
@@ -248,7 +256,8 @@ impl<'a> Stage<'a> {
     async fn wait(&mut self, until: Until) -> anyhow::Result<()> {
         match until {
             Until::Says(who, what) => self.wait_says(who.name(), what).await.map(|_| ()),
-            Until::Live(who) => self.wait_live(who).await,
+            Until::Live(who) => self.wait_reading(who, Self::first_live).await,
+            Until::ServesAgain(who) => self.wait_reading(who, |stage, _| stage.workload_outage()).await,
         }
     }
 
@@ -257,9 +266,10 @@ impl<'a> Stage<'a> {
         self.observer.wait(&mut self.world, &format!("{who} {what}"), self.mark.0, AWAIT_MAX, is_it).await
     }
 
-    async fn wait_live(&mut self, who: Who) -> anyhow::Result<()> {
+    /// Until the cloud has a reading of which `found` knows.
+    async fn wait_reading(&mut self, who: Who, found: fn(&Self, Who) -> Option<u64>) -> anyhow::Result<()> {
         let begun = Instant::now();
-        while self.first_live(who).is_none() {
+        while found(self, who).is_none() {
             self.fetch_rows().await;
             self.observer.catch_up();
             self.world.check_all()?;
@@ -300,6 +310,14 @@ impl<'a> Stage<'a> {
             r.delivered_by == node && is_later && r.kind == "live"
         };
         self.rows.iter().filter(is_live).map(|r| r.received_at.since(self.mark.1).0).min()
+    }
+
+    /// Milliseconds from the death of the containers to the cloud's receipt of the first reading that their node heard after it.
+    pub fn workload_outage(&self) -> Option<u64> {
+        let (who, killed) = self.workload_killed?;
+        let node = self.world.places[who.name()].node;
+        let is_after = |r: &&ReceivedReading| r.delivered_by == node && r.heard_at > killed;
+        self.rows.iter().filter(is_after).map(|r| r.received_at.since(killed).0).min()
     }
 
     /// Takes what is new in the cloud's store; a cloud that does not answer now is asked again.

@@ -16,6 +16,8 @@ pub struct Record {
     pub takeover_ms: Option<u64>,
     /// SIGTERM to the custody of the successor.
     pub planned_release_ms: Option<u64>,
+    /// Death of the containers to the first reading at the cloud that was heard after it.
+    pub workload_ms: Option<u64>,
     /// Healed to rio holding again, with everybody in place.
     pub recovery_ms: Option<u64>,
     /// From there until everything owed was in the cloud's store.
@@ -61,6 +63,7 @@ fn of_kind(records: &[&Record]) -> Value {
         "dissent": records.iter().filter(|r| r.dissent).count(),
         "takeover_ms": all(|r| r.takeover_ms),
         "planned_release_ms": all(|r| r.planned_release_ms),
+        "workload_ms": all(|r| r.workload_ms),
         "recovery_ms": all(|r| r.recovery_ms),
         "settling_ms": all(|r| r.settling_ms),
     })
