@@ -45,8 +45,16 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 }
                 // Nobody else serves these devices: what this process remembers is all there is.
                 Output::ReserveWanted { entries, .. } => bridge.reserved(entries).await?,
+                Output::ResetWanted(reset) => bridge.reset(vec![(reset.device, reset.reset_ordinal)]).await?,
                 Output::Refused { device, reason, .. } => tracing::warn!(%device, ?reason, "a device was refused"),
-                Output::Keep(_) | Output::Forget { .. } | Output::OfferDue(_) | Output::OfferKnown { .. } | Output::Replayed { .. } | Output::Send { .. } | Output::Transmit(_) => {}
+                Output::SessionChanged { .. }
+                | Output::Keep(_)
+                | Output::Forget { .. }
+                | Output::OfferDue(_)
+                | Output::OfferKnown { .. }
+                | Output::Replayed { .. }
+                | Output::Send { .. }
+                | Output::Transmit(_) => {}
             }
         }
         let mut out = std::io::stdout().lock();

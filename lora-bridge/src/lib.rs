@@ -25,10 +25,10 @@ pub mod rules;
 pub mod server;
 pub mod stats;
 
-pub use bridge::io::{Input, Mode, Now, Offer, OfferedFrame, Output, Reception, Transmit, Uplink, UplinkKind};
+pub use bridge::io::{Input, Mode, Now, Offer, OfferedFrame, Output, Reception, Reset, Transmit, Uplink, UplinkKind};
 pub use bridge::{Bridge, Config, SKIPPED_ALARM};
 pub use gwmp::GatewayEui;
 pub use mac::downlink::{CounterSource, Window};
-pub use mac::session::{Mark, NwkSKey, ReceiveWindows, Session, SessionState, session_id};
+pub use mac::session::{Mark, NwkSKey, ReceiveWindows, Session, SessionState, UplinkRules, session_id};
 pub use rules::{Clause, Rules};
 pub use stats::{DropReason, MissedReason, Stats};

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use contracts::ids::{DevEui, Epoch, EventId, GroupId};
+use contracts::ids::{DevEui, Epoch, EventId, GroupId, SessionId};
 use contracts::time::{BootTime, Millis};
 use kit::clock::Clock;
 use tokio::net::UdpSocket;
@@ -210,6 +210,22 @@ impl BridgeHandle {
     /// [`Error::Stopped`].
     pub async fn reserved(&self, entries: Vec<(DevEui, u32)>) -> Result<(), Error> {
         self.send(Input::Reserved { entries }).await
+    }
+
+    /// [`Input::Reset`], queued.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn reset(&self, entries: Vec<(DevEui, u32)>) -> Result<(), Error> {
+        self.send(Input::Reset { entries }).await
+    }
+
+    /// [`Input::WrittenAhead`], applied.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn written_ahead(&self, sessions: Vec<(DevEui, SessionId)>) -> Result<(), Error> {
+        self.apply(Input::WrittenAhead { sessions }).await
     }
 
     /// [`Input::CountersFrom`], applied.
@@ -471,6 +487,8 @@ impl<S: Socket> Server<S> {
                 | Output::OfferDue(_)
                 | Output::OfferKnown { .. }
                 | Output::ReserveWanted { .. }
+                | Output::ResetWanted(_)
+                | Output::SessionChanged { .. }
                 | Output::Replayed { .. }
                 | Output::Refused { .. }) => self.backlog.push(kept),
             }

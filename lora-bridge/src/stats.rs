@@ -50,6 +50,12 @@ reasons! {
         IntegrityCode => "integrity_code",
         OldCounter => "old_counter",
         CounterGap => "counter_gap",
+        /// So many devices have the address that trying them all would cost the others too much now.
+        TrialsExhausted => "trials_exhausted",
+        /// More frames of devices that began anew than may wait for the decision.
+        ResetsFull => "resets_full",
+        /// Nobody decided in time that the device began anew.
+        ResetUndecided => "reset_undecided",
         /// The owner has not committed what it was given.
         InFlightFull => "in_flight_full",
         /// The owner does not take outputs; the datagram was not looked at.
@@ -108,6 +114,7 @@ impl From<uplink::Error> for DropReason {
             uplink::Error::IntegrityCode => Self::IntegrityCode,
             uplink::Error::OldCounter => Self::OldCounter,
             uplink::Error::CounterGap => Self::CounterGap,
+            uplink::Error::TrialsExhausted => Self::TrialsExhausted,
         }
     }
 }
@@ -122,6 +129,10 @@ pub struct Stats {
     pub packets: u64,
     /// Packets whose integrity code is right for a registered session.
     pub verified: u64,
+    /// Integrity codes computed. Far above [`Self::verified`]: many devices share an address, or somebody sends rubbish to one.
+    pub trials: u64,
+    /// Devices that began their counters anew.
+    pub resets: u64,
     pub uplinks_live: u64,
     pub uplinks_late: u64,
     pub uplinks_buffered: u64,

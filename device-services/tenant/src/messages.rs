@@ -86,6 +86,9 @@ pub struct Device {
     /// Whether it may start its counters at 0 again (an ABP device that keeps them in RAM). Default false.
     #[serde(default)]
     pub supports_reset: bool,
+    /// How far its frame counter may be ahead of the expected one; LoRaWAN's 16,384 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f_cnt_gap_max: Option<u16>,
 }
 
 fn default_f_cnt_width() -> u8 {

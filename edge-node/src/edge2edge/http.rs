@@ -240,6 +240,8 @@ async fn store_reservation(
     }
     context.core.store.raise_reserved(group, &reservation.bounds).await.map_err(|e| failed(&e))?;
     parts.reserved.raise(group, &reservation.bounds);
+    let sessions = reservation.bounds.iter().map(|bound| (bound.device, bound.session)).collect();
+    parts.bridge.written_ahead(sessions).await.map_err(|_| Problem::unavailable("the bridge has stopped"))?;
     Ok(Json(()))
 }
 

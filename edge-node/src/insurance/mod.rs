@@ -203,6 +203,7 @@ pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, v
     let news: Vec<_> = bounds.iter().filter(|b| own.upto(b.device, b.session) != Some(b.upto)).copied().collect();
     parts.core.store.raise_reserved(group, &news).await?;
     parts.reserved.merge(group, &known);
+    parts.bridge.written_ahead(bounds.iter().map(|b| (b.device, b.session)).collect()).await?;
     let entries = bounds.iter().map(|b| (b.device, b.upto)).collect();
     let handover = view.released.as_ref().filter(|r| r.epoch.next() == epoch && r.successor == Some(parts.core.me()));
     match handover.and_then(|r| serde_json::from_slice::<Handover>(&r.handover).ok()) {
@@ -236,8 +237,10 @@ pub(crate) async fn begin_serving(
 pub(crate) async fn restore(parts: &Parts, group: GroupId, sessions: Vec<Session>) -> Result<(), Error> {
     parts.bridge.register(group, sessions).await?;
     let (served, settled) = parts.core.store.list_marks(group).await?;
-    parts.bridge.peer_progress(served, settled).await?;
     let known = parts.core.store.list_reserved(group).await?;
+    // Before the marks: they may be of the life that a record began.
+    parts.bridge.written_ahead(known.bounds().map(|b| (b.device, b.session)).collect()).await?;
+    parts.bridge.peer_progress(served, settled).await?;
     parts.bridge.counters_from(known.bounds().map(|b| (b.device, b.upto)).collect(), CounterSource::Reservation).await?;
     parts.reserved.merge(group, &known);
     Ok(())

@@ -6,10 +6,12 @@ use contracts::ids::{DevEui, Epoch, GroupId, NodeId};
 use contracts::write_ahead::{Bound, Reservation};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use lora_bridge::Reset;
 use tokio::sync::{mpsc, watch};
 
 use super::Parts;
 use crate::edge2edge::client::Client;
+use crate::lora::links::Wish;
 
 /// What members answer.
 type Stored = serde_json::Value;
@@ -29,35 +31,62 @@ impl Members {
     }
 }
 
-/// Serves a group's wishes until the link is closed. What cannot be reserved now is asked for again by the bridge.
-pub async fn run(
-    parts: Parts,
-    group: GroupId,
-    mut wishes: mpsc::UnboundedReceiver<Vec<(DevEui, u32)>>,
-    members: watch::Receiver<Members>,
-) {
+/// Serves a group's wishes until the link is closed. What cannot be written ahead now is asked for again by the bridge.
+pub async fn run(parts: Parts, group: GroupId, mut wishes: mpsc::UnboundedReceiver<Wish>, members: watch::Receiver<Members>) {
     let mut seq = 0;
-    while let Some(mut wanted) = wishes.recv().await {
+    while let Some(first) = wishes.recv().await {
+        let mut wanted = Wanted::default();
+        wanted.add(first);
         while let Ok(more) = wishes.try_recv() {
-            wanted.extend(more);
+            wanted.add(more);
         }
-        // The highest per device; earlier wishes are contained in it.
-        let wanted: BTreeMap<DevEui, u32> = wanted.into_iter().fold(BTreeMap::new(), |mut all, (device, upto)| {
-            let known = all.entry(device).or_insert(upto);
-            *known = upto.max(*known);
-            all
-        });
-        let bound = |(device, upto): (&DevEui, &u32)| {
-            Some(Bound { device: *device, session: parts.links.session(group, *device)?, upto: *upto })
-        };
-        let bounds: Vec<Bound> = wanted.iter().filter_map(bound).collect();
+        let bounds = wanted.bounds(&parts, group);
         let members = members.borrow().clone();
         seq += 1;
-        if reserve(&parts, group, &members, seq, &bounds).await
-            && parts.bridge.reserved(wanted.into_iter().collect()).await.is_err()
+        if !reserve(&parts, group, &members, seq, &bounds).await {
+            continue;
+        }
+        let resets: Vec<_> = wanted.resets.values().map(|reset| (reset.device, reset.reset_ordinal)).collect();
+        if parts.bridge.reserved(wanted.counters.into_iter().collect()).await.is_err()
+            || (!resets.is_empty() && parts.bridge.reset(resets).await.is_err())
         {
             return;
         }
+    }
+}
+
+/// The highest of each kind per device; earlier wishes are contained in it.
+#[derive(Debug, Default)]
+struct Wanted {
+    counters: BTreeMap<DevEui, u32>,
+    resets: BTreeMap<DevEui, Reset>,
+}
+
+impl Wanted {
+    fn add(&mut self, wish: Wish) {
+        match wish {
+            Wish::Counters(entries) => {
+                for (device, upto) in entries {
+                    let known = self.counters.entry(device).or_insert(upto);
+                    *known = upto.max(*known);
+                }
+            }
+            Wish::Reset(reset) => {
+                let known = self.resets.entry(reset.device).or_insert(reset);
+                if known.reset_ordinal < reset.reset_ordinal {
+                    *known = reset;
+                }
+            }
+        }
+    }
+
+    /// The record: a bound for the session that begins says that it begins.
+    fn bounds(&self, parts: &Parts, group: GroupId) -> Vec<Bound> {
+        let counters = self.counters.iter().filter_map(|(device, upto)| {
+            Some(Bound { device: *device, session: parts.links.session(group, *device)?, upto: *upto })
+        });
+        let begun = |reset: &Reset| Bound { device: reset.device, session: reset.session, upto: reset.f_cnt_down_reserved };
+        counters.chain(self.resets.values().map(begun)).collect()
     }
 }
 

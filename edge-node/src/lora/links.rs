@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use contracts::ids::{DevAddr, DevEui, Epoch, GroupId, SessionId};
-use lora_bridge::bridge::io::OfferedFrame;
+use lora_bridge::bridge::io::{OfferedFrame, Reset};
 use lora_bridge::mac::session::{Mark, Session};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -21,11 +21,20 @@ pub enum Outgoing {
     Flush(oneshot::Sender<()>),
 }
 
+/// Something to be written ahead.
+#[derive(Debug)]
+pub enum Wish {
+    /// Downlink counters below the given ones.
+    Counters(Vec<(DevEui, u32)>),
+    /// A device began its counters anew.
+    Reset(Reset),
+}
+
 /// The ends of a group's link that its guard takes.
 #[derive(Debug)]
 pub struct LinkEnds {
     pub outgoing: mpsc::Receiver<Outgoing>,
-    pub reserve: mpsc::UnboundedReceiver<Vec<(DevEui, u32)>>,
+    pub reserve: mpsc::UnboundedReceiver<Wish>,
     /// Frames given out by the replay of a takeover that ended.
     pub replayed: watch::Receiver<Option<u64>>,
 }
@@ -36,7 +45,7 @@ struct Link {
     devices: BTreeMap<DevEui, (DevAddr, SessionId)>,
     outgoing: mpsc::Sender<Outgoing>,
     /// Bounded by the bridge: it asks again only for what was not granted.
-    reserve: mpsc::UnboundedSender<Vec<(DevEui, u32)>>,
+    reserve: mpsc::UnboundedSender<Wish>,
     replayed: watch::Sender<Option<u64>>,
     /// Something could not be queued: whole states are due.
     overflowed: bool,
@@ -78,7 +87,7 @@ impl Links {
         }
     }
 
-    /// The session of a device, as it was registered.
+    /// The session of a device.
     #[must_use]
     pub fn session(&self, group: GroupId, device: DevEui) -> Option<SessionId> {
         let links = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -128,10 +137,18 @@ impl Links {
         self.send(group, Outgoing::Offer(frame));
     }
 
-    pub(super) fn reserve(&self, group: GroupId, entries: Vec<(DevEui, u32)>) {
+    pub(super) fn reserve(&self, group: GroupId, wish: Wish) {
         let links = self.0.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(link) = links.get(&group) {
-            let _closed = link.reserve.send(entries);
+            let _closed = link.reserve.send(wish);
+        }
+    }
+
+    /// The device's session is another one from now on.
+    pub(super) fn set_session(&self, group: GroupId, device: DevEui, session: SessionId) {
+        let mut links = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = links.get_mut(&group).and_then(|link| link.devices.get_mut(&device)) {
+            *known = session;
         }
     }
 

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use crate::readings::log::Log;
 use crate::readings::{Kind, Reception, Uplink};
 use crate::timeline::{Event, Timeline};
-use links::Links;
+use links::{Links, Wish};
 use standby::Standby;
 
 /// Takes the bridge's outputs for ever. Uplinks are committed in the order in which they came; nothing counts as served before.
@@ -49,7 +49,9 @@ pub async fn consume(
                         links.settled(group, vec![mark]);
                     }
                 }
-                Output::ReserveWanted { group, entries } => links.reserve(group, entries),
+                Output::ReserveWanted { group, entries } => links.reserve(group, Wish::Counters(entries)),
+                Output::ResetWanted(reset) => links.reserve(reset.group, Wish::Reset(reset)),
+                Output::SessionChanged { group, device, session } => links.set_session(group, device, session),
                 Output::Replayed { group, frames } => replayed.push((group, frames)),
                 Output::Refused { group, device, reason } => {
                     timeline.push(Event::Alarm { what: format!("session of {device} in {group} refused: {reason:?}") });

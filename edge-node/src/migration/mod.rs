@@ -76,8 +76,17 @@ fn only<T: serde::de::DeserializeOwned>(fields: Fields, names: &[&str]) -> Resul
 /// # Errors
 /// It is no JSON of the form `{"devices": [...]}`, or a device lacks what the node needs.
 pub fn network_part(configuration: &[u8]) -> Result<tenant::Registration, Error> {
-    const NODE_FIELDS: [&str; 8] =
-        ["dev_eui", "dev_addr", "nwk_s_key", "f_cnt_width", "rx1_delay_s", "rx2_data_rate", "rx2_frequency_hz", "supports_reset"];
+    const NODE_FIELDS: [&str; 9] = [
+        "dev_eui",
+        "dev_addr",
+        "nwk_s_key",
+        "f_cnt_width",
+        "rx1_delay_s",
+        "rx2_data_rate",
+        "rx2_frequency_hz",
+        "supports_reset",
+        "f_cnt_gap_max",
+    ];
     // Without the root key: a node in standby may open this part.
     const JOINING_FIELDS: [&str; 6] = ["dev_eui", "join_eui", "dev_addr", "dev_nonces", "rx1_delay_s", "rx2_data_rate"];
     #[derive(serde::Deserialize)]

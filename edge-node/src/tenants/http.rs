@@ -12,7 +12,9 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, routing};
 use contracts::ids::{DevAddr, DevEui, EventId};
 use kit::problem::Problem;
+use lora_bridge::gwmp::data_rate::DataRate;
 use lora_bridge::mac::session::{NwkSKey, Session};
+use lora_bridge::mac::uplink::F_CNT_GAP_MAX;
 use serde::Deserialize;
 use tokio::sync::watch;
 
@@ -77,6 +79,11 @@ pub fn sessions(registration: &tenant::Registration) -> Vec<Session> {
         if let Some(hz) = device.rx2_frequency_hz {
             session.receive_windows.rx2_frequency_hz = hz;
         }
+        if let Some(rate) = device.rx2_data_rate.and_then(DataRate::eu868) {
+            session.receive_windows.rx2_data_rate = rate;
+        }
+        session.uplink_rules.may_reset = device.supports_reset;
+        session.uplink_rules.f_cnt_gap_max = device.f_cnt_gap_max.unwrap_or(F_CNT_GAP_MAX);
         session
     };
     registration.devices.iter().map(session).collect()

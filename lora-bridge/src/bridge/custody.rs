@@ -10,7 +10,7 @@ use super::io::{Mode, Now, Output};
 use super::{Bridge, Group, InFlight, REPLAY_BATCH, REPLAY_RETRY, Replay};
 use crate::buffer::Held;
 use crate::mac::downlink::{self, CounterSource, Timing};
-use crate::mac::registry::{Refused, SlotIndex};
+use crate::mac::registry::{Merged, Refused, SlotIndex};
 use crate::mac::session::{Mark, Recent, Session, SessionState};
 use crate::rules::Clause;
 use crate::stats::MissedReason;
@@ -38,7 +38,7 @@ impl Bridge {
             let before = slot.and_then(|slot| self.registry.get(slot)).map(|entry| entry.session);
             match self.registry.register(group, session) {
                 Ok(slot) => {
-                    let is_new = before != Some(session.id());
+                    let is_new = before != self.registry.get(slot).map(|entry| entry.session);
                     if is_new {
                         self.collecting.give(slot, out);
                         self.pending.remove(&slot);
@@ -64,6 +64,7 @@ impl Bridge {
             self.pending.remove(&slot);
             self.waiting.remove(&slot);
         }
+        self.forget_resets(group);
         self.buffer.remove_group(group);
         self.groups.remove(&group);
     }
@@ -104,6 +105,7 @@ impl Bridge {
             (true, true) | (false, false) => {}
         }
         if mode.epoch().is_some() {
+            self.ask_resets(now, out);
             for slot in slots {
                 self.try_answer(slot, now, out);
             }
@@ -283,9 +285,13 @@ impl Bridge {
             if !self.config.rules.has(Clause::D3) {
                 state.settled.merge(&state.served);
             }
-            if !self.registry.merge(&state) {
-                self.stats.unknown_names += 1;
-                continue;
+            match self.registry.merge(&state) {
+                Merged::Known => {}
+                Merged::Restarted(slot) => self.restarted(slot, now, out),
+                Merged::Unknown => {
+                    self.stats.unknown_names += 1;
+                    continue;
+                }
             }
             if let Some(slot) = self.registry.slot_of(state.device) {
                 self.note_answered_elsewhere(slot, |mark| mark.session == state.session && state.served.contains(mark.f_cnt));

@@ -42,11 +42,12 @@ struct Heard<'a> {
 }
 
 /// Where and when a frame was heard.
-#[derive(Clone, Copy)]
-struct Hearing {
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hearing {
     gateway: GatewayEui,
     rx: RxMeta,
     heard_at: WallTime,
+    heard: BootTime,
     is_offered: bool,
 }
 
@@ -118,7 +119,7 @@ impl Bridge {
         pushed.stat = rxpk::read(json, &mut frame, |result, phy| match result {
             Ok(rx) => {
                 pushed.packets += 1;
-                let hearing = Hearing { gateway, rx, heard_at: now.wall, is_offered: false };
+                let hearing = Hearing { gateway, rx, heard_at: now.wall, heard: now.boot, is_offered: false };
                 self.hear(phy, hearing, now, out);
             }
             Err(error) => {
@@ -147,21 +148,28 @@ impl Bridge {
         if frame.phy.len() > gwmp::PHY_BYTES_MAX {
             return self.stats.drop(DropReason::PacketOversize);
         }
-        let hearing = Hearing { gateway: frame.gateway, rx: frame.rx, heard_at: frame.heard_at, is_offered: true };
+        let hearing =
+            Hearing { gateway: frame.gateway, rx: frame.rx, heard_at: frame.heard_at, heard: now.boot, is_offered: true };
         self.hear(&frame.phy, hearing, now, out);
     }
 
-    fn hear(&mut self, phy: &[u8], hearing: Hearing, now: Now, out: &mut Vec<Output>) {
+    pub(super) fn hear(&mut self, phy: &[u8], hearing: Hearing, now: Now, out: &mut Vec<Output>) {
         let verified = uplink::header(phy).and_then(|header| {
-            let verified = uplink::verify(&self.registry, &header, phy)?;
+            let verified = self.trials.verify(&self.registry, &header, phy, !hearing.is_offered, hearing.heard)?;
             Ok((header, verified))
         });
         let (header, verified) = match verified {
             Ok(verified) => verified,
             Err(error) => return self.stats.drop(error),
         };
-        let Some(entry) = self.registry.get(verified.slot) else { return };
         self.stats.verified += 1;
+        if verified.is_reset {
+            return self.hear_reset(verified.slot, phy, hearing, now, out);
+        }
+        let Some(entry) = self.registry.get_mut(verified.slot) else { return };
+        if !hearing.is_offered && verified.f_cnt >= entry.f_cnt_up_next {
+            entry.newest = Some((hearing.heard, phy.last_chunk().copied().unwrap_or_default()));
+        }
         let reception = Heard {
             phy,
             wants: uplink::wants(&header, phy, verified.f_cnt, entry.nwk_s_key),
@@ -171,7 +179,7 @@ impl Bridge {
             gateway: hearing.gateway,
             rx: hearing.rx,
             heard_at: hearing.heard_at,
-            heard: now.boot,
+            heard: hearing.heard,
             is_offered: hearing.is_offered,
         };
         let group = entry.group;

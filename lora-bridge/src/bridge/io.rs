@@ -75,6 +75,11 @@ pub enum Input<'a> {
     CommitFailed { events: Vec<EventId> },
     /// Downlink counters below the given ones are on the disks of a majority.
     Reserved { entries: Vec<(DevEui, u32)> },
+    /// These devices began their counters anew, so often in all; that is on the disks of a majority. Answers [`Output::ResetWanted`].
+    Reset { entries: Vec<(DevEui, u32)> },
+    /// Sessions that are written ahead somewhere: who knows an earlier life of such a device follows. To be told before
+    /// [`Input::CountersFrom`], and when another member's record arrives.
+    WrittenAhead { sessions: Vec<(DevEui, SessionId)> },
     /// Lower bounds of the next downlink counters. To be told before custody begins.
     CountersFrom { entries: Vec<(DevEui, u32)>, source: CounterSource },
     /// What the other node has on disk, and what the customer's store acknowledged to it.
@@ -111,10 +116,27 @@ pub enum Output {
     OfferKnown { group: GroupId, mark: Mark, is_settled: bool },
     /// Downlink counters to be written ahead: then named in [`Input::Reserved`].
     ReserveWanted { group: GroupId, entries: Vec<(DevEui, u32)> },
+    /// A device that may do so began its counters anew, for the `reset_ordinal`-th time. To be written ahead, then told with
+    /// [`Input::Reset`]; its frames wait for that, and it is asked again until then.
+    ResetWanted(Reset),
+    /// A device's session is another one from now on.
+    SessionChanged { group: GroupId, device: DevEui, session: SessionId },
     /// All that was buffered for the group has been given out.
     Replayed { group: GroupId, frames: u64 },
     /// A session was not taken.
     Refused { group: GroupId, device: DevEui, reason: Refused },
+}
+
+/// A device began its counters anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reset {
+    pub group: GroupId,
+    pub device: DevEui,
+    pub reset_ordinal: u32,
+    /// The session that begins.
+    pub session: SessionId,
+    /// Downlink counters go on: below this they are written ahead for the session that ends.
+    pub f_cnt_down_reserved: u32,
 }
 
 /// A downlink, ready to be sent.

@@ -8,6 +8,7 @@
 //! - `collecting` — copies of one transmission by several gateways
 //! - `hearing` — from the datagram to the uplink or the buffer
 //! - `answering` — what is owed to devices, what gateways say
+//! - `resets` — devices that begin their counters anew
 //! - `custody` — registration, modes, replay, progress, streamed state
 
 mod answering;
@@ -15,6 +16,7 @@ mod collecting;
 mod custody;
 mod hearing;
 pub mod io;
+mod resets;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -29,11 +31,13 @@ use crate::gwmp::rxpk::Frame;
 use crate::gwmp::sources::{Rate, Sources};
 use crate::mac::registry::{Registry, SlotIndex};
 use crate::mac::session::{Entry, Mark, SessionState};
+use crate::mac::trials::Trials;
 use crate::rules::{Clause, Rules};
 use crate::stats::{DropReason, Stats};
 use answering::{Outstanding, Pending};
 use collecting::Collecting;
 use io::{Input, Mode, Now, Output};
+use resets::Resets;
 
 /// At so many downlink counters left out since a device last received one, custody is not given back by itself and an alarm is due
 /// (a device is deaf past a gap of 16,384).
@@ -136,6 +140,8 @@ pub struct Bridge {
     buffer: Buffer,
     in_flight: HashMap<EventId, InFlight>,
     collecting: Collecting,
+    resets: Resets,
+    trials: Trials,
     /// Answers owed, at most one per session: class A listens after its newest uplink only.
     pending: BTreeMap<SlotIndex, Pending>,
     outstanding: BTreeMap<u16, Outstanding>,
@@ -165,6 +171,8 @@ impl Bridge {
             buffer: Buffer::new(config.buffer),
             in_flight: HashMap::new(),
             collecting: Collecting::default(),
+            resets: Resets::default(),
+            trials: Trials::new(),
             pending: BTreeMap::new(),
             outstanding: BTreeMap::new(),
             sent: VecDeque::new(),
@@ -188,6 +196,8 @@ impl Bridge {
             Input::Committed { events } => self.committed(&events, now, out),
             Input::CommitFailed { events } => self.commit_failed(&events, now),
             Input::Reserved { entries } => self.reserved(&entries, now, out),
+            Input::Reset { entries } => self.reset(&entries, now, out),
+            Input::WrittenAhead { sessions } => self.follow(&sessions, now, out),
             Input::CountersFrom { entries, source } => self.counters_from(&entries, source, now, out),
             Input::PeerProgress { served, settled } => {
                 self.note_served(&served);
@@ -213,7 +223,13 @@ impl Bridge {
         let reserve = (!self.waiting.is_empty()).then(|| self.asked + RESERVE_RETRY);
         let has_deadlines = !self.pending.is_empty() || !self.outstanding.is_empty() || self.buffer.len() > 0;
         let sweep = has_deadlines.then(|| self.swept + SWEEP_EVERY);
-        replay.chain(reserve).chain(sweep).chain(self.buffer.next_offer()).chain(self.collecting.next_due()).min()
+        replay
+            .chain(reserve)
+            .chain(sweep)
+            .chain(self.buffer.next_offer())
+            .chain(self.collecting.next_due())
+            .chain(self.resets.next_due())
+            .min()
     }
 
     /// Whether a counter needs no delivery by this node: the customer's store has it, or this node took it already.
@@ -224,6 +240,7 @@ impl Bridge {
 
     fn tick(&mut self, now: Now, out: &mut Vec<Output>) {
         self.collecting.give_due(now.boot, out);
+        self.tick_resets(now, out);
         self.make_offers(now, out);
         let due: Vec<GroupId> = self
             .groups
@@ -299,6 +316,7 @@ impl Bridge {
             sessions: self.registry.len(),
             gateways: self.gateways.len(),
             in_flight: self.in_flight.len(),
+            trials: self.trials.made,
             f_cnt_down_skipped_max: self.registry.entries().map(|(_, entry)| entry.down.skipped).max().unwrap_or(0),
             ..self.stats.clone()
         }

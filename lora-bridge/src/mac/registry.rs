@@ -6,16 +6,14 @@ use contracts::ids::{DevAddr, DevEui, GroupId};
 
 use super::session::{Entry, Session, SessionState};
 
-/// Devices with the same address cost one integrity check each per frame; more than this are refused.
-pub const SESSIONS_PER_ADDRESS_MAX: usize = 64;
+/// Devices with the same address cost up to one integrity check each per frame (see [`super::trials`]); more than this are refused.
+pub const SESSIONS_PER_ADDRESS_MAX: usize = 1_024;
 
 /// Why a session is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error("the device belongs to another group")]
     OtherGroup,
-    #[error("a newer session of the device is registered")]
-    OldSession,
     #[error("more than {SESSIONS_PER_ADDRESS_MAX} devices have this address")]
     AddressCrowded,
     #[error("as many sessions as the bridge may hold are registered")]
@@ -115,14 +113,15 @@ impl Registry {
         if known.group != group {
             return Err(Refused::OtherGroup);
         }
-        if known.session == new.session {
-            known.receive_windows = session.receive_windows;
-            known.merge(&new.state());
-            return Ok(slot);
-        }
         let is_same_activation = known.dev_addr == new.dev_addr && known.nwk_s_key == new.nwk_s_key;
-        if is_same_activation && new.reset_ordinal < known.reset_ordinal {
-            return Err(Refused::OldSession);
+        if is_same_activation && new.reset_ordinal <= known.reset_ordinal {
+            // Who registers need not know how often the device began anew.
+            known.receive_windows = session.receive_windows;
+            known.uplink_rules = session.uplink_rules;
+            if known.session == new.session {
+                known.merge(&new.state());
+            }
+            return Ok(slot);
         }
         let old_address = known.dev_addr;
         if old_address != new.dev_addr && crowded {
@@ -155,16 +154,31 @@ impl Registry {
         }
     }
 
-    /// Merges a streamed state into its session. False if that session is not the one registered.
-    pub(crate) fn merge(&mut self, state: &SessionState) -> bool {
-        match self.device_mut(state.device) {
-            Some((_, entry)) if entry.session == state.session => {
-                entry.merge(state);
-                true
-            }
-            Some(_) | None => false,
+    /// Merges a streamed state into its session; begins that session if the device did elsewhere.
+    pub(crate) fn merge(&mut self, state: &SessionState) -> Merged {
+        let Some((slot, entry)) = self.device_mut(state.device) else { return Merged::Unknown };
+        if entry.session == state.session {
+            entry.merge(state);
+            return Merged::Known;
         }
+        let is_later = state.reset_ordinal > entry.reset_ordinal;
+        if is_later && entry.session_at(state.reset_ordinal) == state.session {
+            entry.restart(state.reset_ordinal);
+            entry.merge(state);
+            return Merged::Restarted(slot);
+        }
+        Merged::Unknown
     }
+}
+
+/// What a streamed state was to this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Merged {
+    Known,
+    /// The device has begun its counters anew: its session is another one now.
+    Restarted(SlotIndex),
+    /// Of another activation, or of a session that is over.
+    Unknown,
 }
 
 #[cfg(test)]
@@ -180,20 +194,40 @@ mod tests {
 
     #[test]
     fn refusals_by_name() {
-        let mut registry = Registry::new(65);
-        for device in 0..64 {
+        let mut registry = Registry::new(1_025);
+        for device in 0..1_024 {
             assert!(registry.register(GROUP, &session(device, 5)).is_ok());
         }
-        assert_eq!(registry.register(GROUP, &session(64, 5)), Err(Refused::AddressCrowded));
+        assert_eq!(registry.register(GROUP, &session(2_000, 5)), Err(Refused::AddressCrowded));
         assert_eq!(registry.register(GroupId::from_bytes([2; 16]), &session(3, 5)), Err(Refused::OtherGroup));
-        assert!(registry.register(GROUP, &session(64, 6)).is_ok());
-        assert_eq!(registry.register(GROUP, &session(65, 7)), Err(Refused::Full));
+        assert!(registry.register(GROUP, &session(2_000, 6)).is_ok());
+        assert_eq!(registry.register(GROUP, &session(2_001, 7)), Err(Refused::Full));
         let mut odd = session(3, 5);
         odd.receive_windows.rx1_delay_seconds = 0;
         assert_eq!(registry.register(GROUP, &odd), Err(Refused::ReceiveWindows));
         let newer = Session { reset_ordinal: 2, ..session(3, 5) };
         assert!(registry.register(GROUP, &newer).is_ok());
-        assert_eq!(registry.register(GROUP, &session(3, 5)), Err(Refused::OldSession));
+        let slot = registry.register(GROUP, &session(3, 5)).expect("merely uninformed");
+        assert_eq!(registry.get(slot).map(|entry| entry.session), Some(newer.id()));
+    }
+
+    #[test]
+    fn a_streamed_state_of_a_later_life_is_followed_and_a_forged_one_is_not() {
+        let mut registry = Registry::new(10);
+        let slot = registry.register(GROUP, &session(1, 5)).expect("room");
+        let entry = registry.get_mut(slot).expect("there");
+        entry.note_served(40);
+        entry.down.merge(9, 16, 0);
+        let old = entry.state();
+        let later = Session { reset_ordinal: 3, f_cnt_up_next: 2, ..session(1, 5) };
+        let state = SessionState { reset_ordinal: 3, ..Entry::new(GROUP, &later).state() };
+        let forged = SessionState { reset_ordinal: 4, ..state.clone() };
+        assert_eq!(registry.merge(&forged), Merged::Unknown, "the fingerprint is another");
+        assert_eq!(registry.merge(&state), Merged::Restarted(slot));
+        let entry = registry.get(slot).expect("there");
+        assert_eq!((entry.session, entry.f_cnt_up_next, entry.served.is_empty()), (later.id(), 2, true));
+        assert_eq!((entry.down.next, entry.down.skipped), (9, 9), "downlink counters go on");
+        assert_eq!(registry.merge(&old), Merged::Unknown, "the old life is over");
     }
 
     #[test]

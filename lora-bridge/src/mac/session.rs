@@ -33,6 +33,10 @@ impl NwkSKey {
         Self(bytes)
     }
 
+    pub(crate) const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
     pub(crate) fn aes(self) -> lrwn::AES128Key {
         lrwn::AES128Key::from_bytes(self.0)
     }
@@ -124,6 +128,24 @@ impl ReceiveWindows {
     }
 }
 
+/// What an operator allows a device beyond the specification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UplinkRules {
+    /// How far a counter may be ahead of the expected one; [`super::uplink::F_CNT_GAP_MAX`] by the specification. More than 65,535 cannot
+    /// be told from the 16 bits on air.
+    pub f_cnt_gap_max: u16,
+    /// The device keeps its counters in memory that does not survive a restart (ABP): it may start at 0 again. Whoever replays its old
+    /// frames can then have them delivered once more, as a new session.
+    pub may_reset: bool,
+}
+
+impl Default for UplinkRules {
+    fn default() -> Self {
+        Self { f_cnt_gap_max: super::uplink::F_CNT_GAP_MAX, may_reset: false }
+    }
+}
+
 /// A session as it is registered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -136,6 +158,8 @@ pub struct Session {
     pub reset_ordinal: u32,
     #[serde(default = "ReceiveWindows::eu868")]
     pub receive_windows: ReceiveWindows,
+    #[serde(default)]
+    pub uplink_rules: UplinkRules,
     /// The next uplink counter expected, all 32 bits.
     #[serde(default)]
     pub f_cnt_up_next: u32,
@@ -161,6 +185,7 @@ impl Session {
             nwk_s_key,
             reset_ordinal: 0,
             receive_windows: ReceiveWindows::eu868(),
+            uplink_rules: UplinkRules::default(),
             f_cnt_up_next: 0,
             served: ServedSet::default(),
             settled: ServedSet::default(),
@@ -182,6 +207,9 @@ impl Session {
 pub struct SessionState {
     pub device: DevEui,
     pub session: SessionId,
+    /// How often the device began its counters anew: a node that knows fewer follows.
+    #[serde(default)]
+    pub reset_ordinal: u32,
     pub f_cnt_up_next: u32,
     /// Uplinks on the disk of a node that served the device.
     pub served: ServedSet,
@@ -268,6 +296,7 @@ pub(crate) struct Entry {
     pub nwk_s_key: NwkSKey,
     pub reset_ordinal: u32,
     pub receive_windows: ReceiveWindows,
+    pub uplink_rules: UplinkRules,
     pub f_cnt_up_next: u32,
     /// On the disk of a node that serves (this one or the other).
     pub served: ServedSet,
@@ -277,6 +306,8 @@ pub(crate) struct Entry {
     pub down: DownCounters,
     pub recent: Option<Recent>,
     pub hearers: Hearers,
+    /// When the newest counter was first heard live by this node, and its integrity code.
+    pub newest: Option<(BootTime, [u8; 4])>,
     /// The confirmed uplink that was answered last, until what follows tells whether the answer was received.
     pub answered: Option<u32>,
 }
@@ -292,6 +323,7 @@ impl Entry {
             nwk_s_key: session.nwk_s_key,
             reset_ordinal: session.reset_ordinal,
             receive_windows: session.receive_windows,
+            uplink_rules: session.uplink_rules,
             f_cnt_up_next: highest,
             served: session.served,
             settled: session.settled,
@@ -299,6 +331,7 @@ impl Entry {
             down: DownCounters::new(session.f_cnt_down_next, session.f_cnt_down_reserved),
             recent: None,
             hearers: Hearers::default(),
+            newest: None,
             answered: None,
         }
     }
@@ -311,6 +344,7 @@ impl Entry {
         SessionState {
             device: self.device,
             session: self.session,
+            reset_ordinal: self.reset_ordinal,
             f_cnt_up_next: self.f_cnt_up_next,
             served: self.served,
             settled: self.settled,
@@ -327,6 +361,22 @@ impl Entry {
         let highest = state.f_cnt_up_next.max(self.served.next()).max(self.settled.next());
         self.f_cnt_up_next = self.f_cnt_up_next.max(highest);
         self.down.merge(state.f_cnt_down_next, state.f_cnt_down_reserved, state.f_cnt_down_skipped);
+    }
+
+    /// The session of one of the device's lives.
+    pub(crate) fn session_at(&self, reset_ordinal: u32) -> SessionId {
+        session_id(self.dev_addr, &self.nwk_s_key, reset_ordinal)
+    }
+
+    /// The device began anew: uplink counters from 0, in a new session. Downlink counters go on, for a value is never used twice; to the
+    /// device, which counts from 0 again, all of them are left out.
+    pub(crate) fn restart(&mut self, reset_ordinal: u32) {
+        self.reset_ordinal = reset_ordinal;
+        self.session = self.session_at(reset_ordinal);
+        self.f_cnt_up_next = 0;
+        (self.served, self.settled, self.taken) = Default::default();
+        self.down.skipped = self.down.next;
+        (self.recent, self.newest, self.answered) = (None, None, None);
     }
 
     pub(crate) fn note_served(&mut self, f_cnt: u32) {

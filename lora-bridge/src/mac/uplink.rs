@@ -5,12 +5,12 @@ use std::ops::Range;
 use contracts::ids::DevAddr;
 
 use super::downlink::Wants;
-use super::registry::{Registry, SlotIndex};
+use super::registry::SlotIndex;
 use super::served::WINDOW;
 use super::session::NwkSKey;
 
 /// A counter may be ahead of the expected one by at most this (MAX_FCNT_GAP, LoRaWAN 1.0.2, 4.3.1.5).
-pub const F_CNT_GAP_MAX: u32 = 16_384;
+pub const F_CNT_GAP_MAX: u16 = 16_384;
 
 /// MHDR, FHDR without options, integrity code.
 const FRAME_BYTES_MIN: usize = 12;
@@ -32,8 +32,10 @@ pub enum Error {
     IntegrityCode,
     #[error("the counter lies below the window of every session of the address")]
     OldCounter,
-    #[error("the counter is more than {F_CNT_GAP_MAX} ahead")]
+    #[error("the counter is more than {F_CNT_GAP_MAX} ahead, or more than the device may be")]
     CounterGap,
+    #[error("too many devices have this address to try all of them now")]
+    TrialsExhausted,
 }
 
 /// The header of a data uplink; positions refer to the frame's bytes.
@@ -89,18 +91,20 @@ pub(crate) enum Misfit {
     Gap,
 }
 
-/// The 32-bit counter whose low half was on air: ahead of `next` by at most [`F_CNT_GAP_MAX`], or below it by at most [`WINDOW`].
-pub(crate) fn infer(next: u32, low: u16) -> Result<u32, Misfit> {
+/// The 32-bit counter whose low half was on air: ahead of `next` by at most [`F_CNT_GAP_MAX`], or below it by at most [`WINDOW`], or, if the
+/// operator allows more, ahead by at most `gap_max`.
+pub(crate) fn infer(next: u32, low: u16, gap_max: u16) -> Result<u32, Misfit> {
     let [a, b, ..] = next.to_le_bytes();
-    let ahead = u32::from(low.wrapping_sub(u16::from_le_bytes([a, b])));
-    let forward = next.checked_add(ahead).filter(|f_cnt| *f_cnt < u32::MAX);
-    if ahead <= F_CNT_GAP_MAX {
+    let ahead = low.wrapping_sub(u16::from_le_bytes([a, b]));
+    let forward = next.checked_add(u32::from(ahead)).filter(|f_cnt| *f_cnt < u32::MAX);
+    if ahead <= F_CNT_GAP_MAX.min(gap_max) {
         return forward.ok_or(Misfit::Gap);
     }
-    let behind = 0x1_0000 - ahead;
+    let behind = 0x1_0000 - u32::from(ahead);
     match next.checked_sub(behind) {
         Some(f_cnt) if behind <= WINDOW => Ok(f_cnt),
-        Some(_) if behind < ahead => Err(Misfit::Old),
+        _ if ahead <= gap_max => forward.ok_or(Misfit::Gap),
+        Some(_) if behind < u32::from(ahead) => Err(Misfit::Old),
         Some(_) | None => Err(Misfit::Gap),
     }
 }
@@ -110,46 +114,8 @@ pub(crate) fn infer(next: u32, low: u16) -> Result<u32, Misfit> {
 pub(crate) struct Verified {
     pub slot: SlotIndex,
     pub f_cnt: u32,
-}
-
-/// Tries every session of the address.
-pub(crate) fn verify(registry: &Registry, header: &Header, phy: &[u8]) -> Result<Verified, Error> {
-    let candidates = registry.with_address(header.dev_addr);
-    if candidates.is_empty() {
-        return Err(Error::UnknownAddress);
-    }
-    let mut parsed = None;
-    let mut misfit = None;
-    let mut is_tried = false;
-    for slot in candidates {
-        let Some(entry) = registry.get(*slot) else { continue };
-        let f_cnt = match infer(entry.f_cnt_up_next, header.f_cnt_low) {
-            Ok(f_cnt) => f_cnt,
-            Err(why) => {
-                misfit = Some(why);
-                continue;
-            }
-        };
-        if parsed.is_none() {
-            parsed = Some(lrwn::PhyPayload::from_slice(phy).map_err(|_| Error::Malformed)?);
-        }
-        is_tried = true;
-        if parsed.as_mut().is_some_and(|frame| is_authentic(frame, f_cnt, entry.nwk_s_key)) {
-            return Ok(Verified { slot: *slot, f_cnt });
-        }
-    }
-    Err(match misfit {
-        Some(Misfit::Old) if !is_tried => Error::OldCounter,
-        Some(Misfit::Gap) if !is_tried => Error::CounterGap,
-        Some(Misfit::Old | Misfit::Gap) | None => Error::IntegrityCode,
-    })
-}
-
-fn is_authentic(frame: &mut lrwn::PhyPayload, f_cnt: u32, key: NwkSKey) -> bool {
-    let lrwn::Payload::MACPayload(payload) = &mut frame.payload else { return false };
-    payload.fhdr.f_cnt = f_cnt;
-    let key = key.aes();
-    frame.validate_uplink_data_mic(lrwn::MACVersion::LoRaWAN1_0, 0, 0, 0, &key, &key).unwrap_or(false)
+    /// The counter fits only a device that began anew.
+    pub is_reset: bool,
 }
 
 /// What the frame asks the network for. MAC commands stand in the options, or encrypted on port 0.
@@ -214,7 +180,18 @@ mod tests {
             (u32::MAX - 1, 0xffff, Err(Misfit::Gap)),
             (u32::MAX - 1, 3, Err(Misfit::Gap)),
         ] {
-            assert_eq!(infer(next, low), expected, "next {next}, low {low}");
+            assert_eq!(infer(next, low, F_CNT_GAP_MAX), expected, "next {next}, low {low}");
+        }
+        for (next, low, gap_max, expected) in [
+            (0, 40_000, 50_000, Ok(40_000)),
+            (0, 50_001, 50_000, Err(Misfit::Gap)),
+            (0, 0xffff, u16::MAX, Ok(0xffff)),
+            (5_000, 3_976, u16::MAX, Ok(3_976)),
+            (5_000, 3_975, u16::MAX, Ok(0x1_0000 + 3_975)),
+            (5_000, 5_100, 99, Err(Misfit::Gap)),
+            (5_000, 5_099, 99, Ok(5_099)),
+        ] {
+            assert_eq!(infer(next, low, gap_max), expected, "next {next}, low {low}, gap {gap_max}");
         }
     }
 
