@@ -1,12 +1,18 @@
 //! The typed client. Writes are signed statements and idempotent: after a lost answer, send the same again.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::{Body, BodyDataStream};
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{Method, Request, Response};
 use contracts::envelope::Envelope;
 use contracts::ids::{ContractId, NodeId, OwnerId};
+use futures_util::StreamExt as _;
 use kit::problem::Problem;
-use reqwest::{Method, RequestBuilder, Response};
+use kit::wire::{Lost, Wire};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::resource::{
@@ -31,6 +37,12 @@ pub enum Error {
     Problem(Problem),
     #[error("the arbitrator was not reached")]
     Transport(#[from] reqwest::Error),
+    #[error("the arbitrator was not reached")]
+    Lost(#[from] Lost),
+    #[error("the arbitrator's answer broke off")]
+    Broken(#[from] axum::Error),
+    #[error("the arbitrator did not answer within {0:?}")]
+    Late(Duration),
     #[error("the arbitrator's answer is not what was asked for: {0}")]
     Answer(String),
     #[error("the stream of events ended; go on after event {after}")]
@@ -42,7 +54,7 @@ impl Error {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Transport(_) | Self::StreamEnded { .. } => true,
+            Self::Transport(_) | Self::Lost(_) | Self::Broken(_) | Self::Late(_) | Self::StreamEnded { .. } => true,
             Self::Problem(problem) => problem.status >= 500 || problem.status == 408,
             Self::Answer(_) => false,
         }
@@ -53,7 +65,9 @@ impl Error {
     pub fn problem(&self) -> Option<&str> {
         match self {
             Self::Problem(problem) => Some(problem.name()),
-            Self::Transport(_) | Self::Answer(_) | Self::StreamEnded { .. } => None,
+            Self::Transport(_) | Self::Lost(_) | Self::Broken(_) | Self::Late(_) | Self::Answer(_) | Self::StreamEnded { .. } => {
+                None
+            }
         }
     }
 }
@@ -63,8 +77,14 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// An arbitrator by its base URL. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
-    http: reqwest::Client,
-    base: String,
+    way: Way,
+}
+
+/// How requests get there.
+#[derive(Debug, Clone)]
+enum Way {
+    Http { http: reqwest::Client, base: String },
+    Wire(Arc<dyn Wire>),
 }
 
 impl Client {
@@ -81,15 +101,53 @@ impl Client {
             builder = builder.tls_certs_only(Vec::<reqwest::Certificate>::new());
         }
         let http = builder.build()?;
-        Ok(Self { http, base: base.trim_end_matches('/').to_owned() })
+        Ok(Self { way: Way::Http { http, base: base.trim_end_matches('/').to_owned() } })
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base))
+    /// For an arbitrator at the other end of a wire, in the same process.
+    #[must_use]
+    pub fn over(wire: Arc<dyn Wire>) -> Self {
+        Self { way: Way::Wire(wire) }
+    }
+
+    async fn call(&self, method: Method, path: &str, accept: &'static str, body: Option<Vec<u8>>) -> Result<Response<Body>> {
+        let response = match &self.way {
+            Way::Http { http, base } => {
+                let request = http.request(method, format!("{base}{path}")).header(ACCEPT, accept);
+                let request = match body {
+                    Some(body) => request.header(CONTENT_TYPE, "application/json").body(body),
+                    None => request,
+                };
+                let response = request.send().await?;
+                let status = response.status();
+                let mut answer = Response::new(Body::from_stream(response.bytes_stream()));
+                *answer.status_mut() = status;
+                answer
+            }
+            Way::Wire(wire) => {
+                let request = Request::builder().method(method).uri(path).header(ACCEPT, accept);
+                let request = request.header(CONTENT_TYPE, "application/json").body(Body::from(body.unwrap_or_default()));
+                wire.send(request.map_err(|error| Error::Answer(error.to_string()))?).await?
+            }
+        };
+        accepted(response).await
+    }
+
+    async fn answer<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<T> {
+        let answered = async {
+            let response = self.call(method, path, "application/json", body).await?;
+            serde_json::from_slice(&read(response).await?).map_err(|error| Error::Answer(error.to_string()))
+        };
+        tokio::time::timeout(ANSWER_TIMEOUT, answered).await.map_err(|_| Error::Late(ANSWER_TIMEOUT))?
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        answer(self.request(Method::GET, path).timeout(ANSWER_TIMEOUT)).await
+        self.answer(Method::GET, path, None).await
+    }
+
+    async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: &impl Serialize) -> Result<T> {
+        let body = serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))?;
+        self.answer(method, path, Some(body)).await
     }
 
     pub async fn describe_arbitrator(&self) -> Result<ArbitratorView> {
@@ -98,7 +156,7 @@ impl Client {
 
     /// The record of `node`, signed by it and its owner.
     pub async fn register_node(&self, node: NodeId, record: &Envelope) -> Result<NodeView> {
-        answer(self.request(Method::PUT, &format!("/v1/nodes/{node}")).timeout(ANSWER_TIMEOUT).json(record)).await
+        self.send(Method::PUT, &format!("/v1/nodes/{node}"), record).await
     }
 
     pub async fn get_node(&self, node: NodeId) -> Result<NodeView> {
@@ -107,7 +165,7 @@ impl Client {
 
     /// Puts a contract in force; known ones come back as they stand.
     pub async fn create_contract(&self, submission: &Submission) -> Result<ContractView> {
-        answer(self.request(Method::POST, "/v1/contracts").timeout(ANSWER_TIMEOUT).json(submission)).await
+        self.send(Method::POST, "/v1/contracts", submission).await
     }
 
     pub async fn get_contract(&self, id: ContractId) -> Result<ContractView> {
@@ -121,7 +179,7 @@ impl Client {
 
     /// Evidence of any kind, cancellations and disputes; gives the contract as it stands then.
     pub async fn add_evidence(&self, id: ContractId, evidence: &Envelope) -> Result<ContractView> {
-        answer(self.request(Method::POST, &format!("/v1/contracts/{id}/evidence")).timeout(ANSWER_TIMEOUT).json(evidence)).await
+        self.send(Method::POST, &format!("/v1/contracts/{id}/evidence"), evidence).await
     }
 
     pub async fn list_evidence(&self, id: ContractId, after: u64) -> Result<Page<EvidenceView>> {
@@ -134,7 +192,7 @@ impl Client {
 
     /// A deposit or withdrawal signed by an operator.
     pub async fn take_order(&self, order: &Envelope) -> Result<OrderView> {
-        answer(self.request(Method::POST, "/v1/orders").timeout(ANSWER_TIMEOUT).json(order)).await
+        self.send(Method::POST, "/v1/orders", order).await
     }
 
     pub async fn list_accounts(&self, owner: OwnerId) -> Result<Vec<AccountView>> {
@@ -159,17 +217,20 @@ impl Client {
     /// Events after `after` (0: all; none: from now on).
     pub async fn follow_events(&self, after: Option<u64>) -> Result<Events> {
         let query = after.map(|after| format!("?after={after}")).unwrap_or_default();
-        let response =
-            self.request(Method::GET, &format!("/v1/events{query}")).header("accept", "text/event-stream").send().await?;
-        let response = accepted(response).await?;
-        Ok(Events { response, buffer: Vec::new(), waiting: VecDeque::new(), after: after.unwrap_or(0) })
+        let response = self.call(Method::GET, &format!("/v1/events{query}"), "text/event-stream", None).await?;
+        Ok(Events {
+            body: response.into_body().into_data_stream(),
+            buffer: Vec::new(),
+            waiting: VecDeque::new(),
+            after: after.unwrap_or(0),
+        })
     }
 }
 
 /// A stream of events; after its end follow again with the number of the last one.
 #[derive(Debug)]
 pub struct Events {
-    response: Response,
+    body: BodyDataStream,
     buffer: Vec<u8>,
     waiting: VecDeque<EventView>,
     after: u64,
@@ -187,7 +248,7 @@ impl Events {
                 return Ok(event);
             }
             let ended = Error::StreamEnded { after: self.after };
-            let Ok(Some(chunk)) = self.response.chunk().await else { return Err(ended) };
+            let Some(Ok(chunk)) = self.body.next().await else { return Err(ended) };
             self.buffer.extend_from_slice(&chunk);
             while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
@@ -202,28 +263,23 @@ impl Events {
     }
 }
 
-async fn accepted(response: Response) -> Result<Response> {
+async fn accepted(response: Response<Body>) -> Result<Response<Body>> {
     if response.status().is_success() {
         return Ok(response);
     }
-    let status = axum::http::StatusCode::from_u16(response.status().as_u16()).unwrap_or(axum::http::StatusCode::BAD_GATEWAY);
-    let body = body(response).await?;
+    let status = response.status();
+    let body = read(response).await?;
     let unnamed = || Problem::new(status, "unnamed", "there was no problem document");
     Err(Error::Problem(serde_json::from_slice(&body).unwrap_or_else(|_| unnamed())))
 }
 
-async fn body(mut response: Response) -> Result<Vec<u8>> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        body.extend_from_slice(&chunk);
+async fn read(response: Response<Body>) -> Result<Vec<u8>> {
+    let (mut body, mut chunks) = (Vec::new(), response.into_body().into_data_stream());
+    while let Some(chunk) = chunks.next().await {
+        body.extend_from_slice(&chunk?);
         if body.len() > ANSWER_BYTES_MAX {
             return Err(Error::Answer("it is too long".to_owned()));
         }
     }
     Ok(body)
-}
-
-async fn answer<T: DeserializeOwned>(request: RequestBuilder) -> Result<T> {
-    let response = accepted(request.send().await?).await?;
-    serde_json::from_slice(&body(response).await?).map_err(|error| Error::Answer(error.to_string()))
 }

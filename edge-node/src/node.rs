@@ -113,6 +113,8 @@ pub struct Host {
     /// What `transport` looks peers up in.
     pub addresses: AddressBook,
     pub entropy: Entropy,
+    /// Marketplace and arbitrator.
+    pub services: market::Services,
 }
 
 impl fmt::Debug for Host {
@@ -240,6 +242,7 @@ async fn start(config: Config, clock: Clock) -> Result<Node, Error> {
     let bind = config.api.bind;
     let doors = Arc::new(UnixDoors::new(state.join("tenants")));
     let transport = Arc::new(endpoint);
+    let services = market::Services::of(&config)?;
     let host = Host {
         config,
         clock,
@@ -255,6 +258,7 @@ async fn start(config: Config, clock: Clock) -> Result<Node, Error> {
         transport,
         addresses,
         entropy: os_entropy(),
+        services,
     };
     let running = assemble(host, gateways).await?;
     let api_error = |source| Error::Api { address: bind, source };
@@ -276,8 +280,9 @@ async fn open_endpoint(config: &Config, identity: &Identity, addresses: AddressB
 /// # Errors
 /// [`Error`] if a part cannot start.
 pub async fn assemble<S: Socket>(host: Host, gateways: Option<S>) -> Result<Running, Error> {
-    let Host { votes, doors, transport, entropy, .. } = &host;
+    let Host { votes, doors, transport, entropy, services, .. } = &host;
     let (votes, doors, transport, entropy) = (Arc::clone(votes), Arc::clone(doors), Arc::clone(transport), Arc::clone(entropy));
+    let services = services.clone();
     let core = core(host).await?;
     let reserved = ReservedByGroup::default();
     let mut setup = Setup::new(Arc::clone(&transport), core.identity.keypair.clone(), core.clock.clone(), Arc::clone(&votes));
@@ -296,7 +301,7 @@ pub async fn assemble<S: Socket>(host: Host, gateways: Option<S>) -> Result<Runn
         _ => None,
     };
     let context = edge2edge::http::Context { parts: parts.clone(), core: Arc::clone(&core), inbox: inbox.clone() };
-    let agent = market::Agent::start(Arc::clone(&core))?;
+    let agent = market::Agent::start_with(Arc::clone(&core), services);
     // Fallbacks of merged routers would clash: only the first has one.
     transport.serve(edge2edge::http::router(context).merge(market::router(&agent)).merge(custody_router));
     start_side_tasks(&core, parts.clone());

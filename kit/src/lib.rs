@@ -18,4 +18,5 @@ pub mod problem;
 pub mod small_disk;
 pub mod task;
 pub mod telemetry;
+pub mod wire;
 pub mod work;

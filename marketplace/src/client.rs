@@ -1,14 +1,18 @@
 //! The typed client. Writes are signed statements and idempotent: after a lost answer, send the same again.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::{Body, BodyDataStream};
+use axum::http::{Request, Response};
 use contracts::envelope::Envelope;
 use contracts::ids::{NodeId, StatementId};
 use futures_util::StreamExt as _;
 use kit::problem::Problem;
-use reqwest::header::ACCEPT;
-use reqwest::{Method, RequestBuilder, Response};
+use kit::wire::{Lost, Wire};
+use reqwest::Method;
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use serde::de::DeserializeOwned;
 
 use crate::resource::{Event, Listing, ListingKind, ListingState, Marketplace, Match, MatchState, Node, Page, Statistics};
@@ -35,6 +39,10 @@ pub enum Error {
     Problem(#[from] Problem),
     #[error("the marketplace was not reached")]
     Transport(#[from] reqwest::Error),
+    #[error("the marketplace was not reached")]
+    Lost(#[from] Lost),
+    #[error("the marketplace's answer broke off")]
+    Broken(#[from] axum::Error),
     #[error("the marketplace's address is not usable: {0}")]
     Address(String),
     #[error("the marketplace's answer is not what was asked for: {0}")]
@@ -48,7 +56,7 @@ impl Error {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Transport(_) | Self::TimedOut(_) => true,
+            Self::Transport(_) | Self::Lost(_) | Self::Broken(_) | Self::TimedOut(_) => true,
             Self::Problem(problem) => {
                 ["too-many-requests", "unavailable", "internal", "request-timeout"].contains(&problem.name())
             }
@@ -61,7 +69,14 @@ impl Error {
 #[derive(Debug, Clone)]
 pub struct Client {
     base: reqwest::Url,
-    http: reqwest::Client,
+    way: Way,
+}
+
+/// How requests get there.
+#[derive(Debug, Clone)]
+enum Way {
+    Http(reqwest::Client),
+    Wire(Arc<dyn Wire>),
 }
 
 impl Client {
@@ -80,7 +95,16 @@ impl Client {
             "https" => builder,
             other => return Err(Error::Address(format!("scheme {other}, wanted http or https"))),
         };
-        Ok(Self { base, http: builder.build()? })
+        Ok(Self { base, way: Way::Http(builder.build()?) })
+    }
+
+    /// For a marketplace at the other end of a wire, in the same process.
+    ///
+    /// # Errors
+    /// Never: the base URL is a constant.
+    pub fn over(wire: Arc<dyn Wire>) -> Result<Self, Error> {
+        let base = "http://marketplace.invalid".parse().map_err(|e| Error::Address(format!("{e}")))?;
+        Ok(Self { base, way: Way::Wire(wire) })
     }
 
     /// Who the marketplace is: its key signs the matches.
@@ -201,11 +225,12 @@ impl Client {
     /// [`Error`]; the problem `events-gone` if events after that one are not kept.
     pub async fn events(&self, node: Option<NodeId>, after: Option<u64>) -> Result<EventStream, Error> {
         let query = [("node", node.map(|n| n.to_string())), ("after", after.map(|a| a.to_string()))];
-        let request = self.http.get(self.url("/v1/events", &query)?).header(ACCEPT, "text/event-stream");
-        let response =
-            tokio::time::timeout(ANSWER_TIMEOUT, request.send()).await.map_err(|_| Error::TimedOut(ANSWER_TIMEOUT))??;
+        let url = self.url("/v1/events", &query)?;
+        let call = self.call(Method::GET, url, "text/event-stream", None);
+        let response = tokio::time::timeout(ANSWER_TIMEOUT, call).await.map_err(|_| Error::TimedOut(ANSWER_TIMEOUT))??;
         if response.status().is_success() {
-            return Ok(EventStream { body: Box::pin(response.bytes_stream()), buffer: Vec::new(), waiting: VecDeque::new() });
+            let body = response.into_body().into_data_stream();
+            return Ok(EventStream { body, buffer: Vec::new(), waiting: VecDeque::new() });
         }
         Err(refusal(response).await)
     }
@@ -256,11 +281,55 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, Option<String>)]) -> Result<T, Error> {
-        answer(self.http.get(self.url(path, query)?)).await
+        self.answer(Method::GET, self.url(path, query)?, None).await
     }
 
     async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, statement: &Envelope) -> Result<T, Error> {
-        answer(self.http.request(method, self.url(path, &[])?).json(statement)).await
+        self.answer(method, self.url(path, &[])?, Some(statement)).await
+    }
+
+    async fn answer<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        url: reqwest::Url,
+        statement: Option<&Envelope>,
+    ) -> Result<T, Error> {
+        let answered = async {
+            let response = self.call(method, url, "application/json", statement).await?;
+            if !response.status().is_success() {
+                return Err(refusal(response).await);
+            }
+            let body = read_body(response).await?;
+            serde_json::from_slice(&body).map_err(|e| Error::Answer(e.to_string()))
+        };
+        tokio::time::timeout(ANSWER_TIMEOUT, answered).await.map_err(|_| Error::TimedOut(ANSWER_TIMEOUT))?
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        url: reqwest::Url,
+        accept: &'static str,
+        statement: Option<&Envelope>,
+    ) -> Result<Response<Body>, Error> {
+        match &self.way {
+            Way::Http(http) => {
+                let request = http.request(method, url).header(ACCEPT, accept);
+                let request = if let Some(statement) = statement { request.json(statement) } else { request };
+                let response = request.send().await?;
+                let status = response.status();
+                let mut answer = Response::new(Body::from_stream(response.bytes_stream()));
+                *answer.status_mut() = status;
+                Ok(answer)
+            }
+            Way::Wire(wire) => {
+                let path = url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
+                let json = statement.map(serde_json::to_vec).transpose().map_err(|e| Error::Answer(e.to_string()))?;
+                let request = Request::builder().method(method).uri(path).header(ACCEPT, accept);
+                let request = request.header(CONTENT_TYPE, "application/json").body(Body::from(json.unwrap_or_default()));
+                Ok(wire.send(request.map_err(|e| Error::Address(e.to_string()))?).await?)
+            }
+        }
     }
 
     async fn list<T: DeserializeOwned>(&self, path: &str, filters: &[(&str, Option<String>)]) -> Result<Vec<T>, Error> {
@@ -278,17 +347,8 @@ impl Client {
     }
 }
 
-async fn answer<T: DeserializeOwned>(request: RequestBuilder) -> Result<T, Error> {
-    let response = request.timeout(ANSWER_TIMEOUT).send().await?;
-    if !response.status().is_success() {
-        return Err(refusal(response).await);
-    }
-    let body = read_body(response).await?;
-    serde_json::from_slice(&body).map_err(|e| Error::Answer(e.to_string()))
-}
-
 /// The problem document of an answer that is none of success.
-async fn refusal(response: Response) -> Error {
+async fn refusal(response: Response<Body>) -> Error {
     let status = response.status();
     match read_body(response).await {
         Ok(body) => match serde_json::from_slice::<Problem>(&body) {
@@ -299,9 +359,9 @@ async fn refusal(response: Response) -> Error {
     }
 }
 
-async fn read_body(response: Response) -> Result<Vec<u8>, Error> {
+async fn read_body(response: Response<Body>) -> Result<Vec<u8>, Error> {
     let mut body = Vec::new();
-    let mut chunks = response.bytes_stream();
+    let mut chunks = response.into_body().into_data_stream();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
         if body.len() + chunk.len() > ANSWER_BYTES_MAX {
@@ -314,7 +374,7 @@ async fn read_body(response: Response) -> Result<Vec<u8>, Error> {
 
 /// Events as they happen. After an error or the end, open another one after the last event seen.
 pub struct EventStream {
-    body: std::pin::Pin<Box<dyn futures_util::Stream<Item = reqwest::Result<axum::body::Bytes>> + Send>>,
+    body: BodyDataStream,
     buffer: Vec<u8>,
     waiting: VecDeque<Event>,
 }
@@ -329,7 +389,7 @@ impl EventStream {
     /// The next event; `None` if the marketplace ended the stream.
     ///
     /// # Errors
-    /// [`Error::Transport`] if the connection broke, [`Error::Answer`] if it is no event stream.
+    /// [`Error::Broken`] if the connection broke, [`Error::Answer`] if it is no event stream.
     pub async fn next(&mut self) -> Result<Option<Event>, Error> {
         loop {
             if let Some(event) = self.waiting.pop_front() {

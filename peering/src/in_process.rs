@@ -125,7 +125,7 @@ impl Network {
     }
 
     /// Waits out the delay of one message; false if it is lost.
-    async fn pass(&self, from: NodeId, to: NodeId, kind: Kind) -> bool {
+    pub async fn pass(&self, from: NodeId, to: NodeId, kind: Kind) -> bool {
         match self.passage(&Message { from, to, kind, bytes: 0 }) {
             Passage::Delivered => true,
             Passage::Lost => false,

@@ -16,6 +16,9 @@ const TTLS: std::ops::Range<u64> = 6..25;
 /// In one of so many scenarios the customer's edge is lost for good, with its disk.
 const DESTROYED_EVERY: u64 = 10;
 
+/// In one of so many scenarios the contract comes of the market.
+const MARKET_EVERY: u64 = 8;
+
 /// The scenario of a seed: the same in every version that does not change this function.
 #[must_use]
 pub fn scenario(seed: u64) -> Script {
@@ -48,13 +51,26 @@ pub fn scenario(seed: u64) -> Script {
             script.steps.push(Step { at_ms: (at_ms + after_ms).min(length_ms), fault });
         }
     }
-    if seed % DESTROYED_EVERY == 0 {
+    if seed.is_multiple_of(DESTROYED_EVERY) {
         // With randomness of its own: other seeds stay what they are.
         let at_ms = ChaCha8Rng::seed_from_u64(!seed).random_range(0..length_ms);
         script.steps.push(Step { at_ms, fault: Fault::Destroy(Machine::Rio) });
     }
+    if seed % MARKET_EVERY == MARKET_EVERY - 1 {
+        make_market(&mut script);
+    }
     script.steps.sort_by_key(|step| step.at_ms);
     script
+}
+
+/// The contract comes of the market, whose marketplace is away for a while. Clocks are not set: listings and contracts have a term.
+fn make_market(script: &mut Script) {
+    let mut rng = ChaCha8Rng::seed_from_u64(!script.seed);
+    script.market = true;
+    script.steps.retain(|step| !matches!(step.fault, Fault::SetClock(..)));
+    let closed_ms = rng.random_range(0..script.length_ms);
+    script.steps.push(Step { at_ms: closed_ms, fault: Fault::CloseMarketplace });
+    script.steps.push(Step { at_ms: rng.random_range(closed_ms..=script.length_ms), fault: Fault::OpenMarketplace });
 }
 
 /// A day of leases, without motes, over a cellular link of the customer that stalls fifty times for two to five seconds.

@@ -13,10 +13,11 @@
 //! | [`machine`] | a machine: clock, disks, and the process that runs on it |
 //! | [`check`] | what must hold at every instant, and the judgement at the end |
 //! | [`shrink`] | the shortest script that still fails |
+//! | `market` | marketplace and arbitrator behind the nodes' own clients, the owners' policies, contracts and money judged |
 //! | [`clock`], [`network`], [`udp`], [`engine`] | the simulated machine parts |
 //!
 //! # What is deliberately absent
-//! The marketplace and the negotiation (a contract is in force from the start), QUIC itself (messages are lost, late, doubled and
+//! HTTP itself (requests of the nodes' clients call the routers of marketplace and arbitrator), QUIC itself (messages are lost, late, doubled and
 //! reordered as datagrams; requests are repeated like streams), the file system below the database, several threads.
 
 pub mod check;
@@ -24,6 +25,7 @@ pub mod clock;
 pub mod engine;
 pub mod generate;
 pub mod machine;
+mod market;
 pub mod network;
 mod nodes;
 mod parties;

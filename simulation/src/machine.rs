@@ -188,6 +188,8 @@ pub struct Hardware {
     pub lives: Vec<Life>,
     /// No process ever runs here again.
     pub is_destroyed: bool,
+    /// Nothing is owed of what it hears: contracts come and go.
+    pub owes_nothing: bool,
 }
 
 impl Hardware {
@@ -199,7 +201,11 @@ impl Hardware {
 
     /// Its frames are owed from now on, unless its disk takes nothing.
     pub fn begin_life(&mut self, now_ms: u64) {
-        if !self.disk.is_full() && !self.is_destroyed && self.lives.last().is_none_or(|(_, to)| to.is_some()) {
+        if !self.disk.is_full()
+            && !self.is_destroyed
+            && !self.owes_nothing
+            && self.lives.last().is_none_or(|(_, to)| to.is_some())
+        {
             self.lives.push((now_ms, None));
         }
     }

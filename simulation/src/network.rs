@@ -42,6 +42,8 @@ impl Default for Link {
 struct State {
     rng: ChaCha8Rng,
     usual: Link,
+    /// Addresses that are on another's machine.
+    aliases: BTreeMap<NodeId, NodeId>,
     links: BTreeMap<(NodeId, NodeId), Link>,
     cut: BTreeMap<(NodeId, NodeId), ()>,
     /// Until when a link of limited bandwidth is busy.
@@ -58,7 +60,15 @@ impl Links {
     #[must_use]
     pub fn new(seed: u64, usual: Link) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(seed);
-        let state = State { rng, usual, links: BTreeMap::new(), cut: BTreeMap::new(), busy_until: BTreeMap::new(), sent: (0, 0) };
+        let state = State {
+            rng,
+            usual,
+            aliases: BTreeMap::new(),
+            links: BTreeMap::new(),
+            cut: BTreeMap::new(),
+            busy_until: BTreeMap::new(),
+            sent: (0, 0),
+        };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -69,6 +79,11 @@ impl Links {
     /// All links are like this, except those that were set apart.
     pub fn set_usual(&self, link: Link) {
         self.state().usual = link;
+    }
+
+    /// These addresses are reached over the links of others.
+    pub fn set_aliases(&self, aliases: BTreeMap<NodeId, NodeId>) {
+        self.state().aliases = aliases;
     }
 
     /// One direction is like this.
@@ -114,7 +129,8 @@ impl Links {
 
 impl State {
     fn passage(&mut self, message: &Message) -> Passage {
-        let way = (message.from, message.to);
+        let place = |node: NodeId| self.aliases.get(&node).copied().unwrap_or(node);
+        let way = (place(message.from), place(message.to));
         if message.kind == Kind::Datagram {
             self.sent = (self.sent.0 + message.bytes as u64, self.sent.1 + 1);
         }

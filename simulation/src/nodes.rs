@@ -25,7 +25,7 @@ use crate::engine::{Simulated, Street};
 use crate::machine::{Disk, Hardware, Machine};
 use crate::votes::Votes;
 use crate::world::World;
-use crate::{parties, udp};
+use crate::{market, parties, udp};
 
 const CONTENT_BYTES_MAX: u64 = 64 << 20;
 /// The arbitrator looks so often at what is due.
@@ -53,6 +53,7 @@ impl Hardware {
             running: Arc::default(),
             lives: Vec::new(),
             is_destroyed: false,
+            owes_nothing: false,
         }
     }
 }
@@ -67,6 +68,8 @@ struct Parts {
     network: peering::in_process::Network,
     entropy: Entropy,
     cloud: NodeId,
+    arbitrator: NodeId,
+    script: crate::script::Script,
 }
 
 impl World {
@@ -119,6 +122,8 @@ impl World {
             network: self.network.clone(),
             entropy: self.entropy(machine),
             cloud: self.node_id(Machine::Cloud),
+            arbitrator: self.node_id(Machine::Arbitrator),
+            script: self.script.clone(),
         };
         process.run(async move {
             let (checker, machine, slot) = (parts.world.clone(), parts.machine, Arc::clone(&parts.running));
@@ -138,6 +143,7 @@ impl World {
         let parts = parties::arbitrator_parts(&self.arbitrator_store, &self.machines);
         let (network, node) = (self.network.clone(), self.node_id(Machine::Arbitrator));
         let (clock, entropy, checker) = (parts.clock.clone(), self.entropy(Machine::Arbitrator), self.checker.clone());
+        let has_market = self.script.market;
         process.run(async move {
             let keypair = parts.keypair.clone();
             let started = async {
@@ -151,6 +157,11 @@ impl World {
             match started.await {
                 Ok((service, witness)) => {
                     let (_stop, stopping) = watch::channel(false);
+                    if has_market {
+                        let limits = arbitrator::config::Limits::default();
+                        let app = arbitrator::http::App::new(Arc::clone(&service), limits, stopping.clone());
+                        network.join(market::arbitrator_http_id()).serve(arbitrator::http::router(app));
+                    }
                     kit::task::spawn(witness.run(ARBITRATOR_TICK, stopping.clone()));
                     service.run_ticks(ARBITRATOR_TICK, stopping).await;
                 }
@@ -167,7 +178,9 @@ impl World {
         loop {
             if let Some(running) = self.machines[&machine].node_running() {
                 let Some(parts) = &running.parts else { return };
-                if parts.bridge.stats().await.is_ok_and(|stats| stats.sessions >= motes) {
+                // Without a contract an insurer knows nothing of anybody's devices.
+                let need_not_know = self.machines[&machine].owes_nothing;
+                if need_not_know || parts.bridge.stats().await.is_ok_and(|stats| stats.sessions >= motes) {
                     break;
                 }
             }
@@ -195,6 +208,9 @@ impl World {
             *hardware.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.checker.set_running(machine, None);
             self.network.leave(node);
+            if machine == Machine::Arbitrator {
+                self.network.leave(market::arbitrator_http_id());
+            }
         }
     }
 
@@ -211,19 +227,23 @@ impl World {
     }
 }
 
-fn config(machine: Machine, cloud: NodeId, state_directory: std::path::PathBuf) -> Config {
+fn config(parts: &Parts, state_directory: std::path::PathBuf) -> Config {
+    let machine = parts.machine;
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let url = |name: &str| format!("http://{name}.invalid");
+    let has_market = parts.script.market;
+    let central = config::Arbitrator { node: parts.arbitrator, url: url("arbitrator") };
     Config {
         name: machine.name().to_owned(),
         role: parties::role(machine),
         state_directory,
         owner_key_file: None,
-        position: None,
+        position: has_market.then_some(market::POSITION),
         peering: config::Peering { bind: any, announce: Vec::new() },
         api: config::Api { bind: any },
-        marketplace: None,
-        arbitrator: None,
-        cloud: (parties::role(machine) == Role::Edge).then_some(cloud),
+        marketplace: has_market.then(|| config::Url { url: url("marketplace") }),
+        arbitrator: has_market.then_some(central),
+        cloud: (parties::role(machine) == Role::Edge).then_some(parts.cloud),
         lora: Machine::EDGES.contains(&machine).then(|| config::Lora { bind: machine.gateway_address() }),
         engine: config::Engine::default(),
         policy_file: None,
@@ -233,18 +253,21 @@ fn config(machine: Machine, cloud: NodeId, state_directory: std::path::PathBuf) 
 
 async fn run_node(parts: Parts, socket: Option<udp::Socket>) -> Result<Running, node::Error> {
     let machine = parts.machine;
+    let config = config(&parts, parts.hardware.3.join("state"));
     let (clock, disk, votes, content) = parts.hardware;
     let keypair = parties::keypair(machine.number());
     let transport: Arc<dyn Transport> = Arc::new(parts.network.join(keypair.node_id()));
+    let services =
+        if parts.script.market { market::services(&transport, &parts.network) } else { edge_node::market::Services::default() };
     let street = Street::default();
     let is_edge = Machine::EDGES.contains(&machine);
     let orchestrator = is_edge.then(|| Orchestrator::start(Arc::new(Simulated::new(street.clone()))));
     let host = Host {
-        config: config(machine, parts.cloud, content.join("state")),
+        config,
         clock: clock.clock(),
         identity: Identity { keypair, unsealing: parties::unsealing(machine) },
         record: parties::record(machine),
-        policy: None,
+        policy: market::policy(&parts.script, machine),
         store: Store::memory(disk.database()),
         votes: Arc::new(votes),
         content: BlockStore::open(content, CONTENT_BYTES_MAX).await?,
@@ -254,6 +277,7 @@ async fn run_node(parts: Parts, socket: Option<udp::Socket>) -> Result<Running, 
         transport,
         addresses: AddressBook::new(),
         entropy: parts.entropy,
+        services,
     };
     node::assemble(host, socket).await
 }

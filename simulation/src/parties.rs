@@ -9,7 +9,7 @@ use contracts::blueprint::{Activation, Blueprint, Service as Image};
 use contracts::contract::{Contract, Money, Party, State, Terms};
 use contracts::envelope::{Envelope, Keypair};
 use contracts::evidence::{Deposit, ReadinessAnswer};
-use contracts::ids::{ContractId, DevEui};
+use contracts::ids::{ContractId, DevEui, OwnerId};
 use contracts::money::{Amount, Currency};
 use contracts::node_record::{NodeRecord, Role};
 use contracts::resources::Resources;
@@ -164,7 +164,7 @@ fn blueprint(any_cid: &str) -> Blueprint {
     }
 }
 
-fn terms(script: &Script) -> Terms {
+pub(crate) fn terms(script: &Script) -> Terms {
     Terms {
         ttl: ttl(script),
         deadline: ttl(script) * 3,
@@ -205,8 +205,27 @@ pub(crate) fn arbitrator_parts(store: &Arc<Memory>, machines: &Machines) -> Part
     }
 }
 
-/// Money on both accounts, the contract in force and armed, at the arbitrator and on the disks of all that it concerns.
-pub(crate) async fn sign_and_fund(deal: &Deal, machines: &Machines, store: &Arc<Memory>) {
+/// The owners with money: the customer's and the provider's.
+pub(crate) fn paying_owners() -> [OwnerId; 2] {
+    [CUSTOMER_OWNER, PROVIDER_OWNER].map(|number| keypair(number).owner_id())
+}
+
+/// What the customer's service runs on, as the market moves it: the image is content of the customer's machine.
+pub(crate) async fn store_image(deal: &mut Deal, machines: &Machines) {
+    let content =
+        BlockStore::open(machines[&Machine::Rio].content.path(), CONTENT_BYTES_MAX).await.expect("a directory in memory");
+    let image = content.add(b"an image".as_slice(), "own service lora").await.expect("room for an image");
+    for service in &mut deal.service.blueprint.services {
+        service.image = image.to_string();
+    }
+    deal.service.blueprint.needs = Resources::default();
+    for machine in Machine::ALL {
+        std::fs::create_dir_all(machines[&machine].content.path().join("state")).expect("a directory in memory");
+    }
+}
+
+/// Money on both accounts; without a market also the contract, in force and armed, at the arbitrator and on the disks of all that it concerns.
+pub(crate) async fn sign_and_fund(deal: &Deal, machines: &Machines, store: &Arc<Memory>, has_market: bool) {
     let service = Service::new(arbitrator_parts(store, machines)).await.expect("an empty store");
     let arbitrator = machines[&Machine::Arbitrator].node;
     for (number, nonce) in [(CUSTOMER_OWNER, 1), (PROVIDER_OWNER, 2)] {
@@ -220,6 +239,9 @@ pub(crate) async fn sign_and_fund(deal: &Deal, machines: &Machines, store: &Arc<
             valid_until: crate::clock::WALL_START + DAY,
         };
         service.take_order(Envelope::sign(&order, &keypair(OPERATOR))).await.expect("a deposit by the operator");
+    }
+    if has_market {
+        return;
     }
     let records = Machine::ALL.map(record).to_vec();
     let of_parties = vec![record(Machine::Rio), record(Machine::Patras)];

@@ -33,6 +33,8 @@ pub struct Script {
     pub ttl_ms: u64,
     /// How long the customer must be back before custody is given back.
     pub quiet_ms: u64,
+    /// The contract comes of marketplace, negotiation and arbitrator; else one is in force from the start.
+    pub market: bool,
     pub motes: u32,
     /// Uplinks per 1,000 s of all motes together; 0: no radio at all, only lease traffic.
     pub uplinks_per_1000_s: u64,
@@ -76,6 +78,7 @@ impl Default for Script {
             seed: 1,
             ttl_ms: 1_000,
             quiet_ms: 1_000,
+            market: false,
             motes: 10,
             uplinks_per_1000_s: 5_000,
             confirmed_percent: 10,
@@ -108,6 +111,9 @@ pub enum Fault {
     Start(Machine),
     /// The machine burns down, its disk too; nothing starts there again. Only the customer's edge: its insurer and the witness are left.
     Destroy(Machine),
+    /// The marketplace's process dies; another starts. Nothing in a scenario without a market.
+    CloseMarketplace,
+    OpenMarketplace,
     /// The process is asked to end, and gets the time that it takes.
     ShutDown(Machine),
     /// The process stands still; its clock goes on.
@@ -146,6 +152,8 @@ pub struct Expect {
     pub undisturbed: bool,
     /// From the first step to the insurer's custody at the most.
     pub takeover_ms_max: Option<u64>,
+    /// Contracts that came into force, in a scenario with a market.
+    pub contracts: Option<usize>,
 }
 
 impl Script {

@@ -22,18 +22,20 @@ use crate::machine::{Hardware, Machine, Machines};
 use crate::network::Links;
 use crate::script::{Fault, Script};
 use crate::udp::Udp;
-use crate::{nodes, parties};
+use crate::{market, nodes, parties};
 
 /// The first custody must stand within this time.
 const FIRST_CUSTODY: Duration = Duration::from_secs(30);
+/// The first contract must come of the market, and custody of it, within this time.
+const FIRST_CONTRACT: Duration = Duration::from_secs(180);
 /// After all is mended, everything must be where it belongs within this time.
-const SETTLE: Duration = Duration::from_secs(180);
+pub(crate) const SETTLE: Duration = Duration::from_secs(180);
 /// Confirmed uplinks under way at the end are given so long.
 const RADIO_DRAIN: Duration = Duration::from_secs(10);
 /// A service manager starts a process that died again after this time.
 const RESTART_AFTER: Duration = Duration::from_millis(300);
 /// Between two looks at something that has no signal.
-const POLL: Duration = Duration::from_millis(20);
+pub(crate) const POLL: Duration = Duration::from_millis(20);
 /// What waited for a machine that is back is on its disk after this time.
 const SAFE_AFTER_MS: u64 = 3_000;
 /// A frame waits for two writes under way (of the bridge's consumer and of the log), then for its own, each of which may wait for one more.
@@ -107,6 +109,8 @@ pub(crate) struct World {
     pub(crate) checker: Checker,
     pub(crate) deal: parties::Deal,
     pub(crate) arbitrator_store: Arc<arbitrator::store::Memory>,
+    pub(crate) marketplace_store: Arc<marketplace::store::Memory>,
+    pub(crate) marketplace: Option<kit::task::Process>,
     radio: Option<Radio>,
     ledger: Ledger,
     pub(crate) frozen_since_ms: BTreeMap<Machine, u64>,
@@ -123,15 +127,22 @@ impl World {
     async fn set_up(script: &Script) -> Self {
         let start = Instant::now();
         let fleet = motes::fleet::Fleet::new(script.seed, script.motes).expect("the script was checked");
-        let machines: Machines = Machine::ALL.into_iter().map(|machine| (machine, Hardware::new(machine, start))).collect();
-        let deal = parties::Deal::make(script, &machines, &fleet).await;
-        let checker = Checker::new(start, deal.contract.group);
+        let mut machines: Machines = Machine::ALL.into_iter().map(|machine| (machine, Hardware::new(machine, start))).collect();
+        let mut deal = parties::Deal::make(script, &machines, &fleet).await;
+        if script.market {
+            parties::store_image(&mut deal, &machines).await;
+            machines.get_mut(&Machine::Patras).expect("all machines are there").owes_nothing = true;
+        }
+        let checker = Checker::new(start, deal.contract.group, script.market);
         let links = Links::new(script.seed, script.link);
+        // Both services are on the arbitrator's machine.
+        let central = machines[&Machine::Arbitrator].node;
+        links.set_aliases([market::marketplace_id(), market::arbitrator_http_id()].map(|id| (id, central)).into());
         let network = Network::new(machines[&Machine::Arbitrator].clock.clock());
         let looking = checker.clone();
         network.set_faults(links.faults(move || looking.look()));
         let arbitrator_store = Arc::new(arbitrator::store::Memory::default());
-        parties::sign_and_fund(&deal, &machines, &arbitrator_store).await;
+        parties::sign_and_fund(&deal, &machines, &arbitrator_store, script.market).await;
         Self {
             script: script.clone(),
             start,
@@ -142,6 +153,8 @@ impl World {
             checker,
             deal,
             arbitrator_store,
+            marketplace_store: Arc::default(),
+            marketplace: None,
             radio: None,
             ledger: Ledger::in_memory(),
             frozen_since_ms: BTreeMap::new(),
@@ -165,12 +178,15 @@ impl World {
     }
 
     async fn play(mut self) -> Outcome {
+        self.open_marketplace();
         for machine in Machine::ALL {
             self.start_machine(machine).await;
         }
-        let custody_is_settled = self.wait(FIRST_CUSTODY, |world| world.is_settled()).await;
+        let bound = if self.script.market { FIRST_CONTRACT } else { FIRST_CUSTODY };
+        let custody_is_settled = self.wait(bound, |world| world.is_settled()).await;
         if !custody_is_settled {
             self.checker.violate("the first custody does not stand".to_owned());
+            self.log_market();
             return self.finish(None);
         }
         self.start_radio().await;
@@ -225,7 +241,14 @@ impl World {
 
     /// The customer holds (the insurer if the customer is gone for good), and both take part.
     fn is_settled(&self) -> bool {
-        let takes_part = |machine| self.machines[machine].lives.last().is_some_and(|(_, to)| to.is_none());
+        let takes_part = |machine| {
+            let hardware = &self.machines[machine];
+            let is_up = hardware.owes_nothing && hardware.node_running().is_some();
+            is_up || hardware.lives.last().is_some_and(|(_, to)| to.is_none())
+        };
+        if self.script.market && !self.is_insured() {
+            return false;
+        }
         let edges: Vec<Machine> = self.edges().collect();
         edges.iter().all(takes_part) && self.checker.holder().map(|(holder, _)| holder) == edges.first().copied()
     }
@@ -261,6 +284,8 @@ impl World {
         match fault {
             Fault::Kill(machine) => self.kill_machine(*machine),
             Fault::Destroy(machine) => self.destroy(*machine),
+            Fault::CloseMarketplace => self.close_marketplace(),
+            Fault::OpenMarketplace => self.open_marketplace(),
             Fault::Start(machine) => self.start_machine(*machine).await,
             Fault::ShutDown(machine) => self.shut_down_machine(*machine).await,
             Fault::Freeze(machine) => self.freeze(*machine),
@@ -382,8 +407,11 @@ impl World {
             self.thaw(machine);
             self.start_machine(machine).await;
         }
+        self.open_marketplace();
         let bound = Duration::from_millis(RECOVERY_TTLS * self.script.ttl_ms);
-        if !self.wait(bound, |world| world.checker.holder().is_some()).await {
+        // Without a contract in force nobody needs a lease.
+        let somebody_serves = |world: &mut Self| world.checker.holder().is_some() || (world.script.market && !world.is_insured());
+        if !self.wait(bound, somebody_serves).await {
             self.checker.violate(format!("nobody holds {RECOVERY_TTLS} ttl after the last fault"));
         }
     }
@@ -393,6 +421,7 @@ impl World {
         if !self.wait(SETTLE, |world| world.is_settled()).await {
             self.checker.violate("the customer does not take custody back".to_owned());
             self.log_custody();
+            self.log_market();
         }
         let radio = self.radio.take()?;
         if let Err(error) = radio.drain(RADIO_DRAIN).await {
@@ -409,6 +438,9 @@ impl World {
                 break;
             }
             tokio::time::sleep(POLL).await;
+        }
+        if self.script.market {
+            self.settle_market().await;
         }
         Some(self.audit().await)
     }
@@ -526,6 +558,12 @@ impl World {
             (machine, (database - database_before, votes - votes_before))
         };
         let writes = Machine::ALL.map(since).into();
+        if let Some(process) = &self.marketplace {
+            process.kill();
+        }
+        for service in [market::marketplace_id(), market::arbitrator_http_id()] {
+            self.network.leave(service);
+        }
         let (log, violations) = self.checker.finish();
         Outcome {
             name: self.script.name.clone(),

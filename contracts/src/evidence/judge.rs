@@ -77,6 +77,9 @@ pub struct Granted {
 pub struct EarlyHandback {
     pub epoch: Epoch,
     pub held_at: WallTime,
+    /// It ended an activation; it is kept for reports from before it that are still on their way.
+    #[serde(default)]
+    pub is_applied: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -282,10 +285,13 @@ pub fn take(
             signed_by(report.node, contract.customer.node, "the customer")?;
             let at = within(next.serving_since, report.held_at, "held_at", now)?;
             if matches!(next.state, State::Standby { .. }) && next.served_epoch.is_none_or(|served| served < report.epoch) {
-                next.early_handback = Some(EarlyHandback { epoch: report.epoch, held_at: at });
+                next.early_handback = Some(EarlyHandback { epoch: report.epoch, held_at: at, is_applied: false });
                 Vec::new()
             } else {
-                handed_back(contract, &mut next, report.epoch, at, now)?
+                let effects = handed_back(contract, &mut next, report.epoch, at, now)?;
+                // Reports of what was before may still be on their way.
+                next.early_handback = Some(EarlyHandback { epoch: report.epoch, held_at: at, is_applied: true });
+                effects
             }
         }
         Item::Challenge(challenge) => challenged(contract, &mut next, challenge, now)?,
@@ -354,6 +360,12 @@ fn taken_over(contract: &Contract, next: &mut Standing, report: &TakeoverReport,
         next.served_epoch = next.served_epoch.max(Some(report.epoch));
         return Ok(Vec::new());
     }
+    let early = next.early_handback.filter(|early| early.epoch > report.epoch);
+    if early.is_some_and(|early| early.is_applied) {
+        // A report that was long on its way: what it began is over, and counted with the takeover that was told first.
+        next.served_epoch = next.served_epoch.max(Some(report.epoch));
+        return Ok(found.map(|rule| next.event(Event::BreachFound, rule, now)).transpose()?.unwrap_or_default());
+    }
     let resumed = matches!(next.state, State::TakenOver { .. });
     let mut effects = next.event(Event::TakenOver { epoch: report.epoch }, Rule::TermServed, now)?;
     next.served_epoch = next.served_epoch.max(Some(report.epoch));
@@ -361,7 +373,7 @@ fn taken_over(contract: &Contract, next: &mut Standing, report: &TakeoverReport,
         next.serving_since = Some(serving_at);
     }
     next.open_challenge = None;
-    let early = next.early_handback.take().filter(|early| early.epoch > report.epoch);
+    next.early_handback = early.map(|early| EarlyHandback { is_applied: true, ..early });
     match (found, early) {
         (Some(rule), _) => effects.extend(next.event(Event::BreachFound, rule, now)?),
         (None, Some(early)) => effects.extend(handed_back(contract, next, early.epoch, early.held_at, now)?),

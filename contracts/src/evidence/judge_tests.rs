@@ -175,6 +175,18 @@ fn each_rule_fires_on_its_evidence() {
             Some((Outcome::Honoured, Rule::ActivationsServed)),
         ),
         (
+            "a hand-back reported before two takeovers, one activation that is over",
+            vec![ready(), (handback(5, 9_100), 9_200), (takeover(2, 5_000, 5_100), 9_300), (takeover(4, 7_000, 7_050), 9_400)],
+            term,
+            Some((Outcome::Honoured, Rule::TermServed)),
+        ),
+        (
+            "a takeover reported after the hand-back that ended it",
+            vec![ready(), (takeover(2, 5_000, 5_100), 5_200), (handback(5, 9_100), 9_200), (takeover(4, 7_000, 7_050), 9_400)],
+            term,
+            Some((Outcome::Honoured, Rule::TermServed)),
+        ),
+        (
             "the term ends while it serves",
             vec![ready(), (takeover(2, 5_000, 5_100), 5_200)],
             term,
@@ -319,6 +331,10 @@ fn served_time_and_days_are_counted() {
     let received: Vec<Received> = lines.iter().map(|(evidence, ms)| (evidence.clone(), at(*ms))).collect();
     let verdict = judge(ID, &contract, START, &received, at(40_000)).expect("counts").expect("ended");
     assert_eq!((verdict.served, verdict.activations, verdict.standby_days), (Millis(3_900 + 9_950), 2, 1));
+    let late = [ready(), (handback(5, 9_100), 9_200), (takeover(2, 5_000, 5_100), 9_300), (takeover(4, 7_000, 7_050), 9_400)];
+    let received: Vec<Received> = late.iter().map(|(evidence, ms)| (evidence.clone(), at(*ms))).collect();
+    let verdict = judge(ID, &contract, START, &received, contract.valid_until).expect("counts").expect("ended");
+    assert_eq!((verdict.served, verdict.activations), (Millis(4_000), 1), "nothing is paid twice, and nothing on and on");
     let standing = Standing { standby_since: Some(START), ..Standing::enter(START).0 };
     assert_eq!([0, DAY_MS - 1, DAY_MS, 2 * DAY_MS].map(|ms| standing.standby_days(at(ms))), [1, 1, 2, 3]);
 }

@@ -23,6 +23,8 @@ struct Memory {
     serving: Option<Epoch>,
     /// The provider held custody since this node last did.
     provider_held: bool,
+    /// The epoch for which the arbitrator was told that custody is back.
+    reported: Option<Epoch>,
 }
 
 /// Runs until the contract has ended and the devices are served without a lease again.
@@ -106,6 +108,7 @@ impl Guard<'_> {
         let is_first = parts_never_voted(self.parts, group).await;
         let hold = join(self.parts, self.agreement).await?;
         let mut view = self.parts.custody.subscribe(group).ok_or(peering::custody::Error::UnknownGroup(group))?;
+        let mut agreements = self.parts.core.agreements.changed();
         let mut memory = Memory {
             provider_held: matches!(self.agreement.state, State::TakenOver { .. } | State::HandingBack { .. }),
             ..Memory::default()
@@ -119,6 +122,7 @@ impl Guard<'_> {
         }
         loop {
             let now = view.borrow_and_update().clone();
+            agreements.borrow_and_update();
             match now.role {
                 Role::Holder { epoch } => self.hold(epoch, &now, &mut memory, &hold).await?,
                 Role::Fenced { epoch } => self.stop_serving(epoch, Mode::Fenced, &mut memory).await?,
@@ -132,12 +136,15 @@ impl Guard<'_> {
                 // The driver starts it again once the disk takes votes.
                 Role::Stopped => self.stop_serving(now.voted_epoch, Mode::Following, &mut memory).await?,
             }
+            self.report_handback(&now, &mut memory);
             let provider = self.contract().provider.node;
             // Who lost a vote in a higher epoch stands by nobody, and the provider may hold all the same: it is asked.
             let may_follow = matches!(now.role, Role::Follower { holder, .. } if holder.is_none_or(|holder| holder == provider));
             tokio::select! {
                 biased;
                 changed = view.changed() => changed.map_err(|_| peering::custody::Error::UnknownGroup(group))?,
+                // An error means that the node ends.
+                Ok(()) = agreements.changed(), if memory.serving.is_some() => {}
                 () = returning::catch_up(self.parts, self.contract(), &self.provider_holds), if may_follow => {}
             }
         }
@@ -161,21 +168,46 @@ impl Guard<'_> {
         self.parts.leases.set_held(group, hold.clone());
         self.serves.send_replace(true);
         memory.serving = Some(epoch);
-        let certificate = view.certificate.clone();
         self.parts.core.timeline.push(Won::of(&self.parts.core.clock, view).event(group, epoch, view));
         if std::mem::take(&mut memory.provider_held) {
             self.parts.core.timeline.push(Event::HandedBack { group, epoch });
-            let report = HandbackReport {
-                contract: self.agreement.id,
-                group,
-                node: self.parts.core.me(),
-                epoch,
-                certificate: certificate.map(|c| c.to_bytes()).unwrap_or_default(),
-                held_at: self.parts.core.clock.wall(),
-            };
-            crate::market::evidence::post(&self.parts.core, Envelope::sign(&report, &self.parts.core.identity.keypair));
+            self.post_handback(epoch, view, memory);
         }
         Ok(())
+    }
+
+    /// By the arbitrator's word the provider serves in an epoch before ours: it was not told that custody is back, or this node did not know
+    /// that it had been away (it was frozen, cut off or dead meanwhile).
+    fn report_handback(&self, view: &CustodyView, memory: &mut Memory) {
+        let Some(epoch) = memory.serving.filter(|epoch| memory.reported != Some(*epoch)) else { return };
+        let told = match self.parts.core.agreements.get(self.agreement.id).map(|agreement| agreement.state) {
+            Some(State::TakenOver { epoch: theirs, .. } | State::HandingBack { epoch: theirs, .. }) => theirs,
+            Some(
+                State::Proposed
+                | State::Agreed
+                | State::Preparing
+                | State::Standby { .. }
+                | State::Disputed { .. }
+                | State::Ended { .. },
+            )
+            | None => return,
+        };
+        if told < epoch {
+            self.post_handback(epoch, view, memory);
+        }
+    }
+
+    fn post_handback(&self, epoch: Epoch, view: &CustodyView, memory: &mut Memory) {
+        memory.reported = Some(epoch);
+        let report = HandbackReport {
+            contract: self.agreement.id,
+            group: self.contract().group,
+            node: self.parts.core.me(),
+            epoch,
+            certificate: view.certificate.as_ref().map(|c| c.to_bytes()).unwrap_or_default(),
+            held_at: Won::of(&self.parts.core.clock, view).certified_at,
+        };
+        crate::market::evidence::post(&self.parts.core, Envelope::sign(&report, &self.parts.core.identity.keypair));
     }
 
     async fn stop_serving(&self, epoch: Epoch, mode: Mode, memory: &mut Memory) -> Result<(), Error> {

@@ -98,9 +98,17 @@ pub(super) async fn send_all(core: &Core, client: Client) {
     }
 }
 
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
+    kit::task::blocking(work).await.map_err(std::io::Error::other)?
+}
+
 async fn send_waiting(directory: &Path, client: &Client) -> Result<(), super::Error> {
     for path in waiting(directory)? {
-        let json = tokio::fs::read(&path).await?;
+        let json = on_disk({
+            let path = path.clone();
+            move || std::fs::read(path)
+        })
+        .await?;
         let read =
             serde_json::from_slice::<Envelope>(&json).ok().and_then(|envelope| Some((Evidence::read(&envelope).ok()?, envelope)));
         match read {
@@ -115,7 +123,7 @@ async fn send_waiting(directory: &Path, client: &Client) -> Result<(), super::Er
             }
             None => tracing::error!(path = %path.display(), "this is no evidence; it is removed"),
         }
-        tokio::fs::remove_file(&path).await?;
+        on_disk(move || std::fs::remove_file(path)).await?;
     }
     Ok(())
 }

@@ -40,6 +40,7 @@ use serde::Serialize;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use crate::config::Config;
 use crate::core::Core;
 use crate::dmu::estimate::Estimate;
 use crate::timeline::Event;
@@ -53,6 +54,25 @@ use view::View;
 /// Starts agents.
 #[derive(Debug, Clone, Copy)]
 pub struct Agent;
+
+/// The central services that a node talks to; those that are absent rest.
+#[derive(Debug, Clone, Default)]
+pub struct Services {
+    pub marketplace: Option<marketplace::client::Client>,
+    pub arbitrator: Option<::arbitrator::Client>,
+}
+
+impl Services {
+    /// Those that a configuration names, over HTTP.
+    ///
+    /// # Errors
+    /// An address in the configuration is no address.
+    pub fn of(config: &Config) -> Result<Self, Error> {
+        let marketplace = config.marketplace.as_ref().map(|m| marketplace::client::Client::new(&m.url)).transpose()?;
+        let arbitrator = config.arbitrator.as_ref().map(|a| ::arbitrator::Client::new(&a.url)).transpose()?;
+        Ok(Self { marketplace, arbitrator })
+    }
+}
 
 /// A running agent; cheap to clone. It runs until [`AgentHandle::stop`] or the end of the runtime.
 #[derive(Debug, Clone)]
@@ -131,13 +151,19 @@ pub struct Status {
 }
 
 impl Agent {
-    /// Starts the agent of a node. Without marketplace, arbitrator or policy in the configuration the parts that need them rest.
+    /// Starts the agent of a node over HTTP. Without marketplace, arbitrator or policy in the configuration the parts that need them rest.
     ///
     /// # Errors
     /// An address in the configuration is no address.
     pub fn start(core: Arc<Core>) -> Result<AgentHandle, Error> {
-        let marketplace = core.config.marketplace.as_ref().map(|m| marketplace::client::Client::new(&m.url)).transpose()?;
-        let arbitrator = core.config.arbitrator.as_ref().map(|a| ::arbitrator::Client::new(&a.url)).transpose()?;
+        let services = Services::of(&core.config)?;
+        Ok(Self::start_with(core, services))
+    }
+
+    /// As [`Self::start`], with marketplace and arbitrator wherever they are.
+    #[must_use]
+    pub fn start_with(core: Arc<Core>, services: Services) -> AgentHandle {
+        let Services { marketplace, arbitrator } = services;
         let inner = Arc::new(Inner {
             core,
             marketplace,
@@ -164,7 +190,7 @@ impl Agent {
             }
             ended.send_replace(true);
         });
-        Ok(AgentHandle { inner, stop: Arc::new(stop), stopped })
+        AgentHandle { inner, stop: Arc::new(stop), stopped }
     }
 }
 

@@ -149,7 +149,9 @@ impl Inner {
         }
         let url = self.core.config.marketplace.as_ref().map(|m| m.url.clone()).unwrap_or_default();
         let path = self.core.config.state_directory.join(PIN_FILE);
-        let on_disk = tokio::fs::read_to_string(&path).await.ok().and_then(|text| read_pin(&text, &url));
+        let reading = path.clone();
+        let read = kit::task::blocking(move || std::fs::read_to_string(reading)).await;
+        let on_disk = read.ok().and_then(Result::ok).and_then(|text| read_pin(&text, &url));
         let says = client.marketplace().await?.id;
         if let Some(pinned) = on_disk.filter(|pinned| *pinned != says) {
             self.alarm(format!(

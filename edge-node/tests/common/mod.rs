@@ -25,7 +25,7 @@ use edge_node::dmu::policy::Policy;
 use edge_node::edge2edge::client::Client;
 use edge_node::identity::{self, Identity};
 use edge_node::insurance::{self, Parts, reserved::ReservedByGroup};
-use edge_node::lora::{self, leases::Leases, links::Links};
+use edge_node::lora::{self, leases::Leases, links::Links, standby::Standby};
 use edge_node::readings::inbox::Inbox;
 use edge_node::readings::log::Log;
 use edge_node::readings::north::Destinations;
