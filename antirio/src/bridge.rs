@@ -13,6 +13,7 @@ use contracts::ids::{Epoch, GroupId};
 use kit::clock::Clock;
 use lora_bridge::bridge::io::{Mode, Output};
 use lora_bridge::bridge::{Bridge, Config};
+use lora_bridge::server::NamedTap;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -22,6 +23,9 @@ pub struct Args {
     /// JSON: `{"devices": [{dev_eui, dev_addr, nwk_s_key, ...}]}`.
     #[arg(long)]
     devices: PathBuf,
+    /// A server that gets all uplinks too, as `host:port`; may be given several times.
+    #[arg(long)]
+    tap: Vec<String>,
 }
 
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -31,6 +35,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let group = GroupId::from_bytes([0; 16]);
     let (bridge, mut outputs) =
         lora_bridge::server::spawn(socket, Bridge::new(Config::default()), Clock::system(), Arc::new(|_, _| true));
+    let taps: Vec<_> = args.tap.into_iter().map(|server| NamedTap { server, gateways: Vec::new() }).collect();
+    if !taps.is_empty() {
+        kit::task::spawn(lora_bridge::server::keep_taps(&bridge, taps));
+    }
     bridge.register(group, edge_node::tenants::http::sessions(&registration)).await?;
     bridge.custody(group, Mode::Serving { epoch: Epoch(1), foreign_lease_end: None }).await?;
     while let Some(batch) = outputs.recv().await {

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use contracts::geo::Position;
 use contracts::ids::NodeId;
 use contracts::node_record::Role;
+use lora_bridge::GatewayEui;
+use lora_bridge::gwmp::taps::TAPS_MAX;
 use serde::{Deserialize, Serialize};
 
 /// What a node is and does.
@@ -78,6 +80,20 @@ pub struct Arbitrator {
 pub struct Lora {
     /// UDP address for packet forwarders (GWMP); 1700 is customary.
     pub bind: SocketAddr,
+    /// Servers that get the uplinks of this node's gateways too, as a packet multiplexer does.
+    #[serde(default)]
+    pub taps: Vec<Tap>,
+}
+
+/// A server that gets the uplinks of some gateways too. It never gets a downlink through.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tap {
+    /// Its port for packet forwarders, as `host:port`.
+    pub server: String,
+    /// EUIs of the gateways; all if absent.
+    #[serde(default)]
+    pub gateways: Vec<GatewayEui>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,6 +165,11 @@ impl Config {
         unless(matches!(self.role, Role::Edge | Role::Cloud), "role", "a node is an edge or a cloud")?;
         unless(self.api.bind.ip().is_loopback(), "api.bind", "the operator API knows no passwords: bind it to loopback")?;
         unless(self.position.is_none_or(Position::is_valid), "position", "not a place on the earth")?;
+        let is_server =
+            |tap: &Tap| tap.server.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+        let taps = self.lora.iter().flat_map(|lora| &lora.taps);
+        unless(taps.clone().count() <= TAPS_MAX, "lora.taps", "more than 16")?;
+        unless(taps.clone().all(is_server), "lora.taps.server", "not `host:port`")?;
         unless(self.service.is_none() || self.lora.is_some(), "lora", "a service for LoRa devices needs a [lora] section")
     }
 }

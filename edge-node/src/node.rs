@@ -12,7 +12,7 @@ use contracts::node_record::{NodeRecord, Role};
 use kit::clock::Clock;
 use lora_bridge::bridge::io::Mode;
 use lora_bridge::bridge::{self, Bridge};
-use lora_bridge::server::{BridgeHandle, Socket};
+use lora_bridge::server::{BridgeHandle, NamedTap, Socket};
 use peering::custody::{CustodyHandle, Entropy, FileVotes, Setup, VoteStore, os_entropy};
 use peering::{AddressBook, Endpoint, Transport};
 use storage::BlockStore;
@@ -357,6 +357,10 @@ fn open_bridge<S: Socket>(core: &Arc<Core>, socket: S) -> (BridgeHandle, Leases,
     let asked = leases.clone();
     let lease: lora_bridge::server::Lease = Arc::new(move |group, epoch| asked.holds(group, epoch));
     let (bridge, outputs) = lora_bridge::server::spawn(socket, Bridge::new(bridge::Config::default()), core.clock.clone(), lease);
+    if let Some(lora) = core.config.lora.as_ref().filter(|lora| !lora.taps.is_empty()) {
+        let named = |tap: &crate::config::Tap| NamedTap { server: tap.server.clone(), gateways: tap.gateways.clone() };
+        kit::task::spawn(lora_bridge::server::keep_taps(&bridge, lora.taps.iter().map(named).collect()));
+    }
     let (links, standby) = (Links::default(), Standby::default());
     kit::task::spawn(standby.clone().run(core.log.clone()));
     let (log, timeline) = (core.log.clone(), core.timeline.clone());

@@ -177,13 +177,8 @@ struct Fuzzer {
 
 impl Fuzzer {
     fn new(seed: u64) -> Self {
-        let config = Config {
-            source_rate: Rate::NONE,
-            gateways_max: 64,
-            in_flight_max: 1_024,
-            outstanding_max: 256,
-            ..Config::default()
-        };
+        let config =
+            Config { source_rate: Rate::NONE, gateways_max: 64, in_flight_max: 1_024, outstanding_max: 256, ..Config::default() };
         let mut fuzzer = Self {
             rng: ChaCha8Rng::seed_from_u64(seed),
             bridge: Bridge::new(config),
@@ -194,7 +189,7 @@ impl Fuzzer {
             made: [0; TARGETS.len()],
         };
         let session = |n: u32| {
-            // Half of them share addresses, a quarter may begin anew.
+            // A quarter may begin anew.
             let rules = UplinkRules { may_reset: n.is_multiple_of(4), ..UplinkRules::default() };
             let session = Session::new(DevEui::from_u64(n.into()), DevAddr::from_u32(address(n)), NwkSKey::from_bytes(KEY));
             Session { uplink_rules: rules, ..session }
@@ -311,7 +306,8 @@ impl Fuzzer {
                 let rx = serde_json::from_str(
                     r#"{"tmst":null,"frequency_hz":null,"data_rate":"other","rssi_dbm":null,"snr_decibel_tenths":null}"#,
                 );
-                let frame = OfferedFrame { phy: Bytes::from(phy), gateway: GatewayEui(9), rx: rx.unwrap(), heard_at: WallTime(0) };
+                let frame =
+                    OfferedFrame { phy: Bytes::from(phy), gateway: GatewayEui(9), rx: rx.unwrap(), heard_at: WallTime(0) };
                 self.apply(Input::Offered { frame });
             }
         }

@@ -18,7 +18,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::bridge::Bridge;
 use crate::bridge::io::{Input, KeptFrame, Mode, Now, OfferedFrame, Output, Transmit};
 use crate::gwmp::gateways::GatewayStatus;
-use crate::gwmp::{self, DATAGRAM_BYTES_MAX};
+use crate::gwmp::taps::Tap;
+use crate::gwmp::{self, DATAGRAM_BYTES_MAX, GatewayEui};
 use crate::mac::downlink::CounterSource;
 use crate::mac::session::{Mark, Session, SessionState};
 use crate::stats::{ServerStats, Stats};
@@ -38,6 +39,9 @@ const LAGGING_OUTPUTS: usize = 4_096;
 const BURST: usize = 64;
 /// Longest sleep without anything due.
 const IDLE: Millis = Millis::from_secs(1);
+
+/// Names of taps are resolved so often.
+const TAPS_RESOLVED_EVERY: Millis = Millis::from_secs(60);
 
 /// Bad packets are logged so often.
 const REPORT_EVERY: Millis = Millis::from_secs(10);
@@ -299,6 +303,49 @@ impl BridgeHandle {
     pub async fn gateways(&self) -> Result<Vec<GatewayStatus>, Error> {
         self.ask(|reply| Command::Gateways { reply }).await
     }
+}
+
+/// A tap as an operator writes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedTap {
+    /// `host:port` of the other server.
+    pub server: String,
+    /// Whose uplinks; all if empty.
+    pub gateways: Vec<GatewayEui>,
+}
+
+/// Keeps the taps in line with what their names mean, until the bridge stops. A name that cannot be resolved is tried again.
+pub fn keep_taps(bridge: &BridgeHandle, taps: Vec<NamedTap>) -> impl Future<Output = ()> + Send + 'static {
+    // The bridge stops with its last handle; this must not be it.
+    let (commands, address) = (bridge.commands.downgrade(), bridge.address);
+    async move {
+        let mut known = Vec::new();
+        while commands.strong_count() > 0 {
+            let resolved = resolve(&taps, address).await;
+            if resolved != known {
+                known.clone_from(&resolved);
+                let Some(commands) = commands.upgrade() else { return };
+                let bridge = BridgeHandle { commands, address };
+                if bridge.apply(Input::Taps { taps: resolved }).await.is_err() {
+                    return;
+                }
+            }
+            tokio::time::sleep(TAPS_RESOLVED_EVERY.to_duration()).await;
+        }
+    }
+}
+
+async fn resolve(taps: &[NamedTap], own: Option<SocketAddr>) -> Vec<Tap> {
+    let is_reachable = |address: &SocketAddr| own.is_none_or(|own| own.is_ipv4() == address.is_ipv4());
+    let mut resolved = Vec::new();
+    for tap in taps {
+        match tokio::net::lookup_host(&tap.server).await.map(|mut addresses| addresses.find(is_reachable)) {
+            Ok(Some(to)) => resolved.push(Tap { to, gateways: tap.gateways.clone() }),
+            Ok(None) => tracing::warn!(server = tap.server, "a tap has no address of this bridge's family"),
+            Err(error) => tracing::warn!(server = tap.server, %error, "the name of a tap cannot be resolved"),
+        }
+    }
+    resolved
 }
 
 /// Runs a bridge on a socket. Outputs other than datagrams come in batches from the receiver, in order.

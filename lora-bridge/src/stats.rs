@@ -125,6 +125,9 @@ pub struct Stats {
     pub datagrams: u64,
     pub push_data: u64,
     pub pull_data: u64,
+    /// `PUSH_DATA` sent on to servers for which is tapped, and acknowledged by them.
+    pub tap_sent: u64,
+    pub tap_acknowledged: u64,
     /// Packets heard by gateways and readable.
     pub packets: u64,
     /// Packets whose integrity code is right for a registered session.

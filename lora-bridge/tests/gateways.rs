@@ -5,6 +5,7 @@ mod common;
 use common::{GATEWAY, Mote, OTHER_GATEWAY, Rig, address, downlinks, pull, push, push_with, the_downlink, tx_ack, uplinks};
 use contracts::time::BootTime;
 use lora_bridge::gwmp::sources::Rate;
+use lora_bridge::gwmp::taps::Tap;
 use lora_bridge::{Config, DropReason, GatewayEui, Input, Output, Window};
 
 /// Both gateways hear `frames` uplinks, the second `delay` ms later.
@@ -181,4 +182,29 @@ fn a_gateway_of_version_1_is_answered_and_served_in_version_1() {
     let out = rig.commit(vec![mote.event(0)]);
     assert_eq!(downlinks(&out)[0].bytes[..5], [1, 0, 0, 3, b'{'], "no token");
     assert_eq!(downlinks(&out)[0].to, address(1_001), "to the socket that pulls");
+}
+
+#[test]
+fn a_tap_gets_the_datagrams_of_chosen_gateways_as_they_are() {
+    let mote = Mote::new(1);
+    let (mut rig, mut other) = (Rig::serving(std::slice::from_ref(&mote)), Rig::standby(std::slice::from_ref(&mote)));
+    rig.apply(Input::Taps { taps: vec![Tap { to: address(1_700), gateways: vec![GATEWAY] }] });
+    let datagram = push(GATEWAY, &[(1, mote.frame(0, true)), (2, vec![0x40, 1])]);
+    let out = rig.apply(Input::Datagram { from: address(1_002), bytes: &datagram });
+    assert_eq!(out[1], Output::Send { to: address(1_700), bytes: datagram.clone() });
+    assert_eq!(uplinks(&out).len(), 1, "and is served here");
+    // The other server takes the feed like any gateway; its acknowledgement ends here.
+    let fed = other.apply(Input::Datagram { from: address(1), bytes: &datagram });
+    assert_eq!(other.bridge.stats().buffer_frames, 1);
+    let Output::Send { bytes: ack, .. } = &fed[0] else { panic!("{fed:?}") };
+    assert!(rig.apply(Input::Datagram { from: address(1_700), bytes: ack }).is_empty());
+    let stats = rig.bridge.stats();
+    assert_eq!((stats.tap_sent, stats.tap_acknowledged, stats.dropped(DropReason::Kind)), (1, 1, 0));
+    rig.apply(Input::Datagram { from: address(5), bytes: ack });
+    assert_eq!(rig.bridge.stats().dropped(DropReason::Kind), 1, "from elsewhere it is no answer");
+    let sends = |out: &[Output]| out.iter().filter(|output| matches!(output, Output::Send { .. })).count();
+    let back = rig.apply(Input::Datagram { from: address(1_700), bytes: &push(GATEWAY, &[(1, mote.frame(1, false))]) });
+    assert_eq!((sends(&back), uplinks(&back).len()), (1, 1), "what the other taps for this one is taken and not sent back");
+    let unchosen = rig.apply(Input::Datagram { from: address(1_002), bytes: &push(OTHER_GATEWAY, &[]) });
+    assert_eq!(sends(&unchosen), 1);
 }

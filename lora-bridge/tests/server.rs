@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::{GATEWAY, GROUP, Mote, pull, push, uplinks};
 use contracts::ids::Epoch;
 use kit::clock::Clock;
-use lora_bridge::server::{self, BridgeHandle, Error};
+use lora_bridge::server::{self, BridgeHandle, Error, NamedTap};
 use lora_bridge::{Bridge, Config, Mode, Output, Uplink};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc::Receiver;
@@ -150,6 +150,37 @@ async fn a_consumer_that_lags_costs_datagrams_and_not_memory() {
     assert_eq!(taken, stats.uplinks_live, "what was taken in comes out");
     rig.up.send(&push(GATEWAY, &[(1, motes[0].frame(f_cnt + 1, false))])).await.expect("loopback");
     assert_eq!(rig.uplink().await.f_cnt, f_cnt + 1);
+}
+
+#[tokio::test]
+async fn a_tap_is_named_and_ends_with_the_bridge() {
+    let mote = Mote::new(1);
+    let rig = Rig::new(std::slice::from_ref(&mote)).await;
+    let other = UdpSocket::bind(loopback()).await.expect("a port");
+    let port = other.local_addr().expect("bound").port();
+    let taps = vec![NamedTap { server: format!("localhost:{port}"), gateways: vec![GATEWAY] }];
+    let kept = tokio::spawn(server::keep_taps(&rig.bridge, taps));
+    let datagram = push(GATEWAY, &[(1, mote.frame(0, false))]);
+    // The name is resolved meanwhile: the first datagrams may be too early for it.
+    let tapped = timeout(LONG, async {
+        let mut bytes = vec![0; 2_000];
+        let mut tick = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            tokio::select! {
+                biased;
+                received = other.recv(&mut bytes) => return bytes[..received.expect("a datagram")].to_vec(),
+                _ = tick.tick() => {
+                    rig.up.send(&datagram).await.expect("loopback");
+                }
+            }
+        }
+    });
+    assert_eq!(tapped.await.expect("in time"), datagram);
+    assert!(!kept.is_finished());
+    let Rig { bridge, mut outputs, .. } = rig;
+    drop(bridge);
+    timeout(LONG, async { while outputs.recv().await.is_some() {} }).await.expect("a tap does not keep the bridge alive");
+    kept.abort();
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ cargo xtask bench faults [--count N] [--only KIND]... [--seed N] [--engine E] [-
 cargo xtask bench lora | start | peering | model | lease-traffic | arbitrator [arguments]
     the parts alone: the bridge's throughput, the start of a container, round trips between peers, the exhaustive model of custody,
     what leases cost on the wire, what 10,000 contracts cost their witness
+cargo xtask bench fuzz [--inputs N] [--seed N]
+    mutated inputs (10,000,000) for all that gateways, motes and payloads can say: no panic, no growth; two JSON objects
 cargo xtask simulate [--seeds N] [--first N] [--json FILE] [--log] [--replay LINE] [FILES]
     the whole product on one thread and in virtual time: random scenarios of faults by seed, scenario files, or one that failed before
 cargo xtask lint
@@ -40,6 +42,9 @@ fn main() -> ExitCode {
         [compare::SWARM_ALONE, image, runs] => compare::swarm_alone(image, runs),
         ["bench", "takeover", rest @ ..] => demo("takeover", rest),
         ["bench", "faults", rest @ ..] => demo("faults", rest),
+        ["bench", "fuzz", rest @ ..] => {
+            example("lora-bridge", "fuzz", rest).and_then(|()| example("lora-device-service", "fuzz", rest))
+        }
         ["bench", name, rest @ ..] => bench(name, rest),
         ["simulate", rest @ ..] => simulate(rest),
         ["lint"] => lint(),
@@ -76,6 +81,12 @@ fn bench(name: &str, arguments: &[&str]) -> Result<(), String> {
     if name == "start" {
         cargo.arg(std::path::absolute(build::everything()?.service).map_err(|error| error.to_string())?);
     }
+    build::run(cargo.args(arguments))
+}
+
+fn example(package: &str, name: &str, arguments: &[&str]) -> Result<(), String> {
+    let mut cargo = Command::new(build::cargo());
+    cargo.args(["run", "--release", "--quiet", "--package", package, "--example", name, "--"]);
     build::run(cargo.args(arguments))
 }
 

@@ -88,6 +88,10 @@ impl Bridge {
         self.stats.datagrams += 1;
         let packet = match gwmp::parse(bytes) {
             Ok(packet) => packet,
+            Err(_) if gwmp::is_push_ack(bytes) && self.taps.is_target(from) => {
+                self.stats.tap_acknowledged += 1;
+                return;
+            }
             Err(error) => return self.fault(error, from, None),
         };
         if !self.sources.admit(from, now.boot) {
@@ -97,6 +101,10 @@ impl Bridge {
             Body::PushData(json) => {
                 self.stats.push_data += 1;
                 out.push(Output::Send { to: from, bytes: gwmp::push_ack(packet.version, packet.token) });
+                for to in self.taps.targets(from, packet.gateway, bytes) {
+                    self.stats.tap_sent += 1;
+                    out.push(Output::Send { to, bytes: bytes.to_vec() });
+                }
                 self.push_data(from, &packet, json, now, out);
             }
             Body::PullData => {

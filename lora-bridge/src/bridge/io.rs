@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gwmp::GatewayEui;
 use crate::gwmp::rxpk::RxMeta;
+use crate::gwmp::taps::Tap;
 use crate::mac::downlink::{CounterSource, Window};
 use crate::mac::registry::Refused;
 use crate::mac::session::{Mark, Session, SessionState};
@@ -92,6 +93,8 @@ pub enum Input<'a> {
     Import { states: Vec<SessionState> },
     /// What an earlier process of this node stored of [`Output::Keep`] and was never told to forget. To be told after the registration.
     Kept { group: GroupId, frames: Vec<KeptFrame> },
+    /// Servers that get the uplinks of some gateways too, from now on.
+    Taps { taps: Vec<Tap> },
     /// Time passed; due at [`super::Bridge::next_due`] or at any other time.
     Tick,
 }

@@ -29,6 +29,7 @@ use crate::gwmp::GatewayEui;
 use crate::gwmp::gateways::{GatewayStatus, Gateways};
 use crate::gwmp::rxpk::Frame;
 use crate::gwmp::sources::{Rate, Sources};
+use crate::gwmp::taps::Taps;
 use crate::mac::registry::{Registry, SlotIndex};
 use crate::mac::session::{Entry, Mark, SessionState};
 use crate::mac::trials::Trials;
@@ -136,6 +137,7 @@ pub struct Bridge {
     groups: BTreeMap<GroupId, Group>,
     gateways: Gateways,
     sources: Sources,
+    taps: Taps,
     faults: BTreeMap<DropReason, Fault>,
     buffer: Buffer,
     in_flight: HashMap<EventId, InFlight>,
@@ -167,6 +169,7 @@ impl Bridge {
             groups: BTreeMap::new(),
             gateways: Gateways::new(config.gateways_max),
             sources: Sources::new(config.source_rate, config.gateways_max.saturating_mul(2)),
+            taps: Taps::default(),
             faults: BTreeMap::new(),
             buffer: Buffer::new(config.buffer),
             in_flight: HashMap::new(),
@@ -207,6 +210,7 @@ impl Bridge {
             Input::Offered { frame } => self.offered(&frame, now, out),
             Input::Import { states } => self.import(&states, now, out),
             Input::Kept { group, frames } => self.restore_kept(group, frames, now, out),
+            Input::Taps { taps } => self.taps.set(taps),
             Input::Tick => self.tick(now, out),
         }
         let forgotten = self.buffer.take_forgotten();

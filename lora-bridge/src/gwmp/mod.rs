@@ -11,6 +11,7 @@
 //! - [`stat`] — what gateways say of themselves
 //! - [`gateways`] — where each gateway is reached, and how it fares
 //! - [`sources`] — how much each source address may bring
+//! - [`taps`] — uplinks for further servers
 //! - `number` — numbers as forwarders write them
 
 pub mod data_rate;
@@ -19,6 +20,7 @@ mod number;
 pub mod rxpk;
 pub mod sources;
 pub mod stat;
+pub mod taps;
 pub mod txpk;
 
 use std::fmt;
@@ -169,6 +171,12 @@ pub fn parse(bytes: &[u8]) -> Result<Packet<'_>, Error> {
 #[must_use]
 pub fn is_push_data(bytes: &[u8]) -> bool {
     bytes.get(3) == Some(&PUSH_DATA)
+}
+
+/// Whether a datagram is a server's answer to a `PUSH_DATA`.
+#[must_use]
+pub fn is_push_ack(bytes: &[u8]) -> bool {
+    matches!(bytes, [1 | 2, _, _, PUSH_ACK])
 }
 
 /// The answer to `PUSH_DATA`: "received", nothing more.
