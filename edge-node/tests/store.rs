@@ -55,6 +55,7 @@ fn uplink(name: Name) -> Uplink {
             rssi_dbm: -80,
             snr_tenth_db: 70,
         },
+        others: Vec::new(),
     }
 }
 

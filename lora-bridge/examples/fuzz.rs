@@ -239,6 +239,22 @@ impl Fuzzer {
         frame(device, self.f_cnt, is_confirmed, 0, &rest)
     }
 
+    /// Commands in the options, or alone on port 0, under a right integrity code.
+    fn mac_commands(&mut self) {
+        let device = self.rng.random_range(0..DEVICES);
+        let mut commands = vec![0x02, 0x0d, 0x03, 0x07, 0x06, 0xff, 0x10, 0x05, 0x07, 0x07, 0x03, 0x08];
+        mutate(&mut self.rng, &mut commands, &[b"\x02", b"\x03\x07", b"\x06\xff\x1f", b"\x0d", b"\x0a\x03", b"\x80"]);
+        let (f_ctrl, rest) = if self.rng.random() {
+            commands.truncate(15);
+            (u8::try_from(commands.len()).unwrap() | (self.rng.random::<u8>() & 0xf0), commands)
+        } else {
+            (self.rng.random::<u8>() & 0xf0, [&[0][..], &commands].concat())
+        };
+        let phy = frame(device, self.f_cnt, self.rng.random(), f_ctrl, &rest);
+        let bytes = push(&mut self.rng, &[phy]);
+        self.datagram(&bytes);
+    }
+
     fn step(&mut self, n: u64) {
         self.now += u64::from(n.is_multiple_of(4));
         self.f_cnt = u32::try_from(n / 512).unwrap() % 100_000;
@@ -262,21 +278,7 @@ impl Fuzzer {
                 let bytes = push(&mut self.rng, &[phy]);
                 self.datagram(&bytes);
             }
-            "mac_commands" => {
-                let device = self.rng.random_range(0..DEVICES);
-                let mut commands = vec![0x02, 0x0d, 0x03, 0x07, 0x06, 0xff, 0x10, 0x05, 0x07, 0x07, 0x03, 0x08];
-                mutate(&mut self.rng, &mut commands, &[b"\x02", b"\x03\x07", b"\x06\xff\x1f", b"\x0d", b"\x0a\x03", b"\x80"]);
-                // In the options, or alone on port 0.
-                let (f_ctrl, rest) = if self.rng.random() {
-                    commands.truncate(15);
-                    (u8::try_from(commands.len()).unwrap() | (self.rng.random::<u8>() & 0xf0), commands)
-                } else {
-                    (self.rng.random::<u8>() & 0xf0, [&[0][..], &commands].concat())
-                };
-                let phy = frame(device, self.f_cnt, self.rng.random(), f_ctrl, &rest);
-                let bytes = push(&mut self.rng, &[phy]);
-                self.datagram(&bytes);
-            }
+            "mac_commands" => self.mac_commands(),
             "join_request" => {
                 let mut phy = join_request(&mut self.rng);
                 if self.rng.random_range(0..4) != 0 {

@@ -104,6 +104,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(status::get_status))
         .routes(routes!(status::get_bridge))
+        .routes(routes!(status::get_gateways))
         .routes(routes!(status::get_market))
         .routes(routes!(events::follow_events))
         .routes(routes!(readings::list_readings))

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use contracts::ids::{ContractId, Epoch, GroupId, NodeId};
 use kit::problem::Problem;
+use lora_bridge::gwmp::gateways::GatewayStatus;
 use peering::custody::Role;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -80,6 +81,17 @@ pub(super) async fn get_status(State(app): State<Arc<App>>) -> Json<Status> {
 pub(super) async fn get_bridge(State(app): State<Arc<App>>) -> Result<Json<lora_bridge::stats::Stats>, Problem> {
     let parts = app.context.parts.as_ref().ok_or_else(|| Problem::not_found("this node has no LoRa bridge"))?;
     parts.bridge.stats().await.map(Json).map_err(|_| Problem::unavailable("the bridge has stopped"))
+}
+
+/// The gateways that the LoRa bridge knows: where downlinks go, what they said of themselves, how they fare.
+#[utoipa::path(get, path = "/v1/bridge/gateways", tag = "node", responses(
+    (status = 200, body = serde_json::Value),
+    (status = "4XX", body = ProblemSchema, content_type = "application/problem+json"),
+    (status = 503, body = ProblemSchema, content_type = "application/problem+json", description = "The bridge has stopped")
+))]
+pub(super) async fn get_gateways(State(app): State<Arc<App>>) -> Result<Json<Vec<GatewayStatus>>, Problem> {
+    let parts = app.context.parts.as_ref().ok_or_else(|| Problem::not_found("this node has no LoRa bridge"))?;
+    parts.bridge.gateways().await.map(Json).map_err(|_| Problem::unavailable("the bridge has stopped"))
 }
 
 /// What the market agent lists, negotiates and waits for.

@@ -11,7 +11,9 @@ pub mod standby;
 use std::collections::BTreeMap;
 
 use contracts::ids::GroupId;
+use lora_bridge::GatewayEui;
 use lora_bridge::bridge::io::{Output, Uplink as HeardUplink, UplinkKind};
+use lora_bridge::gwmp::rxpk::RxMeta;
 use lora_bridge::mac::session::Mark;
 use lora_bridge::server::BridgeHandle;
 use tokio::sync::mpsc;
@@ -119,13 +121,18 @@ fn stored(uplink: HeardUplink, links: &Links) -> Uplink {
         },
         epoch: place.epoch,
         deliver: true,
-        rx: Reception {
-            gateway: uplink.gateway.to_string(),
-            tmst: uplink.rx.tmst.unwrap_or(0),
-            frequency_hz: uplink.rx.frequency_hz.unwrap_or(0),
-            data_rate: uplink.rx.data_rate.to_string(),
-            rssi_dbm: uplink.rx.rssi_dbm.unwrap_or(0),
-            snr_tenth_db: uplink.rx.snr_decibel_tenths.unwrap_or(0),
-        },
+        rx: reception(uplink.gateway, &uplink.rx),
+        others: uplink.others.iter().map(|other| reception(other.gateway, &other.rx)).collect(),
+    }
+}
+
+fn reception(gateway: GatewayEui, rx: &RxMeta) -> Reception {
+    Reception {
+        gateway: gateway.to_string(),
+        tmst: rx.tmst.unwrap_or(0),
+        frequency_hz: rx.frequency_hz.unwrap_or(0),
+        data_rate: rx.data_rate.to_string(),
+        rssi_dbm: rx.rssi_dbm.unwrap_or(0),
+        snr_tenth_db: rx.snr_decibel_tenths.unwrap_or(0),
     }
 }

@@ -63,10 +63,14 @@ pub struct Uplink {
     pub epoch: Epoch,
     /// For this node's tenant; otherwise it is kept for another node.
     pub deliver: bool,
+    /// The gateway that heard it best.
     pub rx: Reception,
+    /// The other gateways whose copies came in time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Reception>,
 }
 
-/// How the first gateway heard a frame.
+/// How a gateway heard a frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reception {
     /// EUI of the gateway, hexadecimal.
