@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
                 rxpk::read(json, &mut frame, |_, phy| assert!(phy.len() <= gwmp::PHY_BYTES_MAX));
             }
             gwmp::Body::TxAck(body) => {
-                txpk::read_tx_ack(body);
+                let _result = txpk::read_tx_ack(body);
             }
             gwmp::Body::PullData => {}
         }
