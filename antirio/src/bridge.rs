@@ -55,9 +55,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 Output::ReserveWanted { entries, .. } => bridge.reserved(entries).await?,
                 Output::ResetWanted(reset) => bridge.reset(vec![(reset.device, reset.reset_ordinal)]).await?,
                 Output::Refused { device, reason, .. } => tracing::warn!(%device, ?reason, "a device was refused"),
-                Output::SessionChanged { .. }
+                Output::RecordWanted { record, .. } => bridge.recorded(record).await?,
+                Output::EncryptWanted { .. }
+                | Output::SessionChanged { .. }
+                | Output::Accept(_)
                 | Output::Keep(_)
                 | Output::Forget { .. }
+                | Output::Downlink { .. }
+                | Output::StateDue { .. }
                 | Output::OfferDue(_)
                 | Output::OfferKnown { .. }
                 | Output::Replayed { .. }

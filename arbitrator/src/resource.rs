@@ -7,11 +7,10 @@ use contracts::contract::text::Party;
 use contracts::envelope::{Envelope, Key};
 use contracts::evidence::Verdict;
 use contracts::evidence::judge::Standing;
-use contracts::ids::{ContractId, DevEui, Epoch, GroupId, NodeId, OwnerId, StatementId};
+use contracts::ids::{ContractId, GroupId, NodeId, OwnerId, StatementId};
 use contracts::ledger::{Movement, Transfer};
 use contracts::money::{Amount, Currency};
 use contracts::time::WallTime;
-use contracts::write_ahead::Bound;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -173,33 +172,7 @@ pub struct EventView {
     pub body: EventBody,
 }
 
-/// What a holder writes ahead with the witness: [`contracts::write_ahead::Reservation`], and sealed records of devices.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RecordsWrite {
-    pub epoch: Epoch,
-    /// Rises with every write of the epoch.
-    pub seq: u64,
-    pub bounds: Vec<Bound>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub sealed: Vec<Sealed>,
-}
-
-/// Join results, sessions and MAC state of a device, sealed to those who may hold; the newest of each device is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Sealed {
-    pub device: DevEui,
-    /// Hexadecimal.
-    pub blob: String,
-}
-
-/// What the witness keeps of a group.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordsView {
-    pub bounds: Vec<Bound>,
-    pub sealed: Vec<Sealed>,
-}
+pub use contracts::write_ahead::{RecordsView, RecordsWrite, SealedRecord as Sealed};
 
 /// An RFC 9457 problem document, see `docs/problems.md`.
 #[derive(Debug, Serialize, ToSchema)]

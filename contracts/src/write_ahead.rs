@@ -2,6 +2,10 @@
 //!
 //! Downlink counters are reserved in blocks; a member keeps, for every session of a device, the lowest counter that is not reserved.
 //! Bounds only rise, so merging is taking the larger one, in any order and any number of times.
+//!
+//! A device that joins over the air gets a new session each time. The version of its newest join record stands among the bounds, under
+//! [`JOINS`]; of two members that know different versions the higher one's bounds of the device count and the other's do not, so the
+//! sessions of old joins do not pile up.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +15,8 @@ use crate::ids::{DevEui, Epoch, SessionId};
 
 /// At most this many sessions in one record or one group.
 pub const SESSIONS_MAX: usize = 20_000;
+/// Stands for a device's join records in place of a session; its bound is the version of the newest.
+pub const JOINS: SessionId = SessionId::from_bytes([0xff; 8]);
 /// Bytes of one session's bound in [`Reserved::to_bytes`].
 const ENTRY_BYTES: usize = 20;
 
@@ -33,6 +39,34 @@ pub struct Bound {
     pub upto: u32,
 }
 
+/// The secret record of one device, sealed to those who may hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SealedRecord {
+    pub device: DevEui,
+    /// Hexadecimal.
+    pub blob: String,
+}
+
+/// What a holder writes ahead: a [`Reservation`], and sealed records of devices; the newest of each device is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordsWrite {
+    pub epoch: Epoch,
+    /// Rises with every write of the epoch.
+    pub seq: u64,
+    pub bounds: Vec<Bound>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sealed: Vec<SealedRecord>,
+}
+
+/// What a member keeps of a group.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordsView {
+    pub bounds: Vec<Bound>,
+    pub sealed: Vec<SealedRecord>,
+}
+
 /// Everything a member knows to be reserved in a group.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reserved(BTreeMap<(DevEui, SessionId), u32>);
@@ -43,9 +77,13 @@ pub struct Reserved(BTreeMap<(DevEui, SessionId), u32>);
 pub struct Malformed;
 
 impl Reserved {
-    /// Raises the bound of a session; a lower one changes nothing. `false`: the group is full and the session unknown.
+    /// Raises the bound of a session; a lower one changes nothing. `false`: the group is full and the session unknown. A newer join of a
+    /// device ends its other sessions.
     pub fn raise(&mut self, bound: Bound) -> bool {
         let key = (bound.device, bound.session);
+        if bound.session == JOINS && self.joins(bound.device) < bound.upto {
+            self.forget(bound.device);
+        }
         if self.0.len() >= SESSIONS_MAX && !self.0.contains_key(&key) {
             return false;
         }
@@ -54,9 +92,35 @@ impl Reserved {
         true
     }
 
+    /// What one write names, joins first.
+    pub fn raise_all(&mut self, bounds: &[Bound]) -> bool {
+        let (joins, sessions): (Vec<&Bound>, Vec<&Bound>) = bounds.iter().partition(|bound| bound.session == JOINS);
+        joins.into_iter().chain(sessions).all(|bound| self.raise(*bound))
+    }
+
     pub fn merge(&mut self, other: &Self) {
         for bound in other.bounds() {
-            self.raise(bound);
+            let (ours, theirs) = (self.joins(bound.device), other.joins(bound.device));
+            if ours <= theirs {
+                if ours < theirs {
+                    self.raise(Bound { device: bound.device, session: JOINS, upto: theirs });
+                }
+                self.raise(bound);
+            }
+        }
+    }
+
+    /// Version of a device's newest join record; 0 if it never joined.
+    #[must_use]
+    pub fn joins(&self, device: DevEui) -> u32 {
+        self.upto(device, JOINS).unwrap_or(0)
+    }
+
+    fn forget(&mut self, device: DevEui) {
+        let first = (device, SessionId::from_bytes([0; 8]));
+        let of_device: Vec<_> = self.0.range(first..=(device, JOINS)).map(|(key, _)| *key).collect();
+        for key in of_device {
+            self.0.remove(&key);
         }
     }
 
@@ -123,6 +187,36 @@ mod tests {
         all.iter().rev().for_each(|b| assert!(backwards.raise(*b)));
         assert_eq!(forwards, backwards);
         assert_eq!(forwards.upto(DevEui::from_u64(1), SessionId::from_bytes([7; 8])), Some(48));
+    }
+
+    /// Three members hear of joins and reservations in any order, and agree once all have heard of all.
+    #[test]
+    fn a_newer_join_ends_the_sessions_before_it_in_whatever_order_it_is_heard_of() {
+        let session = |n: u8| SessionId::from_bytes([n; 8]);
+        let device = DevEui::from_u64(1);
+        let write = |version: u32, of: u8, upto| {
+            vec![Bound { device, session: session(of), upto }, Bound { device, session: JOINS, upto: version }]
+        };
+        let writes = [write(10, 1, 16), write(20, 2, 16), write(30, 3, 16)];
+        let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+        for order in orders {
+            let mut members: Vec<Reserved> = order
+                .iter()
+                .map(|n| {
+                    let mut member = Reserved::default();
+                    assert!(member.raise_all(&writes[*n]));
+                    member
+                })
+                .collect();
+            members[0].raise(Bound { device: DevEui::from_u64(2), session: session(9), upto: 5 });
+            for (to, from) in [(0, 1), (1, 2), (0, 2), (2, 0), (1, 0)] {
+                let known = members[from].clone();
+                members[to].merge(&known);
+            }
+            assert_eq!(members[0], members[1]);
+            assert_eq!(members[1], members[2]);
+            assert_eq!((members[0].len(), members[0].upto(device, session(3))), (3, Some(16)), "{order:?}");
+        }
     }
 
     #[test]

@@ -83,6 +83,10 @@ pub struct Lora {
     /// Servers that get the uplinks of this node's gateways too, as a packet multiplexer does.
     #[serde(default)]
     pub taps: Vec<Tap>,
+    /// Whether the data rates of the owner's devices are managed (ADR) while nobody insures them. A device that was told to be faster and
+    /// quieter may be out of an insurer's reach. Default false.
+    #[serde(default)]
+    pub adr: bool,
 }
 
 /// A server that gets the uplinks of some gateways too. It never gets a downlink through.

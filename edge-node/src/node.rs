@@ -372,8 +372,9 @@ fn open_bridge<S: Socket>(core: &Arc<Core>, socket: S) -> (BridgeHandle, Leases,
 async fn run_own_service(parts: &Parts, service: &OwnService) -> Result<TenantSocket, Error> {
     let core = &parts.core;
     let sessions = tenants::http::sessions(&service.registration);
-    let devices = sessions.iter().map(|s| s.device).collect();
-    let tenant = Tenant::new(service.group, core.log.clone(), Some(parts.bridge.clone()), devices);
+    let devices = tenants::http::devices(&service.registration).collect();
+    let tenant =
+        Tenant::new(service.group, core.log.clone(), Some(parts.bridge.clone()), devices).with_links(parts.links.clone());
     tenant.set_configuration(Some(service.configuration.clone()));
     let socket = TenantSocket::open(tenant, parts.doors.as_ref()).map_err(insurance::Error::from)?;
     if let Some(cloud) = core.config.cloud {
@@ -383,10 +384,10 @@ async fn run_own_service(parts: &Parts, service: &OwnService) -> Result<TenantSo
     if is_insured {
         // Follows until its guard knows more: it receives, logs and delivers, and does not transmit.
         drop(parts.links.open(service.group, &sessions));
-        insurance::restore(parts, service.group, sessions).await?;
+        insurance::restore(parts, service.group, &service.registration).await?;
         parts.bridge.custody(service.group, Mode::Following).await.map_err(insurance::Error::from)?;
     } else {
-        insurance::customer::alone(parts, service.group, Epoch(0), sessions).await?;
+        insurance::customer::alone(parts, service.group, Epoch(0), &service.registration).await?;
     }
     let orchestrator = core.orchestrator.as_ref().ok_or(insurance::Error::Lacking("container engine"))?;
     let begun = core.clock.boot_micros();

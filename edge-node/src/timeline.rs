@@ -136,6 +136,12 @@ struct Inner {
 }
 
 impl Timeline {
+    /// The clock of its entries.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
     #[must_use]
     pub fn new(clock: Clock) -> Self {
         Self(Arc::new(Inner { clock, kept: Mutex::default(), live: broadcast::Sender::new(256) }))

@@ -8,13 +8,18 @@ use std::time::Duration;
 
 use contracts::ids::{DevAddr, DevEui, Epoch, EventId, GroupId, SessionId};
 use contracts::time::WallTime;
+use edge_node::lora::links::Links;
+use edge_node::lora::standby::Standby;
 use edge_node::readings::log::Log;
 use edge_node::readings::{Kind, Reception, Uplink};
 use edge_node::store::Store;
 use edge_node::tenants::doors::{SOCKET_NAME, UnixDoors};
 use edge_node::tenants::{CONNECTIONS_MAX, Tenant, TenantSocket};
+use edge_node::timeline::Timeline;
 use kit::clock::Clock;
+use lora_bridge::bridge::io::Mode;
 use lora_bridge::bridge::{Bridge, Config};
+use lora_bridge::server::BridgeHandle;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
@@ -22,6 +27,7 @@ const SESSION: SessionId = SessionId::from_bytes([1; 8]);
 
 struct World {
     socket: TenantSocket,
+    bridge: BridgeHandle,
     log: Log,
     directory: tempfile::TempDir,
 }
@@ -33,21 +39,21 @@ fn group(n: u8) -> GroupId {
 async fn world() -> World {
     let directory = tempfile::tempdir().unwrap();
     let log = Log::start(Store::open(&directory.path().join("node.db")).await.unwrap());
-    let socket = open(&log, group(7), &directory.path().join("tenant")).await;
-    World { socket, log, directory }
+    let (socket, bridge) = open(&log, group(7), &directory.path().join("tenant")).await;
+    World { socket, bridge, log, directory }
 }
 
-async fn open(log: &Log, group: GroupId, directory: &Path) -> TenantSocket {
+async fn open(log: &Log, group: GroupId, directory: &Path) -> (TenantSocket, BridgeHandle) {
     let udp = lora_bridge::server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let (bridge, outputs) =
         lora_bridge::server::spawn(udp, Bridge::new(Config::default()), Clock::system(), Arc::new(|_, _| false));
     // The bridge stops when nobody takes its outputs.
-    tokio::spawn(async move {
-        let mut outputs = outputs;
-        while outputs.recv().await.is_some() {}
-    });
+    let links = Links::default();
+    let timeline = Timeline::new(Clock::system());
+    tokio::spawn(edge_node::lora::consume(outputs, bridge.clone(), log.clone(), links.clone(), Standby::default(), timeline));
     let devices = BTreeSet::from([DevEui::from_u64(1), DevEui::from_u64(2)]);
-    TenantSocket::open(Tenant::new(group, log.clone(), Some(bridge), devices), &UnixDoors::new(directory)).unwrap()
+    let tenant = Tenant::new(group, log.clone(), Some(bridge.clone()), devices).with_links(links);
+    (TenantSocket::open(tenant, &UnixDoors::new(directory)).unwrap(), bridge)
 }
 
 impl World {
@@ -179,18 +185,69 @@ async fn bad_input_gets_a_problem_document() {
         ("nothing there", "GET", "/v1/state/nothing", "", 404, "not-found"),
         ("no such path", "GET", "/v2/nothing", "", 404, "not-found"),
         (
-            "downlinks are not carried",
+            "a downlink to somebody else's device",
+            "POST",
+            "/v1/downlinks",
+            "{\"id\":\"a\",\"dev_eui\":\"0000000000000009\",\"f_port\":1,\"payload\":\"00\",\"confirmed\":false,\"expires_at_ms\":1}",
+            403,
+            "forbidden",
+        ),
+        (
+            "a downlink to a device that is not registered",
             "POST",
             "/v1/downlinks",
             "{\"id\":\"a\",\"dev_eui\":\"0000000000000001\",\"f_port\":1,\"payload\":\"00\",\"confirmed\":false,\"expires_at_ms\":1}",
-            503,
-            "unavailable",
+            404,
+            "not-found",
         ),
     ];
     for (what, method, path, body, status, name) in cases {
         let (got, answer) = world.send(method, path, body).await;
         assert_eq!((got, problem(&answer).as_str()), (status, name), "{what}: {answer}");
     }
+}
+
+/// Queued, asked to be encrypted, answered; what is owed is on disk before it counts as queued, and comes back after a restart.
+#[tokio::test]
+async fn a_downlink_is_queued_encrypted_by_its_tenant_and_kept_if_it_is_owed() {
+    let world = world().await;
+    let (client, group) = (world.client(), group(7));
+    let device = serde_json::json!({"dev_eui": "0000000000000001", "dev_addr": "26000001", "nwk_s_key": "00".repeat(16)});
+    let registration: tenant::Registration = serde_json::from_value(serde_json::json!({"devices": [device]})).unwrap();
+    client.register(&registration).await.unwrap();
+    world.bridge.custody(group, Mode::Serving { epoch: Epoch(1), foreign_lease_end: None }).await.unwrap();
+    let downlink = tenant::Downlink {
+        id: "d1".to_owned(),
+        dev_eui: tenant::DevEui(DevEui::from_u64(1).as_bytes().to_owned()),
+        f_port: 3,
+        payload: tenant::HexBytes(vec![1, 2]),
+        confirmed: true,
+        delivery: tenant::Delivery::AtLeastOnce,
+        priority: 0,
+        expires_at_ms: u64::MAX >> 12,
+    };
+    assert_eq!(client.queue(&downlink).await.unwrap().id, "d1");
+    assert_eq!(client.queue(&downlink).await.unwrap().id, "d1", "repeating it changes nothing");
+    let kept = world.log.store().get_tenant_value(group, edge_node::lora::downlinks::STATE_KEY).await.unwrap().unwrap();
+    assert!(String::from_utf8(kept).unwrap().contains("\"d1\""));
+    let asked = client.downlink_events(None).await.unwrap().events;
+    assert_eq!((asked.len(), asked[0].id.as_str()), (1, "d1"));
+    let tenant::DownlinkState::Wanted { f_cnt_first, count, session, payload, .. } = asked[0].state.clone() else {
+        panic!("a question: {asked:?}");
+    };
+    assert_eq!((f_cnt_first, payload), (0, tenant::HexBytes(vec![1, 2])));
+    let answer = tenant::Encrypted {
+        id: "d1".to_owned(),
+        dev_eui: downlink.dev_eui,
+        session,
+        f_cnt_first,
+        payloads: (0..count).map(|n| tenant::HexBytes(vec![n; 2])).collect(),
+    };
+    client.encrypted(&answer).await.unwrap();
+    let stats = world.bridge.stats().await.unwrap();
+    assert_eq!((stats.payloads_waiting, stats.unknown_names), (1, 0), "the bridge took the answer");
+    let long = tenant::Encrypted { payloads: vec![tenant::HexBytes(vec![]); 17], ..answer };
+    assert!(client.encrypted(&long).await.is_err());
 }
 
 #[tokio::test]
@@ -210,7 +267,7 @@ async fn state_is_kept_within_its_limits() {
 #[tokio::test]
 async fn a_tenant_that_floods_its_socket_costs_others_nothing() {
     let world = world().await;
-    let other = open(&world.log, group(8), &world.directory.path().join("other")).await;
+    let (other, _bridge) = open(&world.log, group(8), &world.directory.path().join("other")).await;
     other.tenant.set_configuration(Some("{}".into()));
     let mut idle = Vec::new();
     for _ in 0..4 * CONNECTIONS_MAX {

@@ -16,11 +16,13 @@ use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::bridge::Bridge;
-use crate::bridge::io::{Input, KeptFrame, Mode, Now, OfferedFrame, Output, Transmit};
+use crate::bridge::io::{Accept, Input, KeptFrame, Mode, Now, OfferedFrame, Output, Transmit};
 use crate::gwmp::gateways::GatewayStatus;
 use crate::gwmp::taps::Tap;
 use crate::gwmp::{self, DATAGRAM_BYTES_MAX, GatewayEui};
 use crate::mac::downlink::CounterSource;
+use crate::mac::join::{DeviceRecord, JoiningDevice};
+use crate::mac::queue::{Downlink, Encrypted, QueueState, Refused};
 use crate::mac::session::{Mark, Session, SessionState};
 use crate::stats::{ServerStats, Stats};
 
@@ -120,6 +122,7 @@ enum Command {
     Export { group: GroupId, cursor: u32, max: usize, reply: oneshot::Sender<(Vec<SessionState>, Option<u32>)> },
     Stats { reply: oneshot::Sender<Stats> },
     Gateways { reply: oneshot::Sender<Vec<GatewayStatus>> },
+    Queue { group: GroupId, device: DevEui, downlink: Downlink, reply: oneshot::Sender<Result<(), Refused>> },
 }
 
 /// The way to a running bridge. When the last one is dropped, the bridge stops.
@@ -262,6 +265,62 @@ impl BridgeHandle {
     /// [`Error::Stopped`].
     pub async fn offered(&self, frame: OfferedFrame) -> Result<(), Error> {
         self.send(Input::Offered { frame }).await
+    }
+
+    /// [`Bridge::queue_downlink`], applied.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`]; within, why it was not queued.
+    pub async fn queue_downlink(&self, group: GroupId, device: DevEui, downlink: Downlink) -> Result<Result<(), Refused>, Error> {
+        self.ask(|reply| Command::Queue { group, device, downlink, reply }).await
+    }
+
+    /// [`Input::Adr`], applied.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn set_adr(&self, group: GroupId, is_on: bool) -> Result<(), Error> {
+        self.apply(Input::Adr { group, is_on }).await
+    }
+
+    /// [`Input::RegisterJoining`], applied.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn register_joining(&self, group: GroupId, devices: Vec<JoiningDevice>) -> Result<(), Error> {
+        self.apply(Input::RegisterJoining { group, devices }).await
+    }
+
+    /// [`Input::Recorded`], applied.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn recorded(&self, record: Box<DeviceRecord>) -> Result<(), Error> {
+        self.apply(Input::Recorded { record }).await
+    }
+
+    /// [`Input::Records`], applied.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn records(&self, records: Vec<DeviceRecord>) -> Result<(), Error> {
+        self.apply(Input::Records { records }).await
+    }
+
+    /// [`Input::RestoreQueues`], applied.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn restore_queues(&self, queues: Vec<(DevEui, QueueState)>) -> Result<(), Error> {
+        self.apply(Input::RestoreQueues { queues }).await
+    }
+
+    /// [`Input::Encrypted`], applied.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn encrypted(&self, answer: Encrypted) -> Result<(), Error> {
+        self.apply(Input::Encrypted { answer }).await
     }
 
     /// [`Input::Import`], applied.
@@ -487,6 +546,14 @@ impl<S: Socket> Server<S> {
             Command::Export { group, cursor, max, reply } => {
                 let _gone = reply.send(self.bridge.export(group, cursor, max));
             }
+            Command::Queue { group, device, downlink, reply } => {
+                let now = self.now();
+                let mut out = std::mem::take(&mut self.out);
+                let queued = self.bridge.queue_downlink(group, device, downlink, now, &mut out);
+                self.out = out;
+                self.dispatch();
+                let _gone = reply.send(queued);
+            }
             Command::Stats { reply } => {
                 let _gone = reply.send(Stats { server: self.stats, ..self.bridge.stats() });
             }
@@ -524,10 +591,18 @@ impl<S: Socket> Server<S> {
         let mut out = std::mem::take(&mut self.out);
         let now = self.now();
         self.bridge.apply(input, now, &mut out);
+        self.out = out;
+        self.dispatch();
+    }
+
+    /// Sends what is to be sent, and keeps the rest for the consumer.
+    fn dispatch(&mut self) {
+        let mut out = std::mem::take(&mut self.out);
         for output in out.drain(..) {
             match output {
                 Output::Send { to, bytes } => self.transmit(&bytes, to),
                 Output::Transmit(downlink) => self.downlink(&downlink),
+                Output::Accept(accept) => self.accept(&accept),
                 kept @ (Output::Uplink(_)
                 | Output::Keep(_)
                 | Output::Forget { .. }
@@ -537,6 +612,10 @@ impl<S: Socket> Server<S> {
                 | Output::ResetWanted(_)
                 | Output::SessionChanged { .. }
                 | Output::Replayed { .. }
+                | Output::EncryptWanted { .. }
+                | Output::Downlink { .. }
+                | Output::StateDue { .. }
+                | Output::RecordWanted { .. }
                 | Output::Refused { .. }) => self.backlog.push(kept),
             }
         }
@@ -547,6 +626,14 @@ impl<S: Socket> Server<S> {
     fn downlink(&mut self, downlink: &Transmit) {
         if (self.lease)(downlink.group, downlink.epoch) {
             self.transmit(&downlink.bytes, downlink.to);
+        } else {
+            self.stats.lease_withheld += 1;
+        }
+    }
+
+    fn accept(&mut self, accept: &Accept) {
+        if (self.lease)(accept.group, accept.epoch) {
+            self.transmit(&accept.bytes, accept.to);
         } else {
             self.stats.lease_withheld += 1;
         }

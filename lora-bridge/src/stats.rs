@@ -45,6 +45,12 @@ reasons! {
         FrameMalformed => "frame_malformed",
         FrameDownlink => "frame_downlink",
         FrameJoin => "frame_join",
+        /// The device's nonce was used before.
+        JoinReplayed => "join_replayed",
+        /// Before the device's last join was over, or too often without an uplink in between.
+        JoinTooSoon => "join_too_soon",
+        /// The device's nonces, or the records of the epoch, are used up.
+        JoinLimit => "join_limit",
         FrameProprietary => "frame_proprietary",
         UnknownAddress => "unknown_address",
         IntegrityCode => "integrity_code",
@@ -77,6 +83,12 @@ reasons! {
         /// The gateway refused it, and there is no later window.
         Refused => "refused",
         Unbuildable => "unbuildable",
+        /// The gateway has spent its share of the hour in the sub-bands of both windows.
+        DutyCycle => "duty_cycle",
+        /// A join's result was not written ahead in time.
+        NotRecorded => "not_recorded",
+        /// The payload was not encrypted in time.
+        NotEncrypted => "not_encrypted",
     }
 }
 
@@ -164,6 +176,18 @@ pub struct Stats {
     pub answers_retried: u64,
     /// `TX_ACK` without a downlink that waits for it.
     pub tx_ack_unmatched: u64,
+    /// Joins: written ahead, answered, and kept in standby for a takeover.
+    pub joins_begun: u64,
+    pub joins_accepted: u64,
+    pub joins_kept: u64,
+    /// Downlinks of tenants: handed to a gateway, acknowledged by their device, and those that wait now.
+    pub payloads_sent: u64,
+    pub payloads_acked: u64,
+    pub payloads_expired: u64,
+    pub payloads_failed: u64,
+    pub payloads_waiting: usize,
+    /// Answers that went out in RX2 because RX1's sub-band had less left.
+    pub rx2_by_duty_cycle: u64,
     /// Downlinks that no gateway acknowledged in time.
     pub tx_ack_missing: u64,
     /// `TX_ACK` by result.

@@ -244,7 +244,11 @@ fn config(parts: &Parts, state_directory: std::path::PathBuf) -> Config {
         marketplace: has_market.then(|| config::Url { url: url("marketplace") }),
         arbitrator: has_market.then_some(central),
         cloud: (parties::role(machine) == Role::Edge).then_some(parts.cloud),
-        lora: Machine::EDGES.contains(&machine).then(|| config::Lora { bind: machine.gateway_address(), taps: Vec::new() }),
+        lora: Machine::EDGES.contains(&machine).then(|| config::Lora {
+            bind: machine.gateway_address(),
+            taps: Vec::new(),
+            adr: false,
+        }),
         engine: config::Engine::default(),
         policy_file: None,
         service: None,

@@ -11,7 +11,7 @@ use contracts::ids::SessionId;
 use contracts::ids::{ContractId, DevEui, Epoch, GroupId, NodeId, OwnerId, StatementId};
 use contracts::ledger::{Account, AccountId, Holder, Ledger, Transfer};
 use contracts::time::WallTime;
-use contracts::write_ahead::{Bound, Reservation, SESSIONS_MAX};
+use contracts::write_ahead::{Bound, JOINS, Reservation, SESSIONS_MAX};
 
 use super::{
     Changes, ContractChange, ContractFilter, ContractRow, Error, EventRow, EvidenceRow, GrantRow, NodeRow, Records, RecordsError,
@@ -285,6 +285,12 @@ impl Store for Memory {
             return Err(RecordsError::NotTheHolder { voted_epoch: voted.voted_epoch });
         }
         let mut kept = state.records.get(&group).cloned().unwrap_or_default();
+        for joins in reservation.bounds.iter().filter(|bound| bound.session == JOINS) {
+            // A newer join ends the device's other sessions.
+            if kept.bounds.get(&(joins.device, JOINS)).is_none_or(|known| *known < joins.upto) {
+                kept.bounds.retain(|(device, _), _| *device != joins.device);
+            }
+        }
         for Bound { device, session, upto } in &reservation.bounds {
             let known = kept.bounds.entry((*device, *session)).or_default();
             *known = (*known).max(*upto);

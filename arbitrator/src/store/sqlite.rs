@@ -12,7 +12,7 @@ use contracts::ids::{ContractId, DevEui, Epoch, GroupId, NodeId, OwnerId, Sessio
 use contracts::ledger::{Account, AccountId, Holder, Ledger, Transfer};
 use contracts::money::Currency;
 use contracts::time::WallTime;
-use contracts::write_ahead::{Bound, Reservation, SESSIONS_MAX};
+use contracts::write_ahead::{Bound, JOINS, Reservation, SESSIONS_MAX};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
@@ -277,6 +277,14 @@ async fn write_records(
     sealed: &[(DevEui, Vec<u8>)],
 ) -> std::result::Result<(), RecordsError> {
     let group = group.as_bytes().as_slice();
+    for joins in reservation.bounds.iter().filter(|bound| bound.session == JOINS) {
+        // A newer join ends the device's other sessions.
+        let end = "DELETE FROM record_bounds WHERE group_id = ?1 AND device = ?2 AND NOT EXISTS
+            (SELECT 1 FROM record_bounds WHERE group_id = ?1 AND device = ?2 AND session = ?3 AND upto >= ?4)";
+        let query = sqlx::query(end).bind(group).bind(joins.device.as_bytes().as_slice());
+        let query = query.bind(JOINS.as_bytes().as_slice()).bind(joins.upto);
+        query.execute(&mut *db).await.map_err(Error::from)?;
+    }
     for bound in &reservation.bounds {
         let upsert = "INSERT INTO record_bounds (group_id, device, session, upto) VALUES (?, ?, ?, ?)
             ON CONFLICT DO UPDATE SET upto = excluded.upto WHERE excluded.upto > upto";

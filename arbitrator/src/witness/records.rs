@@ -83,12 +83,10 @@ impl Witness {
         let holder = holder.ok_or(Error::Records(RecordsError::NotTheHolder { voted_epoch: voted.voted_epoch }))?;
         let reservation = Reservation { epoch: write.epoch, seq: write.seq, bounds: write.bounds };
         // First in memory: a grant that leaves while the disk is written names too high a bound at worst, never too low a one.
-        if let Some(reserved) = lock(&self.reserved.0).get_mut(&group) {
-            for bound in &reservation.bounds {
-                if !reserved.raise(*bound) {
-                    return Err(Error::Records(RecordsError::Full));
-                }
-            }
+        if let Some(reserved) = lock(&self.reserved.0).get_mut(&group)
+            && !reserved.raise_all(&reservation.bounds)
+        {
+            return Err(Error::Records(RecordsError::Full));
         }
         self.service.store.put_records(group, holder, &reservation, &sealed).await?;
         self.service.metrics.records_stored.inc();

@@ -37,7 +37,8 @@ pub enum Delivery {
     /// Rather lost than sent twice.
     #[default]
     AtMostOnce,
-    /// Rather sent twice than lost: the other node of a contract has it too before it counts as queued.
+    /// Rather sent twice than lost: it is on the node's disk before it counts as queued, and the other node of a contract was told if it
+    /// can be reached within a second.
     AtLeastOnce,
 }
 
@@ -194,7 +195,7 @@ pub enum DownlinkState {
     Expired,
     /// It was given up: the end.
     Failed {
-        /// Why, as a stable word: `unknown` (it may have been sent, and nobody knows), `not_acknowledged`, `too_long`, `session`.
+        /// Why, as a stable word: `unknown` (it may have been sent, and nobody knows), `not_acknowledged`.
         reason: String,
     },
 }

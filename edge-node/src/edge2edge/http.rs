@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::insurance::records;
 use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
@@ -9,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json, Router, routing};
 use contracts::envelope::Envelope;
 use contracts::ids::{GroupId, NodeId};
-use contracts::write_ahead::{Reservation, SESSIONS_MAX};
+use contracts::write_ahead::{RecordsView, RecordsWrite, SESSIONS_MAX};
 use kit::problem::Problem;
 use peering::PeerIdentity;
 use serde::Deserialize;
@@ -46,7 +47,7 @@ pub fn router(context: Context) -> Router {
         .route("/peer/v1/groups/{group}/progress", routing::post(take_progress))
         .route("/peer/v1/groups/{group}/frames", routing::post(take_frames))
         .route("/peer/v1/groups/{group}/sessions", routing::get(list_sessions).post(take_sessions))
-        .route("/peer/v1/groups/{group}/records", routing::put(store_reservation))
+        .route("/peer/v1/groups/{group}/records", routing::put(store_records).get(list_records))
         .route("/peer/v1/groups/{group}/open", routing::get(list_open))
         .route("/peer/v1/groups/{group}/level", routing::post(answer_level))
         .fallback(|| async { Problem::not_found("no such path for peers") })
@@ -216,15 +217,21 @@ async fn take_sessions(
 }
 
 /// A member's duty: keep what the holder reserves, durably, unless its epoch is not the one this node voted for.
-async fn store_reservation(
+async fn store_records(
     State(context): State<Context>,
     Extension(PeerIdentity(peer)): Peer,
     group: Result<Path<GroupId>, PathRejection>,
-    body: Result<Json<Reservation>, JsonRejection>,
+    body: Result<Json<RecordsWrite>, JsonRejection>,
 ) -> Result<Json<()>, Problem> {
     let (Path(group), Json(reservation)) = (group?, body?);
-    context.agreement(group, peer)?;
+    let agreement = context.agreement(group, peer)?;
     within(reservation.bounds.len(), SESSIONS_MAX, "bounds")?;
+    for sealed in &reservation.sealed {
+        within(sealed.blob.len() / 2, records::BLOB_BYTES_MAX, "sealed")?;
+        if !agreement.contract.devices.contains(&sealed.device) {
+            return Err(Problem::invalid("sealed", format_args!("device {} is not in the contract", sealed.device)));
+        }
+    }
     let parts = context.parts()?;
     let view =
         parts.custody.subscribe(group).ok_or_else(|| Problem::unavailable("this node does not take part in custody yet"))?;
@@ -238,11 +245,24 @@ async fn store_reservation(
             reservation.epoch
         )));
     }
+    // Records first: a version among the bounds says that the record is here.
+    records::take(parts, group, &reservation.sealed).await.map_err(|e| failed(&e))?;
     context.core.store.raise_reserved(group, &reservation.bounds).await.map_err(|e| failed(&e))?;
     parts.reserved.raise(group, &reservation.bounds);
     let sessions = reservation.bounds.iter().map(|bound| (bound.device, bound.session)).collect();
     parts.bridge.written_ahead(sessions).await.map_err(|_| Problem::unavailable("the bridge has stopped"))?;
     Ok(Json(()))
+}
+
+/// What this member keeps of a group, for one that takes over.
+async fn list_records(
+    State(context): State<Context>,
+    Extension(PeerIdentity(peer)): Peer,
+    group: Result<Path<GroupId>, PathRejection>,
+) -> Result<Json<RecordsView>, Problem> {
+    let Path(group) = group?;
+    context.agreement(group, peer)?;
+    Ok(Json(records::view(context.parts()?, group).await.map_err(|e| failed(&e))?))
 }
 
 #[derive(Debug, Deserialize)]

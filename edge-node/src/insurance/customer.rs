@@ -1,6 +1,7 @@
 //! The insured node's guard: serves while it holds custody, follows while the provider does, and comes back.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use contracts::contract::{Contract, State};
 use contracts::envelope::Envelope;
@@ -10,6 +11,7 @@ use lora_bridge::bridge::io::Mode;
 use peering::custody::{CustodyView, Role};
 use tokio::sync::watch;
 
+use super::records;
 use super::reservations::{self, Members};
 use super::{Error, Parts, Won, begin_serving, ended, join, leave, progress, restore, returning};
 use crate::agreements::Agreement;
@@ -38,7 +40,10 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         let (members, members_taken) = watch::channel(Members::default());
         let (serves, serves_taken) = watch::channel(false);
         let mut side_tasks = tokio::task::JoinSet::new();
-        side_tasks.spawn(kit::task::belong(reservations::run(parts.clone(), group, ends.reserve, members_taken)));
+        let seq = Arc::new(AtomicU64::new(0));
+        let reserve = reservations::run(parts.clone(), group, ends.reserve, members_taken.clone(), Arc::clone(&seq));
+        side_tasks.spawn(kit::task::belong(reserve));
+        side_tasks.spawn(kit::task::belong(records::run(parts.clone(), group, ends.records, members_taken, seq)));
         side_tasks.spawn(kit::task::belong(progress::run(
             parts.clone(),
             group,
@@ -46,7 +51,7 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
             ends.outgoing,
             serves_taken,
         )));
-        restore(parts, group, sessions).await?;
+        restore(parts, group, &service.registration).await?;
         let guard = Guard { parts, agreement, members, serves, provider_holds: AtomicBool::new(false) };
         tokio::select! {
             biased;
@@ -64,28 +69,28 @@ async fn serve_alone(parts: &Parts, group: GroupId) -> Result<(), Error> {
     let epoch = parts.custody.subscribe(group).map_or(Epoch(0), |view| view.borrow().voted_epoch);
     leave(parts, group).await?;
     let Some(service) = &parts.core.own_service else { return Ok(()) };
-    alone(parts, group, epoch, tenants::http::sessions(&service.registration)).await
+    alone(parts, group, epoch, &service.registration).await
 }
 
 /// Serves without a contract: counters are reserved on this disk only.
-pub(crate) async fn alone(
-    parts: &Parts,
-    group: GroupId,
-    epoch: Epoch,
-    sessions: Vec<lora_bridge::mac::session::Session>,
-) -> Result<(), Error> {
-    let mut ends = parts.links.open(group, &sessions);
+pub(crate) async fn alone(parts: &Parts, group: GroupId, epoch: Epoch, registration: &tenant::Registration) -> Result<(), Error> {
+    let mut ends = parts.links.open(group, &tenants::http::sessions(registration));
     let (members, members_taken) = watch::channel(Members::default());
     kit::task::spawn(async move {
         // Nobody is told, but the queue must not fill up.
         let _members = members;
         while ends.outgoing.recv().await.is_some() {}
     });
-    kit::task::spawn(reservations::run(parts.clone(), group, ends.reserve, members_taken));
-    restore(parts, group, sessions).await?;
+    let seq = Arc::new(AtomicU64::new(0));
+    kit::task::spawn(reservations::run(parts.clone(), group, ends.reserve, members_taken.clone(), Arc::clone(&seq)));
+    kit::task::spawn(records::run(parts.clone(), group, ends.records, members_taken, seq));
+    restore(parts, group, registration).await?;
     parts.leases.set_alone(group);
     parts.links.set_epoch(group, epoch);
     parts.bridge.custody(group, Mode::Serving { epoch, foreign_lease_end: None }).await?;
+    // Nobody else's gateways have to hear them.
+    let adr = parts.core.config.lora.as_ref().is_some_and(|lora| lora.adr);
+    parts.bridge.set_adr(group, adr).await?;
     Ok(())
 }
 
@@ -106,6 +111,8 @@ impl Guard<'_> {
     async fn follow_custody(&self) -> Result<(), Error> {
         let group = self.contract().group;
         let is_first = parts_never_voted(self.parts, group).await;
+        // What this node's gateways hear says nothing about the insurer's.
+        self.parts.bridge.set_adr(group, false).await?;
         let hold = join(self.parts, self.agreement).await?;
         let mut view = self.parts.custody.subscribe(group).ok_or(peering::custody::Error::UnknownGroup(group))?;
         let mut agreements = self.parts.core.agreements.changed();

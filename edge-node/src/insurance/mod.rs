@@ -6,12 +6,14 @@
 //! - [`customer`], [`provider`] — the two guards
 //! - [`progress`] — what is served and settled, told to the other party
 //! - [`reservations`] — downlink counters on the disks of a majority before they are used
+//! - [`records`] — results of joins on the disks of a majority before they are told
 //! - [`reserved`] — what this node knows to be reserved, for votes
 //! - [`returning`] — the customer's way back to level
 
 pub mod customer;
 pub mod progress;
 pub mod provider;
+pub mod records;
 pub mod reservations;
 pub mod reserved;
 pub mod returning;
@@ -21,13 +23,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use contracts::contract::State;
 use contracts::custody::Readiness;
-use contracts::ids::{ContractId, Epoch, GroupId, NodeId, StatementId};
+use contracts::ids::{ContractId, DevEui, Epoch, GroupId, NodeId, StatementId};
 use contracts::time::{BootTime, WallTime};
-use contracts::write_ahead::Reserved;
+use contracts::write_ahead::{Bound, JOINS, Reserved};
 use kit::clock::Clock;
 use lora_bridge::bridge::io::Mode;
 use lora_bridge::mac::downlink::CounterSource;
-use lora_bridge::mac::session::Session;
 use lora_bridge::server::BridgeHandle;
 use peering::custody::{Certificate, CustodyHandle, CustodyView, GroupConfig, Hold, VoteStore};
 use sha2::{Digest as _, Sha256};
@@ -39,7 +40,7 @@ use crate::edge2edge::messages::Handover;
 use crate::lora::leases::Leases;
 use crate::lora::links::Links;
 use crate::lora::standby::Standby;
-use crate::tenants::doors::Doors;
+use crate::tenants::{self, doors::Doors};
 use crate::timeline::Event;
 
 /// Why a guard cannot do its work now; it tries again.
@@ -188,6 +189,15 @@ pub(crate) async fn leave(parts: &Parts, group: GroupId) -> Result<(), Error> {
     }
 }
 
+/// The bounds of the sessions that devices have now. Counters of a device by personalisation go on when it begins anew; a join begins them.
+fn of_sessions(parts: &Parts, group: GroupId, known: &Reserved) -> Vec<(DevEui, u32)> {
+    let is_current = |bound: &Bound| {
+        let is_of_join = known.joins(bound.device) > 0;
+        bound.session != JOINS && (!is_of_join || parts.links.session(group, bound.device) == Some(bound.session))
+    };
+    known.bounds().filter(is_current).map(|bound| (bound.device, bound.upto)).collect()
+}
+
 /// Sets the downlink counters of a new custody: exactly where the last holder stopped if it released to us, else above everything that a
 /// majority knows to be reserved. Durable before it counts.
 pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, view: &CustodyView) -> Result<(), Error> {
@@ -195,7 +205,10 @@ pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, v
     let mut known = own.clone();
     for (member, bytes) in &view.records {
         match Reserved::from_bytes(bytes) {
-            Ok(records) => known.merge(&records),
+            Ok(theirs) => {
+                records::fetch(parts, group, *member, &theirs, &known).await?;
+                known.merge(&theirs);
+            }
             Err(error) => tracing::warn!(%member, %error, "a vote came with records that cannot be read"),
         }
     }
@@ -203,13 +216,14 @@ pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, v
     let news: Vec<_> = bounds.iter().filter(|b| own.upto(b.device, b.session) != Some(b.upto)).copied().collect();
     parts.core.store.raise_reserved(group, &news).await?;
     parts.reserved.merge(group, &known);
-    parts.bridge.written_ahead(bounds.iter().map(|b| (b.device, b.session)).collect()).await?;
-    let entries = bounds.iter().map(|b| (b.device, b.upto)).collect();
+    let sessions = bounds.iter().filter(|b| b.session != JOINS).map(|b| (b.device, b.session)).collect();
+    parts.bridge.written_ahead(sessions).await?;
+    let entries = of_sessions(parts, group, &known);
     let handover = view.released.as_ref().filter(|r| r.epoch.next() == epoch && r.successor == Some(parts.core.me()));
     match handover.and_then(|r| serde_json::from_slice::<Handover>(&r.handover).ok()) {
         Some(exact) => {
             let named: std::collections::BTreeSet<_> = exact.counters.iter().map(|(device, _)| *device).collect();
-            let others = bounds.iter().filter(|b| !named.contains(&b.device)).map(|b| (b.device, b.upto)).collect();
+            let others = entries.into_iter().filter(|(device, _)| !named.contains(device)).collect();
             parts.bridge.counters_from(others, CounterSource::Reservation).await?;
             parts.bridge.counters_from(exact.counters, CounterSource::Release).await?;
         }
@@ -234,15 +248,27 @@ pub(crate) async fn begin_serving(
 }
 
 /// Puts the bridge's memory of a group in line with the disk after a restart.
-pub(crate) async fn restore(parts: &Parts, group: GroupId, sessions: Vec<Session>) -> Result<(), Error> {
-    parts.bridge.register(group, sessions).await?;
-    let (served, settled) = parts.core.store.list_marks(group).await?;
+pub(crate) async fn restore(parts: &Parts, group: GroupId, registration: &tenant::Registration) -> Result<(), Error> {
+    parts.bridge.register(group, tenants::http::sessions(registration)).await?;
+    parts.bridge.register_joining(group, tenants::http::joining(registration)).await?;
     let known = parts.core.store.list_reserved(group).await?;
+    records::restore(parts, group, &known).await?;
+    restore_downlinks(parts, group).await?;
+    let (served, settled) = parts.core.store.list_marks(group).await?;
     // Before the marks: they may be of the life that a record began.
-    parts.bridge.written_ahead(known.bounds().map(|b| (b.device, b.session)).collect()).await?;
+    let lives = known.bounds().filter(|b| b.session != JOINS).map(|b| (b.device, b.session)).collect();
+    parts.bridge.written_ahead(lives).await?;
     parts.bridge.peer_progress(served, settled).await?;
-    parts.bridge.counters_from(known.bounds().map(|b| (b.device, b.upto)).collect(), CounterSource::Reservation).await?;
+    parts.bridge.counters_from(of_sessions(parts, group, &known), CounterSource::Reservation).await?;
     parts.reserved.merge(group, &known);
+    Ok(())
+}
+
+/// What was owed at least once when this process last ended.
+async fn restore_downlinks(parts: &Parts, group: GroupId) -> Result<(), Error> {
+    let Some(bytes) = parts.core.store.get_tenant_value(group, crate::lora::downlinks::STATE_KEY).await? else { return Ok(()) };
+    let owed = parts.links.downlinks().restore(group, &bytes);
+    parts.bridge.restore_queues(owed.into_iter().collect()).await?;
     Ok(())
 }
 

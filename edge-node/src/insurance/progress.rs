@@ -73,13 +73,14 @@ pub async fn run(
 
 async fn tell(parts: &Parts, group: GroupId, peer: NodeId, batch: Vec<Outgoing>, is_serving: bool) -> Result<(), Error> {
     let mut progress = Progress::default();
-    let (mut frames, mut flushes) = (Vec::new(), Vec::new());
+    let (mut frames, mut flushes, mut states) = (Vec::new(), Vec::new(), Vec::new());
     for outgoing in batch {
         match outgoing {
             Outgoing::Served(marks) if is_serving => progress.served.extend(marks),
             Outgoing::Served(_) => {}
             Outgoing::Settled(marks) => progress.settled.extend(marks),
             Outgoing::Offer(frame) => frames.push(frame),
+            Outgoing::State(state) => states.push(*state),
             Outgoing::Flush(told) => flushes.push(told),
         }
     }
@@ -89,6 +90,10 @@ async fn tell(parts: &Parts, group: GroupId, peer: NodeId, batch: Vec<Outgoing>,
     }
     for frames in frames.chunks(FRAMES_MAX) {
         let () = client.post(peer, &format!("/peer/v1/groups/{group}/frames"), &Frames { frames: frames.to_vec() }).await?;
+    }
+    for states in states.chunks(STATES_MAX) {
+        let sessions = Sessions { states: states.to_vec(), next: None };
+        let () = client.post(peer, &format!("/peer/v1/groups/{group}/sessions"), &sessions).await?;
     }
     for told in flushes {
         let _nobody_waits = told.send(());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -14,6 +15,7 @@ use lora_bridge::bridge::io::Mode;
 use peering::custody::{CustodyView, Role};
 use tokio::sync::watch;
 
+use super::records;
 use super::reservations::{self, Members};
 use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, progress, restore};
 use crate::agreements::Agreement;
@@ -67,12 +69,15 @@ impl Visits {
 pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
     let contract = &agreement.contract;
     if agreement.state.is_in_force() {
-        let sessions = open_network(parts, contract).await?;
-        let ends = parts.links.open(contract.group, &sessions);
+        let registration = open_network(parts, contract).await?;
+        let ends = parts.links.open(contract.group, &tenants::http::sessions(&registration));
         let (members, members_taken) = watch::channel(Members::default());
         let (serves, serves_taken) = watch::channel(false);
         let mut side_tasks = tokio::task::JoinSet::new();
-        side_tasks.spawn(kit::task::belong(reservations::run(parts.clone(), contract.group, ends.reserve, members_taken)));
+        let seq = Arc::new(AtomicU64::new(0));
+        let reserve = reservations::run(parts.clone(), contract.group, ends.reserve, members_taken.clone(), Arc::clone(&seq));
+        side_tasks.spawn(kit::task::belong(reserve));
+        side_tasks.spawn(kit::task::belong(records::run(parts.clone(), contract.group, ends.records, members_taken, seq)));
         side_tasks.spawn(kit::task::belong(progress::run(
             parts.clone(),
             contract.group,
@@ -81,7 +86,7 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
             serves_taken,
         )));
         side_tasks.spawn(kit::task::belong(ask_for_states(parts.clone(), contract.group, contract.customer.node)));
-        restore(parts, contract.group, sessions).await?;
+        restore(parts, contract.group, &registration).await?;
         lora::standby::restore(&parts.core.store, &parts.bridge, contract.group).await?;
         let socket = prepare(parts, agreement).await?;
         let guard = Guard { parts, agreement, socket, members, serves, replayed: ends.replayed };
@@ -94,16 +99,16 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
     wipe(parts, agreement).await
 }
 
-async fn open_network(parts: &Parts, contract: &Contract) -> Result<Vec<lora_bridge::mac::session::Session>, Error> {
+async fn open_network(parts: &Parts, contract: &Contract) -> Result<tenant::Registration, Error> {
     let form = |e: String| Error::Migration(migration::Error::Form(e));
     let cid = storage::parse_cid(&contract.network_configuration).map_err(migration::Error::from)?;
     let json = migration::open_sealed(&parts.core.content, &cid, &parts.core.identity.unsealing, PURPOSE_NETWORK).await?;
     let registration: tenant::Registration = serde_json::from_slice(&json).map_err(|e| form(e.to_string()))?;
     registration.check().map_err(|e| form(e.to_string()))?;
-    let sessions = tenants::http::sessions(&registration);
-    match sessions.iter().find(|s| !contract.devices.contains(&s.device)) {
-        Some(foreign) => Err(form(format!("device {} is not in the contract", foreign.device))),
-        None => Ok(sessions),
+    let foreign = tenants::http::devices(&registration).find(|device| !contract.devices.contains(device));
+    match foreign {
+        Some(foreign) => Err(form(format!("device {foreign} is not in the contract"))),
+        None => Ok(registration),
     }
 }
 
@@ -119,7 +124,8 @@ async fn prepare(parts: &Parts, agreement: &Agreement) -> Result<TenantSocket, E
     let contract = &agreement.contract;
     let group = contract.group;
     let orchestrator = parts.core.orchestrator.as_ref().ok_or(Error::Lacking("container engine"))?;
-    let tenant = Tenant::new(group, parts.core.log.clone(), Some(parts.bridge.clone()), contract.devices.clone());
+    let tenant = Tenant::new(group, parts.core.log.clone(), Some(parts.bridge.clone()), contract.devices.clone())
+        .with_links(parts.links.clone());
     let socket = TenantSocket::open(tenant, parts.doors.as_ref())?;
     let started = parts.core.clock.boot();
     orchestrator.deploy(group, &contract.blueprint, socket.directory().to_owned(), Desired::Prepared).await?;
@@ -343,6 +349,7 @@ async fn wipe_group(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
     parts.leases.remove(group);
     parts.bridge.remove(group).await?;
     parts.links.close(group);
+    parts.links.downlinks().remove(group);
     if let Some(orchestrator) = &parts.core.orchestrator {
         orchestrator.remove(group).await?;
         let others = parts.core.agreements.list();

@@ -1,6 +1,8 @@
 //! Reserves downlink counters: on this disk and on the disks of enough other members that every later majority has one that knows.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use contracts::ids::{DevEui, Epoch, GroupId, NodeId};
 use contracts::write_ahead::{Bound, Reservation};
@@ -25,15 +27,20 @@ pub struct Members {
 
 impl Members {
     /// How many of the others must have a record beside this node: a majority of all, less this node.
-    fn needed(&self) -> usize {
+    pub(super) fn needed(&self) -> usize {
         let all = self.others.len() + 1;
         if self.others.is_empty() { 0 } else { all / 2 }
     }
 }
 
 /// Serves a group's wishes until the link is closed. What cannot be written ahead now is asked for again by the bridge.
-pub async fn run(parts: Parts, group: GroupId, mut wishes: mpsc::UnboundedReceiver<Wish>, members: watch::Receiver<Members>) {
-    let mut seq = 0;
+pub async fn run(
+    parts: Parts,
+    group: GroupId,
+    mut wishes: mpsc::UnboundedReceiver<Wish>,
+    members: watch::Receiver<Members>,
+    seq: Arc<AtomicU64>,
+) {
     while let Some(first) = wishes.recv().await {
         let mut wanted = Wanted::default();
         wanted.add(first);
@@ -42,7 +49,7 @@ pub async fn run(parts: Parts, group: GroupId, mut wishes: mpsc::UnboundedReceiv
         }
         let bounds = wanted.bounds(&parts, group);
         let members = members.borrow().clone();
-        seq += 1;
+        let seq = seq.fetch_add(1, Ordering::Relaxed) + 1;
         if !reserve(&parts, group, &members, seq, &bounds).await {
             continue;
         }

@@ -18,10 +18,7 @@ impl ReservedByGroup {
 
     pub fn raise(&self, group: GroupId, bounds: &[Bound]) {
         let mut groups = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let reserved = groups.entry(group).or_default();
-        for bound in bounds {
-            reserved.raise(*bound);
-        }
+        groups.entry(group).or_default().raise_all(bounds);
     }
 
     /// The form in which it goes with a vote.

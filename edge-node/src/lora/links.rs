@@ -5,11 +5,17 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use contracts::ids::{DevAddr, DevEui, Epoch, GroupId, SessionId};
 use lora_bridge::bridge::io::{OfferedFrame, Reset};
-use lora_bridge::mac::session::{Mark, Session};
+use lora_bridge::mac::session::{Joined, Mark, Session, SessionState};
 use tokio::sync::{mpsc, oneshot, watch};
+
+use super::downlinks::Downlinks;
+use crate::insurance::records::Wanted;
 
 /// What waits for a group's sender at most; beyond it progress is sent as whole session states, and offers are made again by the bridge.
 const WAITING_MAX: usize = 4_096;
+
+/// Joins of a group that are remembered for its tenant.
+const JOINED_MAX: usize = 100_000;
 
 /// Something for the other party or the members.
 #[derive(Debug)]
@@ -17,6 +23,7 @@ pub enum Outgoing {
     Served(Vec<Mark>),
     Settled(Vec<Mark>),
     Offer(OfferedFrame),
+    State(Box<SessionState>),
     /// Says when everything before it has been told.
     Flush(oneshot::Sender<()>),
 }
@@ -35,6 +42,8 @@ pub enum Wish {
 pub struct LinkEnds {
     pub outgoing: mpsc::Receiver<Outgoing>,
     pub reserve: mpsc::UnboundedReceiver<Wish>,
+    /// Bounded by the bridge: one join of a device at a time.
+    pub records: mpsc::UnboundedReceiver<Wanted>,
     /// Frames given out by the replay of a takeover that ended.
     pub replayed: watch::Receiver<Option<u64>>,
 }
@@ -43,6 +52,9 @@ pub struct LinkEnds {
 struct Link {
     epoch: Epoch,
     devices: BTreeMap<DevEui, (DevAddr, SessionId)>,
+    /// Where joined sessions' keys come from.
+    joined: BTreeMap<SessionId, Joined>,
+    records: mpsc::UnboundedSender<Wanted>,
     outgoing: mpsc::Sender<Outgoing>,
     /// Bounded by the bridge: it asks again only for what was not granted.
     reserve: mpsc::UnboundedSender<Wish>,
@@ -60,29 +72,41 @@ pub struct Place {
 
 /// All groups' links; cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Links(Arc<RwLock<BTreeMap<GroupId, Link>>>);
+pub struct Links {
+    groups: Arc<RwLock<BTreeMap<GroupId, Link>>>,
+    downlinks: Downlinks,
+}
 
 impl Links {
+    /// What tenants are told about their downlinks.
+    #[must_use]
+    pub const fn downlinks(&self) -> &Downlinks {
+        &self.downlinks
+    }
+
     /// Opens the link of a group; an earlier one of the same group is closed.
     #[must_use]
     pub fn open(&self, group: GroupId, sessions: &[Session]) -> LinkEnds {
         let (outgoing, outgoing_taken) = mpsc::channel(WAITING_MAX);
         let (reserve, reserve_taken) = mpsc::unbounded_channel();
+        let (records, records_taken) = mpsc::unbounded_channel();
         let replayed = watch::Sender::new(None);
-        let ends = LinkEnds { outgoing: outgoing_taken, reserve: reserve_taken, replayed: replayed.subscribe() };
+        let ends =
+            LinkEnds { outgoing: outgoing_taken, reserve: reserve_taken, records: records_taken, replayed: replayed.subscribe() };
         let devices = sessions.iter().map(|s| (s.device, (s.dev_addr, s.id()))).collect();
-        let mut links = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         let epoch = links.get(&group).map_or(Epoch(0), |known| known.epoch);
-        links.insert(group, Link { epoch, devices, outgoing, reserve, replayed, overflowed: false });
+        let joined = links.get(&group).map_or_else(BTreeMap::new, |known| known.joined.clone());
+        links.insert(group, Link { epoch, devices, joined, records, outgoing, reserve, replayed, overflowed: false });
         ends
     }
 
     pub fn close(&self, group: GroupId) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
+        self.groups.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
     }
 
     pub fn set_epoch(&self, group: GroupId, epoch: Epoch) {
-        if let Some(link) = self.0.write().unwrap_or_else(PoisonError::into_inner).get_mut(&group) {
+        if let Some(link) = self.groups.write().unwrap_or_else(PoisonError::into_inner).get_mut(&group) {
             link.epoch = epoch;
         }
     }
@@ -90,12 +114,47 @@ impl Links {
     /// The session of a device.
     #[must_use]
     pub fn session(&self, group: GroupId, device: DevEui) -> Option<SessionId> {
-        let links = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let links = self.groups.read().unwrap_or_else(PoisonError::into_inner);
         links.get(&group).and_then(|link| link.devices.get(&device)).map(|(_, session)| *session)
     }
 
+    /// A device has a new session.
+    pub fn set_joined_session(
+        &self,
+        group: GroupId,
+        device: DevEui,
+        dev_addr: DevAddr,
+        session: SessionId,
+        joined: Option<Joined>,
+    ) {
+        let mut links = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(link) = links.get_mut(&group) else { return };
+        link.devices.insert(device, (dev_addr, session));
+        if let Some(joined) = joined {
+            if link.joined.len() >= JOINED_MAX {
+                // Which one goes does not matter: that many joins ago nobody sends any more.
+                link.joined.pop_first();
+            }
+            link.joined.insert(session, joined);
+        }
+    }
+
+    /// The join that a session comes from.
+    #[must_use]
+    pub fn joined(&self, group: GroupId, session: SessionId) -> Option<Joined> {
+        let links = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        links.get(&group)?.joined.get(&session).copied()
+    }
+
+    pub(super) fn record(&self, group: GroupId, wanted: Wanted) {
+        let links = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get(&group) {
+            let _closed = link.records.send(wanted);
+        }
+    }
+
     pub(super) fn place(&self, group: GroupId, device: DevEui) -> Place {
-        let links = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let links = self.groups.read().unwrap_or_else(PoisonError::into_inner);
         let link = links.get(&group);
         let dev_addr = link.and_then(|l| l.devices.get(&device)).map_or(DevAddr::from_u32(0), |(address, _)| *address);
         Place { dev_addr, epoch: link.map_or(Epoch(0), |l| l.epoch) }
@@ -104,12 +163,12 @@ impl Links {
     /// Whether something was dropped since the last call.
     #[must_use]
     pub fn take_overflow(&self, group: GroupId) -> bool {
-        let mut links = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         links.get_mut(&group).is_some_and(|link| std::mem::take(&mut link.overflowed))
     }
 
     fn send(&self, group: GroupId, outgoing: Outgoing) {
-        let mut links = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(link) = links.get_mut(&group)
             && link.outgoing.try_send(outgoing).is_err()
         {
@@ -137,8 +196,12 @@ impl Links {
         self.send(group, Outgoing::Offer(frame));
     }
 
+    pub(super) fn state(&self, group: GroupId, state: Box<SessionState>) {
+        self.send(group, Outgoing::State(state));
+    }
+
     pub(super) fn reserve(&self, group: GroupId, wish: Wish) {
-        let links = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let links = self.groups.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(link) = links.get(&group) {
             let _closed = link.reserve.send(wish);
         }
@@ -146,14 +209,14 @@ impl Links {
 
     /// The device's session is another one from now on.
     pub(super) fn set_session(&self, group: GroupId, device: DevEui, session: SessionId) {
-        let mut links = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, known)) = links.get_mut(&group).and_then(|link| link.devices.get_mut(&device)) {
             *known = session;
         }
     }
 
     pub(super) fn replayed(&self, group: GroupId, frames: u64) {
-        let links = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let links = self.groups.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(link) = links.get(&group) {
             link.replayed.send_replace(Some(frames));
         }

@@ -1,9 +1,11 @@
 //! The node's side of the LoRa bridge: puts uplinks on disk before they count, and tells those who wait for them.
 //!
 //! - [`leases`] — what the bridge asks directly before each downlink
+//! - [`downlinks`] — what tenants are told about their downlinks
 //! - [`links`] — where progress, offers and reservations of a group go
 //! - [`standby`] — what was heard in standby, on disk
 
+pub mod downlinks;
 pub mod leases;
 pub mod links;
 pub mod standby;
@@ -14,7 +16,7 @@ use contracts::ids::GroupId;
 use lora_bridge::GatewayEui;
 use lora_bridge::bridge::io::{Output, Uplink as HeardUplink, UplinkKind};
 use lora_bridge::gwmp::rxpk::RxMeta;
-use lora_bridge::mac::session::Mark;
+use lora_bridge::mac::session::{Mark, SessionState};
 use lora_bridge::server::BridgeHandle;
 use tokio::sync::mpsc;
 
@@ -54,11 +56,24 @@ pub async fn consume(
                 Output::ReserveWanted { group, entries } => links.reserve(group, Wish::Counters(entries)),
                 Output::ResetWanted(reset) => links.reserve(reset.group, Wish::Reset(reset)),
                 Output::SessionChanged { group, device, session } => links.set_session(group, device, session),
+                Output::EncryptWanted { group, device, dev_addr, question } => {
+                    links.downlinks().ask(group, timeline.clock().wall(), device, dev_addr, question);
+                }
+                Output::Downlink { group, device, id, outcome } => {
+                    links.downlinks().tell(group, timeline.clock().wall(), device, id, outcome);
+                }
+                Output::StateDue { group, state } => {
+                    keep_owed(&log, &links, group, &state).await;
+                    links.state(group, state);
+                }
+                Output::RecordWanted { group, epoch, record } => links.record(group, (epoch, record)),
                 Output::Replayed { group, frames } => replayed.push((group, frames)),
                 Output::Refused { group, device, reason } => {
                     timeline.push(Event::Alarm { what: format!("session of {device} in {group} refused: {reason:?}") });
                 }
-                Output::Send { .. } | Output::Transmit(_) => debug_assert!(false, "the server of the bridge sends these itself"),
+                Output::Send { .. } | Output::Transmit(_) | Output::Accept(_) => {
+                    debug_assert!(false, "the server of the bridge sends these itself")
+                }
             }
         }
         let are_stored = if heard.is_empty() { Ok(true) } else { commit(heard, &bridge, &log, &links).await };
@@ -68,6 +83,15 @@ pub async fn consume(
             Ok(false) => {}
             Err(_) => return,
         }
+    }
+}
+
+/// What is owed to a device at least once survives this process.
+async fn keep_owed(log: &Log, links: &Links, group: GroupId, state: &SessionState) {
+    let bytes = links.downlinks().set_owed(group, state.device, state.queue.clone());
+    match log.store().put_tenant_value(group, downlinks::STATE_KEY, &bytes, u32::MAX).await {
+        Ok(_) => links.downlinks().note_stored(group),
+        Err(error) => tracing::error!(%error, "owed downlinks were not stored"),
     }
 }
 

@@ -272,11 +272,7 @@ impl Inner {
         let form = |reason: String| Error::Migration(migration::Error::Form(reason));
         let registration: tenant::Registration = serde_json::from_slice(&json).map_err(|error| form(error.to_string()))?;
         registration.check().map_err(|error| form(error.to_string()))?;
-        let devices = registration
-            .devices
-            .iter()
-            .map(|device| contracts::ids::DevEui::from_bytes(device.dev_eui.0))
-            .collect::<std::collections::BTreeSet<_>>();
+        let devices = crate::tenants::http::devices(&registration).collect::<std::collections::BTreeSet<_>>();
         if devices == contract.devices { Ok(()) } else { Err(form("its devices are not those of the contract".to_owned())) }
     }
 }

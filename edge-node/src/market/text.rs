@@ -60,7 +60,7 @@ pub(super) fn write(facts: &Facts<'_>) -> Option<Contract> {
     let Facts { introduction, offer, demand, policy, rules, own, agreed, configuration, readings_to, now, nonce } = *facts;
     let party = |record: &contracts::node_record::NodeRecord| Party { node: record.node, owner: record.owner };
     let (customer, provider) = (party(&introduction.customer), party(&introduction.provider));
-    let devices: BTreeSet<DevEui> = own.registration.devices.iter().map(|device| DevEui::from_bytes(device.dev_eui.0)).collect();
+    let devices: BTreeSet<DevEui> = crate::tenants::http::devices(&own.registration).collect();
     let mut blueprint = own.blueprint.clone();
     blueprint.needs = demand.needs.clone();
     let premium = agreed.price_per_day.scaled_down(u64::from(agreed.days), 1)?;

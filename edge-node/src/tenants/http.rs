@@ -11,22 +11,27 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, routing};
 use contracts::ids::{DevAddr, DevEui, EventId};
+use contracts::time::WallTime;
 use kit::problem::Problem;
 use lora_bridge::gwmp::data_rate::DataRate;
-use lora_bridge::mac::session::{NwkSKey, Session};
+use lora_bridge::mac::join::{AppKey, JoiningDevice, NonceRule};
+use lora_bridge::mac::queue;
+use lora_bridge::mac::session::{Joined, NwkSKey, ReceiveWindows, Session};
 use lora_bridge::mac::uplink::F_CNT_GAP_MAX;
 use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::Tenant;
+use crate::lora::links::Links;
 use crate::readings::{Decoded, Kind, StoredUplink};
 
 /// Uplinks in one chunk of the stream.
 const PAGE: u32 = 256;
 /// An idle stream gets a blank line so often.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// Downlinks for devices are answered "unavailable" by this version.
-const NO_DOWNLINKS: &str = "this node does not carry tenants' downlinks yet";
+/// Longest wait until an owed downlink is on disk, and then until the other party was told.
+const OWED_MAX: Duration = Duration::from_secs(5);
+const TELL_MAX: Duration = Duration::from_secs(1);
 
 type Context = State<Arc<Tenant>>;
 
@@ -37,7 +42,13 @@ pub fn router(tenant: Arc<Tenant>) -> Router {
         .route(tenant::DEVICES, routing::put(register).layer(DefaultBodyLimit::max(tenant::DEVICES_BODY_BYTES_MAX)))
         .route(tenant::UPLINKS, routing::get(follow))
         .route(tenant::READINGS, routing::post(publish).layer(DefaultBodyLimit::max(tenant::READINGS_BODY_BYTES_MAX)))
-        .route(tenant::DOWNLINKS, routing::post(queue_downlink).layer(DefaultBodyLimit::max(tenant::DOWNLINK_BODY_BYTES_MAX)))
+        .route(
+            tenant::DOWNLINKS,
+            routing::post(queue_downlink)
+                .put(take_encrypted)
+                .get(downlink_events)
+                .layer(DefaultBodyLimit::max(tenant::ENCRYPTED_BODY_BYTES_MAX)),
+        )
         .route(
             &format!("{}/{{key}}", tenant::STATE),
             routing::get(get_state).put(put_state).layer(DefaultBodyLimit::max(tenant::STATE_VALUE_BYTES_MAX)),
@@ -59,14 +70,46 @@ async fn register(
 ) -> Result<Json<tenant::Registered>, Problem> {
     let Json(registration) = body?;
     registration.check().map_err(|e| Problem::invalid(&e.field, e.reason))?;
-    let sessions = sessions(&registration);
-    if let Some(foreign) = sessions.iter().find(|s| !tenant.devices.contains(&s.device)) {
-        return Err(Problem::forbidden(format_args!("device {} is not one of this tenant's", foreign.device)));
+    if let Some(foreign) = devices(&registration).find(|device| !tenant.devices.contains(device)) {
+        return Err(Problem::forbidden(format_args!("device {foreign} is not one of this tenant's")));
     }
-    let registered = sessions.len();
+    let (sessions, joining) = (sessions(&registration), joining(&registration));
+    let registered = sessions.len() + joining.len();
     let bridge = tenant.bridge.as_ref().ok_or_else(|| Problem::unavailable("this node has no LoRa bridge"))?;
-    bridge.register(tenant.group, sessions).await.map_err(|_| Problem::unavailable("the bridge has stopped"))?;
+    let stopped = |_| Problem::unavailable("the bridge has stopped");
+    bridge.register(tenant.group, sessions).await.map_err(stopped)?;
+    bridge.register_joining(tenant.group, joining).await.map_err(stopped)?;
     Ok(Json(tenant::Registered { registered }))
+}
+
+/// All devices of a registration.
+pub fn devices(registration: &tenant::Registration) -> impl Iterator<Item = DevEui> + '_ {
+    let sessions = registration.devices.iter().map(|device| device.dev_eui);
+    sessions.chain(registration.joining.iter().map(|device| device.dev_eui)).map(|eui| DevEui::from_bytes(eui.0))
+}
+
+/// Devices that join over the air, as the bridge wants them.
+#[must_use]
+pub fn joining(registration: &tenant::Registration) -> Vec<JoiningDevice> {
+    let device = |device: &tenant::JoiningDevice| {
+        let mut receive_windows = ReceiveWindows::eu868();
+        receive_windows.rx1_delay_seconds = device.rx1_delay_s;
+        if let Some(rate) = device.rx2_data_rate.and_then(DataRate::eu868) {
+            receive_windows.rx2_data_rate = rate;
+        }
+        JoiningDevice {
+            device: DevEui::from_bytes(device.dev_eui.0),
+            join_eui: DevEui::from_bytes(device.join_eui.0),
+            dev_addr: DevAddr::from_bytes(device.dev_addr.0),
+            app_key: device.app_key.as_ref().map(|key| AppKey::from_bytes(key.0)),
+            nonce_rule: match device.dev_nonces {
+                tenant::DevNonces::Random => NonceRule::Random,
+                tenant::DevNonces::Rising => NonceRule::Rising,
+            },
+            receive_windows,
+        }
+    };
+    registration.joining.iter().map(device).collect()
 }
 
 /// The radio side of devices as the bridge wants it.
@@ -126,7 +169,7 @@ async fn next_lines(stream: &mut Stream) -> Option<Bytes> {
         };
         if let Some(last) = page.last() {
             stream.after = last.seq;
-            return Some(page.iter().filter_map(line).collect::<Vec<_>>().concat().into());
+            return Some(page.iter().filter_map(|stored| line(&stream.tenant.links, stored)).collect::<Vec<_>>().concat().into());
         }
         match tokio::time::timeout(KEEP_ALIVE, stream.changed.changed()).await {
             Ok(Ok(())) => {}
@@ -136,8 +179,9 @@ async fn next_lines(stream: &mut Stream) -> Option<Bytes> {
     }
 }
 
-fn line(stored: &StoredUplink) -> Option<Vec<u8>> {
+fn line(links: &Links, stored: &StoredUplink) -> Option<Vec<u8>> {
     let uplink = &stored.uplink;
+    let joined = links.joined(uplink.group, uplink.session).map(told);
     let reception = &uplink.rx;
     let line = tenant::Uplink {
         cursor: stored.seq,
@@ -145,7 +189,7 @@ fn line(stored: &StoredUplink) -> Option<Vec<u8>> {
         dev_eui: tenant::DevEui(*uplink.device.as_bytes()),
         dev_addr: tenant::DevAddr(*uplink.dev_addr.as_bytes()),
         session: uplink.session.to_string(),
-        joined: None,
+        joined,
         f_cnt: uplink.f_cnt,
         f_port: uplink.f_port,
         confirmed: uplink.confirmed,
@@ -168,6 +212,11 @@ fn line(stored: &StoredUplink) -> Option<Vec<u8>> {
     let mut bytes = serde_json::to_vec(&line).ok()?;
     bytes.push(b'\n');
     Some(bytes)
+}
+
+/// As tenants are told.
+pub(crate) const fn told(joined: Joined) -> tenant::Joined {
+    tenant::Joined { join_nonce: joined.join_nonce, net_id: joined.net_id, dev_nonce: joined.dev_nonce }
 }
 
 async fn publish(
@@ -193,10 +242,100 @@ fn decoded(reading: tenant::Reading) -> Result<Decoded, serde_json::Error> {
     Ok(Decoded { event, decoded: serde_json::to_string(&values)? })
 }
 
-async fn queue_downlink(body: Result<Json<tenant::Downlink>, JsonRejection>) -> Result<Json<tenant::Queued>, Problem> {
+async fn queue_downlink(
+    State(tenant): Context,
+    body: Result<Json<tenant::Downlink>, JsonRejection>,
+) -> Result<Json<tenant::Queued>, Problem> {
     let Json(downlink) = body?;
     downlink.check().map_err(|e| Problem::invalid(&e.field, e.reason))?;
-    Err(Problem::unavailable(NO_DOWNLINKS))
+    let device = DevEui::from_bytes(downlink.dev_eui.0);
+    if !tenant.devices.contains(&device) {
+        return Err(Problem::forbidden(format_args!("device {device} is not one of this tenant's")));
+    }
+    let bridge = tenant.bridge.as_ref().ok_or_else(|| Problem::unavailable("this node has no LoRa bridge"))?;
+    let is_owed = downlink.delivery == tenant::Delivery::AtLeastOnce;
+    let id = downlink.id.clone();
+    let mut stored = tenant.links.downlinks().stored(tenant.group);
+    let queued = bridge.queue_downlink(tenant.group, device, waiting(downlink)).await;
+    queued.map_err(|_| Problem::unavailable("the bridge has stopped"))?.map_err(refused)?;
+    if is_owed {
+        let on_disk = async {
+            while !tenant.links.downlinks().knows(tenant.group, device, &id) {
+                stored.changed().await?;
+            }
+            Ok::<(), watch::error::RecvError>(())
+        };
+        let on_disk = tokio::time::timeout(OWED_MAX, on_disk).await;
+        on_disk.ok().and_then(Result::ok).ok_or_else(|| Problem::unavailable("the downlink is not on disk yet"))?;
+        // A party that is away hears of it as soon as it is back; the downlink does not wait for that.
+        let _told_or_not = tokio::time::timeout(TELL_MAX, tenant.links.flush(tenant.group)).await;
+    }
+    Ok(Json(tenant::Queued { id }))
+}
+
+/// As the bridge wants it.
+fn waiting(downlink: tenant::Downlink) -> queue::Downlink {
+    queue::Downlink {
+        id: downlink.id,
+        f_port: downlink.f_port,
+        payload: downlink.payload.0.into(),
+        confirmed: downlink.confirmed,
+        delivery: match downlink.delivery {
+            tenant::Delivery::AtMostOnce => queue::Delivery::AtMostOnce,
+            tenant::Delivery::AtLeastOnce => queue::Delivery::AtLeastOnce,
+        },
+        priority: downlink.priority,
+        expires_at: WallTime(downlink.expires_at_ms),
+    }
+}
+
+fn refused(refused: queue::Refused) -> Problem {
+    match refused {
+        queue::Refused::Unknown => Problem::not_found("the device is not registered"),
+        queue::Refused::Full | queue::Refused::BridgeFull => Problem::unavailable(refused),
+        queue::Refused::Form => Problem::invalid("payload", refused),
+        queue::Refused::Expired => Problem::invalid("expires_at_ms", refused),
+    }
+}
+
+async fn downlink_events(
+    State(tenant): Context,
+    query: Result<Query<After>, QueryRejection>,
+) -> Result<Json<tenant::DownlinkEvents>, Problem> {
+    let Query(After { after }) = query?;
+    let events = async {
+        loop {
+            let (events, mut newest) = tenant.links.downlinks().after(tenant.group, after);
+            if !events.is_empty() {
+                return events;
+            }
+            if newest.changed().await.is_err() {
+                return Vec::new();
+            }
+        }
+    };
+    let wait = Duration::from_millis(tenant::DOWNLINK_WAIT_MS_MAX);
+    let events = tokio::time::timeout(wait, events).await.unwrap_or_default();
+    Ok(Json(tenant::DownlinkEvents { events }))
+}
+
+async fn take_encrypted(
+    State(tenant): Context,
+    body: Result<Json<tenant::Encrypted>, JsonRejection>,
+) -> Result<StatusCode, Problem> {
+    let Json(encrypted) = body?;
+    encrypted.check().map_err(|e| Problem::invalid(&e.field, e.reason))?;
+    let device = DevEui::from_bytes(encrypted.dev_eui.0);
+    if !tenant.devices.contains(&device) {
+        return Err(Problem::forbidden(format_args!("device {device} is not one of this tenant's")));
+    }
+    let session = encrypted.session.parse().map_err(|_| Problem::invalid("session", "not as it was asked for"))?;
+    let bridge = tenant.bridge.as_ref().ok_or_else(|| Problem::unavailable("this node has no LoRa bridge"))?;
+    tenant.links.downlinks().answered(tenant.group, device, &encrypted.id, encrypted.f_cnt_first);
+    let payloads = encrypted.payloads.into_iter().map(|payload| payload.0.into()).collect();
+    let answer = queue::Encrypted { device, id: encrypted.id, session, f_cnt_first: encrypted.f_cnt_first, payloads };
+    bridge.encrypted(answer).await.map_err(|_| Problem::unavailable("the bridge has stopped"))?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn get_state(State(tenant): Context, Path(key): Path<String>) -> Result<Vec<u8>, Problem> {

@@ -23,6 +23,7 @@ use lora_bridge::server::BridgeHandle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
+use crate::lora::links::Links;
 use crate::readings::log::Log;
 use doors::{Connection, Door, Doors};
 
@@ -37,6 +38,7 @@ pub struct Tenant {
     pub group: GroupId,
     log: Log,
     bridge: Option<BridgeHandle>,
+    links: Links,
     /// The opened configuration; absent while the tenant may not have it.
     configuration: RwLock<Option<Bytes>>,
     /// The devices that this tenant may register.
@@ -56,7 +58,13 @@ impl Tenant {
         devices: std::collections::BTreeSet<contracts::ids::DevEui>,
     ) -> Self {
         let (connected, epoch) = (watch::Sender::new(0), watch::Sender::new(Epoch(0)));
-        Self { group, log, bridge, configuration: RwLock::new(None), devices, connected, epoch }
+        Self { group, log, bridge, links: Links::default(), configuration: RwLock::new(None), devices, connected, epoch }
+    }
+
+    /// Where its downlinks' events come from.
+    #[must_use]
+    pub fn with_links(self, links: Links) -> Self {
+        Self { links, ..self }
     }
 
     /// Gives the tenant its configuration, or takes it back.

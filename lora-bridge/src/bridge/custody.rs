@@ -22,7 +22,7 @@ impl Bridge {
             self.stats.refused += 1;
             return None;
         }
-        let new = Group { mode: Mode::Standby, epoch: Epoch(0), replay: None };
+        let new = Group { mode: Mode::Standby, epoch: Epoch(0), replay: None, adr: false };
         Some(self.groups.entry(group).or_insert(new))
     }
 
@@ -42,11 +42,13 @@ impl Bridge {
                     if is_new {
                         self.collecting.give(slot, out);
                         self.pending.remove(&slot);
+                        self.restart_queue(session.device);
                     }
                     if let Some(entry) = self.registry.get_mut(slot).filter(|_| is_new && is_serving) {
                         entry.down.start();
                     }
                     self.want(slot);
+                    self.ask_for_encryption(session.device);
                     self.try_answer(slot, now, out);
                 }
                 Err(reason) => {
@@ -60,6 +62,9 @@ impl Bridge {
     pub(super) fn remove(&mut self, group: GroupId, out: &mut Vec<Output>) {
         for slot in self.registry.group(group) {
             self.collecting.give(slot, out);
+            if let Some(device) = self.registry.get(slot).map(|entry| entry.device) {
+                self.forget_queue(device);
+            }
             self.registry.remove(slot);
             self.pending.remove(&slot);
             self.waiting.remove(&slot);
@@ -67,6 +72,7 @@ impl Bridge {
         self.forget_resets(group);
         self.buffer.remove_group(group);
         self.groups.remove(&group);
+        self.forget_joining(group);
     }
 
     pub(super) fn custody(&mut self, id: GroupId, mode: Mode, now: Now, out: &mut Vec<Output>) {
@@ -84,6 +90,11 @@ impl Bridge {
         }
         if old.epoch() != mode.epoch() {
             self.change_epoch(&slots, old, mode);
+            match (old.epoch(), mode.epoch()) {
+                (_, Some(_)) => self.start_queues(&slots),
+                (Some(_), None) => self.stop_queues(&slots, out),
+                (None, None) => {}
+            }
         }
         match (old.delivers(), mode.delivers()) {
             (false, true) => {
@@ -104,6 +115,7 @@ impl Bridge {
             }
             (true, true) | (false, false) => {}
         }
+        self.joins_in_custody(id, now, out);
         if mode.epoch().is_some() {
             self.ask_resets(now, out);
             for slot in slots {
@@ -120,6 +132,7 @@ impl Bridge {
                     entry.down.stop();
                 }
                 if new.epoch().is_some() {
+                    entry.adr.clear();
                     entry.down.start();
                 }
             }
@@ -240,6 +253,7 @@ impl Bridge {
             };
             entry.down.note_from(*next, source);
             self.want(slot);
+            self.ask_for_encryption(*device);
             self.try_answer(slot, now, out);
         }
     }
@@ -293,6 +307,7 @@ impl Bridge {
                     continue;
                 }
             }
+            self.merge_queue(state.device, &state.queue);
             if let Some(slot) = self.registry.slot_of(state.device) {
                 self.note_answered_elsewhere(slot, |mark| mark.session == state.session && state.served.contains(mark.f_cnt));
                 self.want(slot);
@@ -337,6 +352,7 @@ impl Pending {
             heard_at: held.heard_at,
             gateways: held.gateways,
             rx2_only: false,
+            adr: None,
         };
         Self { event: held.event, plan, is_committed: false, is_answered_elsewhere: false }
     }

@@ -22,7 +22,7 @@ use crate::rules::Clause;
 use crate::stats::{DropReason, MissedReason};
 
 /// A copy by another gateway arrives within this time of the first; a device waits longer before it transmits again (RX2 is over after 2 s).
-const COPY_WITHIN: Millis = Millis(1_000);
+pub(super) const COPY_WITHIN: Millis = Millis(1_000);
 
 /// Two receptions of one transmission by one gateway carry nearly the same counter value.
 const COPY_TMST_MICROS_MAX: u32 = 500_000;
@@ -79,6 +79,7 @@ impl Heard<'_> {
             heard_at: heard_wall,
             gateways: 1,
             rx2_only: false,
+            adr: None,
         }
     }
 }
@@ -168,6 +169,9 @@ impl Bridge {
         });
         let (header, verified) = match verified {
             Ok(verified) => verified,
+            Err(uplink::Error::Join) if !hearing.is_offered => {
+                return self.join_request(phy, hearing.gateway, hearing.rx, now, out);
+            }
             Err(error) => return self.stats.drop(error),
         };
         self.stats.verified += 1;
@@ -222,7 +226,7 @@ impl Bridge {
         let is_served_elsewhere = entry.served.contains(f_cnt);
         entry.taken.insert(f_cnt);
         entry.f_cnt_up_next = entry.f_cnt_up_next.max(f_cnt + 1);
-        let is_live = is_newest && !reception.is_offered;
+        let is_live = is_newest && !reception.is_offered && !entry.is_past;
         let kind = if is_live { UplinkKind::Live } else { UplinkKind::Late };
         let event = reception.mark.event();
         let mut missing = Vec::new();
@@ -235,8 +239,12 @@ impl Bridge {
                 // The device went on before its last answer could be sent.
                 self.stats.miss(MissedReason::TooLate);
             }
-            if reception.wants.is_answer() {
-                let plan = reception.plan(now.wall);
+            self.note_joined(reception.mark.device);
+            self.note_uplink(reception.mark.device, f_cnt, reception.header.is_ack, out);
+            let (is_adr, wants) = (reception.header.is_adr, reception.wants);
+            let adr = self.note_radio(reception.slot, mode, is_adr, f_cnt, wants, &reception.rx);
+            if wants.is_answer() || adr.is_some() || self.has_downlink(reception.mark.device) {
+                let plan = Plan { adr, ..reception.plan(now.wall) };
                 let is_answered_elsewhere = mode.epoch().is_none() && is_served_elsewhere;
                 let pending = Pending { event, plan, is_committed: false, is_answered_elsewhere };
                 self.pending.insert(reception.slot, pending);
@@ -300,7 +308,7 @@ impl Bridge {
             return;
         }
         self.stats.repeated += 1;
-        if !is_newest {
+        if !is_newest || entry.is_past {
             return;
         }
         entry.recent = Some(reception.recent());

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use contracts::ids::{DevEui, Epoch, EventId, GroupId, SessionId};
+use contracts::ids::{DevAddr, DevEui, Epoch, EventId, GroupId, SessionId};
 use contracts::time::{BootTime, WallTime};
 use serde::{Deserialize, Serialize};
 
@@ -11,8 +11,10 @@ use crate::gwmp::GatewayEui;
 use crate::gwmp::rxpk::RxMeta;
 use crate::gwmp::taps::Tap;
 use crate::mac::downlink::{CounterSource, Window};
+use crate::mac::join::{DeviceRecord, JoiningDevice};
+use crate::mac::queue::{Encrypted, Outcome, Question, QueueState};
 use crate::mac::registry::Refused;
-use crate::mac::session::{Mark, Session, SessionState};
+use crate::mac::session::{Joined, Mark, Session, SessionState};
 
 /// Both clocks at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +97,18 @@ pub enum Input<'a> {
     Kept { group: GroupId, frames: Vec<KeptFrame> },
     /// Servers that get the uplinks of some gateways too, from now on.
     Taps { taps: Vec<Tap> },
+    /// Whether devices' data rates are managed; not at first. Only for groups that nobody insures.
+    Adr { group: GroupId, is_on: bool },
+    /// Devices of a group that join over the air.
+    RegisterJoining { group: GroupId, devices: Vec<JoiningDevice> },
+    /// A record is on the disks of a majority.
+    Recorded { record: Box<DeviceRecord> },
+    /// Records that other members or this node's own disk know. To be told before custody begins.
+    Records { records: Vec<DeviceRecord> },
+    /// What was owed to devices when this node last ended.
+    RestoreQueues { queues: Vec<(DevEui, QueueState)> },
+    /// A tenant encrypted a payload, as asked for by [`Output::EncryptWanted`].
+    Encrypted { answer: Encrypted },
     /// Time passed; due at [`super::Bridge::next_due`] or at any other time.
     Tick,
 }
@@ -126,6 +140,17 @@ pub enum Output {
     SessionChanged { group: GroupId, device: DevEui, session: SessionId },
     /// All that was buffered for the group has been given out.
     Replayed { group: GroupId, frames: u64 },
+    /// A downlink is next for its device and has to be encrypted for the counters that come next.
+    EncryptWanted { group: GroupId, device: DevEui, dev_addr: DevAddr, question: Question },
+    /// What became of a downlink.
+    Downlink { group: GroupId, device: DevEui, id: String, outcome: Outcome },
+    /// A join's result, secret, to be written ahead on a majority, with [`BLOCK`](crate::mac::downlink::BLOCK) counters of its session; then
+    /// given back in [`Input::Recorded`].
+    RecordWanted { group: GroupId, epoch: Epoch, record: Box<DeviceRecord> },
+    /// A join-accept. The lease is to be checked directly before sending, without waiting in between.
+    Accept(Accept),
+    /// Something changed in a session that the other node must know.
+    StateDue { group: GroupId, state: Box<SessionState> },
     /// A session was not taken.
     Refused { group: GroupId, device: DevEui, reason: Refused },
 }
@@ -152,6 +177,22 @@ pub struct Transmit {
     /// The uplink that is answered.
     pub event: EventId,
     pub f_cnt_down: u32,
+    pub window: Window,
+    pub gateway: GatewayEui,
+    /// The gateway's socket for downlinks.
+    pub to: SocketAddr,
+    /// `PULL_RESP`.
+    pub bytes: Vec<u8>,
+}
+
+/// A join-accept, ready to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accept {
+    pub group: GroupId,
+    /// The epoch whose lease must hold.
+    pub epoch: Epoch,
+    pub device: DevEui,
+    pub joined: Joined,
     pub window: Window,
     pub gateway: GatewayEui,
     /// The gateway's socket for downlinks.
@@ -247,17 +288,17 @@ pub struct KeptFrame {
     pub frame: OfferedFrame,
 }
 
-mod base64_bytes {
+pub(crate) mod base64_bytes {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
     use bytes::Bytes;
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&STANDARD.encode(bytes))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
         let text = String::deserialize(deserializer)?;
         STANDARD.decode(text).map(Bytes::from).map_err(serde::de::Error::custom)
     }

@@ -7,15 +7,21 @@
 //! - [`io`] — inputs and outputs
 //! - `collecting` — copies of one transmission by several gateways
 //! - `hearing` — from the datagram to the uplink or the buffer
+//! - `adapting` — adaptive data rate
 //! - `answering` — what is owed to devices, what gateways say
 //! - `resets` — devices that begin their counters anew
+//! - `joining` — activation over the air
+//! - `queueing` — tenants' downlinks on their way
 //! - `custody` — registration, modes, replay, progress, streamed state
 
+mod adapting;
 mod answering;
 mod collecting;
 mod custody;
 mod hearing;
 pub mod io;
+mod joining;
+mod queueing;
 mod resets;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -30,6 +36,9 @@ use crate::gwmp::gateways::{GatewayStatus, Gateways};
 use crate::gwmp::rxpk::Frame;
 use crate::gwmp::sources::{Rate, Sources};
 use crate::gwmp::taps::Taps;
+use crate::mac::duty_cycle::Ledger;
+use crate::mac::queue::Queue;
+use crate::mac::region::{Region, RegionName};
 use crate::mac::registry::{Registry, SlotIndex};
 use crate::mac::session::{Entry, Mark, SessionState};
 use crate::mac::trials::Trials;
@@ -38,6 +47,7 @@ use crate::stats::{DropReason, Stats};
 use answering::{Outstanding, Pending};
 use collecting::Collecting;
 use io::{Input, Mode, Now, Output};
+use joining::{Joining, OnAir};
 use resets::Resets;
 
 /// At so many downlink counters left out since a device last received one, custody is not given back by itself and an alarm is due
@@ -71,6 +81,9 @@ pub struct Config {
     pub in_flight_max: usize,
     /// Downlinks that wait for their `TX_ACK`.
     pub outstanding_max: usize,
+    /// Downlinks of tenants that wait, over all devices.
+    pub downlinks_max: usize,
+    pub region: RegionName,
     pub buffer: Limits,
     /// All on in the product; checkers switch single clauses off.
     #[doc(hidden)]
@@ -90,10 +103,22 @@ impl Default for Config {
             source_rate: Rate { per_second: 20_000, burst: 40_000 },
             in_flight_max: 65_536,
             outstanding_max: 8_192,
+            downlinks_max: 65_536,
+            region: RegionName::Eu868,
             buffer: Limits::default(),
             rules: Rules::ALL,
         }
     }
+}
+
+/// Time on air of one sub-band of a gateway within the last hour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct DutyCycle {
+    pub gateway: crate::gwmp::GatewayEui,
+    pub from_hz: u32,
+    pub to_hz: u32,
+    pub spent_micros: u64,
+    pub budget_micros: u64,
 }
 
 #[derive(Debug)]
@@ -102,6 +127,8 @@ struct Group {
     /// The highest in which this node served.
     epoch: Epoch,
     replay: Option<Replay>,
+    /// Devices' data rates are managed.
+    adr: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -150,6 +177,23 @@ pub struct Bridge {
     /// The same by age.
     sent: VecDeque<(BootTime, u16)>,
     next_token: u16,
+    /// Downlinks of tenants, by device.
+    queues: BTreeMap<DevEui, Queue>,
+    /// How many wait.
+    queued: usize,
+    /// Devices whose next downlink may have to be encrypted.
+    asking: BTreeSet<DevEui>,
+    /// Devices whose state the other node must know.
+    state_due: BTreeSet<DevEui>,
+    ledger: Ledger,
+    /// Devices that join over the air.
+    joining: BTreeMap<DevEui, Joining>,
+    /// Those of them with a join under way.
+    joins: BTreeSet<DevEui>,
+    /// Accepts that wait for their `TX_ACK`.
+    accepts: BTreeMap<u16, OnAir>,
+    /// Device and counter of downlinks of which no gateway said anything.
+    silent: Vec<(DevEui, u32)>,
     /// Reservations to ask for at the end of this input.
     wanted: Vec<(GroupId, DevEui, u32)>,
     /// Sessions whose reservation was asked for and not granted.
@@ -180,6 +224,15 @@ impl Bridge {
             outstanding: BTreeMap::new(),
             sent: VecDeque::new(),
             next_token: 0,
+            queues: BTreeMap::new(),
+            queued: 0,
+            asking: BTreeSet::new(),
+            state_due: BTreeSet::new(),
+            ledger: Ledger::new(config.region.region(), config.gateways_max),
+            joining: BTreeMap::new(),
+            joins: BTreeSet::new(),
+            accepts: BTreeMap::new(),
+            silent: Vec::new(),
             wanted: Vec::new(),
             waiting: BTreeSet::new(),
             swept: BootTime(0),
@@ -211,13 +264,30 @@ impl Bridge {
             Input::Import { states } => self.import(&states, now, out),
             Input::Kept { group, frames } => self.restore_kept(group, frames, now, out),
             Input::Taps { taps } => self.taps.set(taps),
+            Input::Adr { group, is_on } => self.set_adr(group, is_on),
+            Input::RegisterJoining { group, devices } => self.register_joining(group, devices, now, out),
+            Input::Recorded { record } => self.recorded(&record, now, out),
+            Input::Records { records } => self.take_records(&records, now, out),
+            Input::RestoreQueues { queues } => queues.iter().for_each(|(device, state)| self.merge_queue(*device, state)),
+            Input::Encrypted { answer } => self.encrypted(answer, now, out),
             Input::Tick => self.tick(now, out),
         }
         let forgotten = self.buffer.take_forgotten();
         if !forgotten.is_empty() {
             out.push(Output::Forget { events: forgotten });
         }
+        self.flush(now, out);
+    }
+
+    /// What is said once per input.
+    fn flush(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.flush_silent(out);
         self.flush_wanted(now, out);
+        self.flush_queues(out);
+    }
+
+    const fn region(&self) -> &'static Region {
+        self.config.region.region()
     }
 
     /// When the next [`Input::Tick`] has something to do, at the latest.
@@ -225,7 +295,7 @@ impl Bridge {
     pub fn next_due(&self) -> Option<BootTime> {
         let replay = self.groups.values().filter_map(|group| group.replay).map(|replay| replay.not_before);
         let reserve = (!self.waiting.is_empty()).then(|| self.asked + RESERVE_RETRY);
-        let has_deadlines = !self.pending.is_empty() || !self.outstanding.is_empty() || self.buffer.len() > 0;
+        let has_deadlines = !self.pending.is_empty() || !self.outstanding.is_empty() || self.buffer.len() > 0 || self.queued > 0;
         let sweep = has_deadlines.then(|| self.swept + SWEEP_EVERY);
         replay
             .chain(reserve)
@@ -233,6 +303,7 @@ impl Bridge {
             .chain(self.buffer.next_offer())
             .chain(self.collecting.next_due())
             .chain(self.resets.next_due())
+            .chain(self.next_accept())
             .min()
     }
 
@@ -246,6 +317,7 @@ impl Bridge {
         self.collecting.give_due(now.boot, out);
         self.tick_resets(now, out);
         self.make_offers(now, out);
+        self.send_accepts(now, out);
         let due: Vec<GroupId> = self
             .groups
             .iter()
@@ -257,7 +329,8 @@ impl Bridge {
         }
         if now.boot.since(self.swept) >= SWEEP_EVERY {
             self.swept = now.boot;
-            self.sweep_answers(now);
+            self.sweep_answers(now, out);
+            self.sweep_queues(now, out);
             self.buffer.sweep(now.boot);
         }
         if !self.waiting.is_empty() && now.boot.since(self.asked) >= RESERVE_RETRY {
@@ -269,18 +342,21 @@ impl Bridge {
     #[must_use]
     pub fn exact_counters(&self, group: GroupId) -> Vec<(DevEui, u32)> {
         let slots = self.registry.group(group);
-        slots.iter().filter_map(|slot| self.registry.get(*slot)).map(|entry| (entry.device, entry.down.next)).collect()
+        let entries = slots.iter().filter_map(|slot| self.registry.get(*slot)).filter(|entry| !entry.is_past);
+        entries.map(|entry| (entry.device, entry.down.next)).collect()
     }
 
     /// Up to `max` states of a group's sessions from `cursor` (0 at first) on, and where to go on.
     #[must_use]
     pub fn export(&self, group: GroupId, cursor: u32, max: usize) -> (Vec<SessionState>, Option<u32>) {
         let mut states = Vec::new();
-        for (slot, entry) in self.registry.entries().filter(|(slot, entry)| *slot >= cursor && entry.group == group) {
+        for (slot, entry) in
+            self.registry.entries().filter(|(slot, entry)| *slot >= cursor && entry.group == group && !entry.is_past)
+        {
             if states.len() == max {
                 return (states, Some(slot));
             }
-            states.push(entry.state());
+            states.push(self.with_queue(entry.state()));
         }
         (states, None)
     }
@@ -289,7 +365,12 @@ impl Bridge {
     #[must_use]
     pub fn state(&self, device: DevEui) -> Option<SessionState> {
         let slot = self.registry.slot_of(device)?;
-        self.registry.get(slot).map(crate::mac::session::Entry::state)
+        self.registry.get(slot).map(|entry| self.with_queue(entry.state()))
+    }
+
+    fn with_queue(&self, mut state: SessionState) -> SessionState {
+        state.queue = self.queues.get(&state.device).map(Queue::shared).unwrap_or_default();
+        state
     }
 
     /// The mode of a group.
@@ -309,6 +390,18 @@ impl Bridge {
         std::mem::take(&mut self.faults).into_values().collect()
     }
 
+    /// What each sub-band of each gateway has spent of its hour.
+    #[must_use]
+    pub fn duty_cycle(&self, now: BootTime) -> Vec<DutyCycle> {
+        let region = self.region();
+        let spent = self.ledger.spent(now);
+        let row = |(gateway, band, spent_micros): (_, usize, _)| {
+            let band = region.sub_bands.get(band).copied().unwrap_or(region.elsewhere);
+            DutyCycle { gateway, from_hz: band.from_hz, to_hz: band.to_hz, spent_micros, budget_micros: band.budget_micros() }
+        };
+        spent.map(row).collect()
+    }
+
     /// Counters and sizes. Walks over all sessions: not for every datagram.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -321,6 +414,7 @@ impl Bridge {
             gateways: self.gateways.len(),
             in_flight: self.in_flight.len(),
             trials: self.trials.made,
+            payloads_waiting: self.queued,
             f_cnt_down_skipped_max: self.registry.entries().map(|(_, entry)| entry.down.skipped).max().unwrap_or(0),
             ..self.stats.clone()
         }

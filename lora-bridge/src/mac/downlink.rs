@@ -46,6 +46,16 @@ impl DownCounters {
         Self { next, reserved, wanted: 0, skipped: 0, is_exact: false }
     }
 
+    /// Of a session that begins here, with its first counters written ahead.
+    pub(crate) const fn begun(reserved: u32) -> Self {
+        Self { next: 0, reserved, wanted: 0, skipped: 0, is_exact: true }
+    }
+
+    /// What [`Self::take`] would give.
+    pub(crate) fn peek(&self) -> Option<u32> {
+        (self.next < self.reserved && self.next < u32::MAX).then_some(self.next)
+    }
+
     /// The next value, if it is written ahead.
     pub(crate) fn take(&mut self) -> Option<u32> {
         // The last value of all is left unused, for it has no successor to remember.
@@ -128,17 +138,23 @@ pub(crate) struct Timing {
     pub rx2_only: bool,
 }
 
-/// The first window that can still be reached: the gateway must have the packet `margin` before it opens.
-pub(crate) fn reachable(windows: &ReceiveWindows, timing: &Timing, margin: Millis, now: BootTime) -> Option<Window> {
+/// The windows that can still be reached, the first one first: the gateway must have the packet `margin` before it opens.
+pub(crate) fn reachable_windows(
+    windows: &ReceiveWindows,
+    timing: &Timing,
+    margin: Millis,
+    now: BootTime,
+) -> impl Iterator<Item = Window> + use<> {
     let is_open = |delay: Millis| now + margin <= timing.heard + delay;
     let rx1_is_possible = !timing.rx2_only && timing.frequency_hz.is_some() && rx1_rate(windows, timing).is_some();
-    if rx1_is_possible && is_open(windows.rx1_delay()) {
-        Some(Window::Rx1)
-    } else if is_open(windows.rx2_delay()) {
-        Some(Window::Rx2)
-    } else {
-        None
-    }
+    let rx1 = (rx1_is_possible && is_open(windows.rx1_delay())).then_some(Window::Rx1);
+    let rx2 = is_open(windows.rx2_delay()).then_some(Window::Rx2);
+    rx1.into_iter().chain(rx2)
+}
+
+/// The first window that can still be reached.
+pub(crate) fn reachable(windows: &ReceiveWindows, timing: &Timing, margin: Millis, now: BootTime) -> Option<Window> {
+    reachable_windows(windows, timing, margin, now).next()
 }
 
 fn rx1_rate(windows: &ReceiveWindows, timing: &Timing) -> Option<DataRate> {
@@ -174,6 +190,8 @@ pub(crate) struct Wants {
     pub any: bool,
     pub link_check: bool,
     pub device_time: bool,
+    /// Its answer to a request for another data rate.
+    pub link_adr: Option<u8>,
 }
 
 impl Wants {
@@ -182,8 +200,8 @@ impl Wants {
     }
 }
 
-/// The contents of an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The answers to MAC commands of an uplink.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub ack: bool,
     /// Margin in dB and number of gateways.
@@ -192,27 +210,70 @@ pub(crate) struct Answer {
     pub device_time: Option<WallTime>,
 }
 
-/// The bytes of an unconfirmed downlink without payload, or `None` if the library cannot build it.
-pub(crate) fn build(dev_addr: DevAddr, key: NwkSKey, f_cnt: u32, answer: Answer) -> Option<Vec<u8>> {
-    let mut commands = lrwn::MACCommandSet::new(Vec::new());
-    if let Some((margin, gw_cnt)) = answer.link_check {
-        commands.push(lrwn::MACCommand::LinkCheckAns(lrwn::LinkCheckAnsPayload { margin, gw_cnt }));
+/// MAC commands in one frame beside a payload.
+pub(crate) const F_OPTS_BYTES_MAX: usize = 15;
+
+impl Answer {
+    /// Appends its MAC commands (LoRaWAN 1.0.3, 5.2 and 5.9), at most 9 bytes.
+    pub(crate) fn write_commands(&self, bytes: &mut Vec<u8>) {
+        if let Some((margin, gateways)) = self.link_check {
+            bytes.extend_from_slice(&[0x02, margin, gateways]);
+        }
+        if let Some(at) = self.device_time {
+            let Millis(since) = at.since(GPS_EPOCH) + GPS_LEAP;
+            // The field wraps with the GPS second counter, in 2116.
+            let [a, b, c, d, ..] = (since / 1_000).to_le_bytes();
+            let fraction = u8::try_from(since % 1_000 * 256 / 1_000).unwrap_or(u8::MAX);
+            bytes.extend_from_slice(&[0x0d, a, b, c, d, fraction]);
+        }
     }
-    if let Some(at) = answer.device_time {
-        let time_since_gps_epoch = (at.since(GPS_EPOCH) + GPS_LEAP).to_duration();
-        commands.push(lrwn::MACCommand::DeviceTimeAns(lrwn::DeviceTimeAnsPayload { time_since_gps_epoch }));
+}
+
+/// A downlink before its integrity code.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Frame<'a> {
+    pub is_confirmed: bool,
+    pub ack: bool,
+    /// The network manages the device's data rate.
+    pub adr: bool,
+    /// More waits: the device may ask for it by another uplink.
+    pub pending: bool,
+    /// At most [`F_OPTS_BYTES_MAX`].
+    pub commands: &'a [u8],
+    /// Port and payload, encrypted.
+    pub payload: Option<(u8, &'a [u8])>,
+}
+
+impl Frame<'_> {
+    /// Bytes of FHDR, port and payload.
+    pub(crate) fn mac_payload_len(&self) -> usize {
+        7 + self.commands.len() + self.payload.map_or(0, |(_, payload)| 1 + payload.len())
     }
+
+    /// Bytes on air: with header and integrity code.
+    pub(crate) fn len(&self) -> usize {
+        self.mac_payload_len() + 5
+    }
+}
+
+/// The bytes of a downlink, or `None` if the library cannot build it.
+pub(crate) fn build(dev_addr: DevAddr, key: NwkSKey, f_cnt: u32, frame: &Frame<'_>) -> Option<Vec<u8>> {
+    let f_type = if frame.is_confirmed { lrwn::FType::ConfirmedDataDown } else { lrwn::FType::UnconfirmedDataDown };
     let mut phy = lrwn::PhyPayload {
-        mhdr: lrwn::MHDR { f_type: lrwn::FType::UnconfirmedDataDown, major: lrwn::Major::LoRaWANR1 },
+        mhdr: lrwn::MHDR { f_type, major: lrwn::Major::LoRaWANR1 },
         payload: lrwn::Payload::MACPayload(lrwn::MACPayload {
             fhdr: lrwn::FHDR {
                 devaddr: lrwn::DevAddr::from_be_bytes(*dev_addr.as_bytes()),
-                f_ctrl: lrwn::FCtrl { ack: answer.ack, ..lrwn::FCtrl::default() },
+                f_ctrl: lrwn::FCtrl { adr: frame.adr, ack: frame.ack, f_pending: frame.pending, ..lrwn::FCtrl::default() },
                 f_cnt,
-                f_opts: commands,
+                f_opts: if frame.commands.is_empty() {
+                    lrwn::MACCommandSet::new(Vec::new())
+                } else {
+                    lrwn::MACCommandSet::from_slice(frame.commands)
+                },
             },
-            f_port: None,
-            frm_payload: None,
+            f_port: frame.payload.map(|(port, _)| port),
+            frm_payload: frame.payload.map(|(_, payload)| lrwn::FRMPayload::Raw(payload.to_vec())),
         }),
         mic: None,
     };

@@ -1,4 +1,4 @@
-//! LoRaWAN 1.0.x at the network's side: sessions, uplinks verified, downlinks built. Class A, activation by personalisation.
+//! LoRaWAN 1.0.x at the network's side: sessions, uplinks verified, downlinks built. Class A, activation by personalisation and over the air.
 //!
 //! # Layout
 //! - [`served`] — the window of the last 1,024 uplink counters of a session
@@ -8,9 +8,19 @@
 //! - [`uplink`] — header, 32-bit counter
 //! - `trials` — which session a frame belongs to, at bounded cost
 //! - [`downlink`] — counters written ahead, receive windows, the frame
+//! - `adr` — adaptive data rate
+//! - [`join`] — activation over the air
+//! - [`queue`] — downlinks of tenants that wait for their device
+//! - [`region`] — channels, data rates and limits as tables
+//! - [`duty_cycle`] — time on air, and what is left of it per gateway and sub-band
 
+pub(crate) mod adr;
 pub mod downlink;
+pub mod duty_cycle;
 mod integrity;
+pub mod join;
+pub mod queue;
+pub mod region;
 pub mod registry;
 pub mod served;
 pub mod session;

@@ -34,13 +34,22 @@ pub(crate) struct Registry {
     free: Vec<SlotIndex>,
     by_device: HashMap<DevEui, SlotIndex>,
     by_address: HashMap<DevAddr, Vec<SlotIndex>>,
+    /// The session before the one in `by_device`, of devices that joined again: its late frames are still readings.
+    past: HashMap<DevEui, SlotIndex>,
     max: usize,
 }
 
 impl Registry {
     pub(crate) fn new(max: usize) -> Self {
         let max = max.min(SlotIndex::MAX as usize);
-        Self { slots: Vec::new(), free: Vec::new(), by_device: HashMap::new(), by_address: HashMap::new(), max }
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_device: HashMap::new(),
+            by_address: HashMap::new(),
+            past: HashMap::new(),
+            max,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -93,17 +102,38 @@ impl Registry {
             return Err(Refused::AddressCrowded);
         }
         let entry = Entry::new(group, session);
-        let slot = if let Some(slot) = self.free.pop() {
+        let (device, dev_addr) = (session.device, session.dev_addr);
+        let slot = self.place(entry)?;
+        self.by_device.insert(device, slot);
+        self.by_address.entry(dev_addr).or_default().push(slot);
+        Ok(slot)
+    }
+
+    fn place(&mut self, entry: Entry) -> Result<SlotIndex, Refused> {
+        Ok(if let Some(slot) = self.free.pop() {
             self.slots[slot as usize] = Some(entry);
             slot
         } else {
             self.slots.push(Some(entry));
             // `max` keeps the length below the index type's limit.
             SlotIndex::try_from(self.slots.len() - 1).map_err(|_| Refused::Full)?
-        };
-        self.by_device.insert(session.device, slot);
-        self.by_address.entry(session.dev_addr).or_default().push(slot);
-        Ok(slot)
+        })
+    }
+
+    /// Keeps the session that a join ends, in place of the one before it.
+    fn keep_past(&mut self, mut entry: Entry) -> Result<(), Refused> {
+        let (device, dev_addr) = (entry.device, entry.dev_addr);
+        if let Some(older) = self.past.remove(&device) {
+            if let Some(older_entry) = self.slots.get_mut(older as usize).and_then(Option::take) {
+                self.forget_address(older_entry.dev_addr, older);
+            }
+            self.free.push(older);
+        }
+        entry.is_past = true;
+        let slot = self.place(entry)?;
+        self.past.insert(device, slot);
+        self.by_address.entry(dev_addr).or_default().push(slot);
+        Ok(())
     }
 
     fn renew(&mut self, slot: SlotIndex, group: GroupId, session: &Session) -> Result<SlotIndex, Refused> {
@@ -128,10 +158,14 @@ impl Registry {
             return Err(Refused::AddressCrowded);
         }
         let new_address = new.dev_addr;
-        *known = new;
+        let is_join = new.joined.is_some() && !is_same_activation;
+        let old = std::mem::replace(known, new);
         if old_address != new_address {
             self.forget_address(old_address, slot);
             self.by_address.entry(new_address).or_default().push(slot);
+        }
+        if is_join {
+            self.keep_past(old)?;
         }
         Ok(slot)
     }
@@ -139,7 +173,9 @@ impl Registry {
     /// Removes a session; its memory is used for the next one.
     pub(crate) fn remove(&mut self, slot: SlotIndex) {
         if let Some(entry) = self.slots.get_mut(slot as usize).and_then(Option::take) {
-            self.by_device.remove(&entry.device);
+            // The past session of a device goes by its own slot.
+            let names = if entry.is_past { &mut self.past } else { &mut self.by_device };
+            names.remove(&entry.device);
             self.forget_address(entry.dev_addr, slot);
             self.free.push(slot);
         }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::downlink::DownCounters;
+use super::queue::QueueState;
 use super::served::ServedSet;
 use crate::gwmp::GatewayEui;
 use crate::gwmp::data_rate::DataRate;
@@ -146,6 +147,17 @@ impl Default for UplinkRules {
     }
 }
 
+/// The join from which a session's keys follow (LoRaWAN 1.0.x).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Joined {
+    /// AppNonce in LoRaWAN 1.0; 24 bits.
+    pub join_nonce: u32,
+    /// 24 bits.
+    pub net_id: u32,
+    pub dev_nonce: u16,
+}
+
 /// A session as it is registered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -160,6 +172,9 @@ pub struct Session {
     pub receive_windows: ReceiveWindows,
     #[serde(default)]
     pub uplink_rules: UplinkRules,
+    /// Absent for a session by personalisation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined: Option<Joined>,
     /// The next uplink counter expected, all 32 bits.
     #[serde(default)]
     pub f_cnt_up_next: u32,
@@ -186,6 +201,7 @@ impl Session {
             reset_ordinal: 0,
             receive_windows: ReceiveWindows::eu868(),
             uplink_rules: UplinkRules::default(),
+            joined: None,
             f_cnt_up_next: 0,
             served: ServedSet::default(),
             settled: ServedSet::default(),
@@ -219,6 +235,9 @@ pub struct SessionState {
     pub f_cnt_down_reserved: u32,
     /// Downlink counters left out since a downlink was last known to be received.
     pub f_cnt_down_skipped: u32,
+    /// Downlinks that are owed at least once.
+    #[serde(default, skip_serializing_if = "QueueState::is_empty")]
+    pub queue: QueueState,
 }
 
 /// One uplink by its name: device, session, 32-bit counter.
@@ -297,6 +316,10 @@ pub(crate) struct Entry {
     pub reset_ordinal: u32,
     pub receive_windows: ReceiveWindows,
     pub uplink_rules: UplinkRules,
+    pub joined: Option<Joined>,
+    pub adr: super::adr::Adr,
+    /// The device has joined again since: late frames are delivered, nothing is answered.
+    pub is_past: bool,
     pub f_cnt_up_next: u32,
     /// On the disk of a node that serves (this one or the other).
     pub served: ServedSet,
@@ -324,6 +347,9 @@ impl Entry {
             reset_ordinal: session.reset_ordinal,
             receive_windows: session.receive_windows,
             uplink_rules: session.uplink_rules,
+            joined: session.joined,
+            adr: super::adr::Adr::default(),
+            is_past: false,
             f_cnt_up_next: highest,
             served: session.served,
             settled: session.settled,
@@ -351,6 +377,7 @@ impl Entry {
             f_cnt_down_next: self.down.next,
             f_cnt_down_reserved: self.down.reserved,
             f_cnt_down_skipped: self.down.skipped,
+            queue: QueueState::default(),
         }
     }
 

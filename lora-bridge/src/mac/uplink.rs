@@ -44,6 +44,10 @@ pub(crate) struct Header {
     pub is_confirmed: bool,
     pub dev_addr: DevAddr,
     pub adr_ack_req: bool,
+    /// The network may choose its data rate.
+    pub is_adr: bool,
+    /// It acknowledges the last confirmed downlink.
+    pub is_ack: bool,
     pub f_cnt_low: u16,
     pub f_opts: Range<usize>,
     pub f_port: Option<u8>,
@@ -77,6 +81,8 @@ pub(crate) fn header(phy: &[u8]) -> Result<Header, Error> {
         is_confirmed,
         dev_addr: DevAddr::from_bytes([phy[4], phy[3], phy[2], phy[1]]),
         adr_ack_req: f_ctrl & 0x40 != 0,
+        is_adr: f_ctrl & 0x80 != 0,
+        is_ack: f_ctrl & 0x20 != 0,
         f_cnt_low: u16::from_le_bytes([phy[6], phy[7]]),
         f_opts: 8..options_end,
         f_port,
@@ -145,8 +151,12 @@ fn read_commands(mut commands: &[u8], wants: &mut Wants) {
                 wants.device_time = true;
                 0
             }
+            0x03 => {
+                wants.link_adr = rest.first().copied();
+                1
+            }
             0x04 | 0x08 | 0x09 => 0,
-            0x03 | 0x05 | 0x07 | 0x0a => 1,
+            0x05 | 0x07 | 0x0a => 1,
             0x06 => 2,
             _ => return,
         };

@@ -36,6 +36,11 @@ impl Mote {
         Session::new(self.device, DevAddr::from_u32(self.address), NwkSKey::from_bytes(self.key))
     }
 
+    /// What the tenant of these devices hands in: the payload at rest and the counter, so that tests can tell them apart.
+    pub fn payload_on_air(at_rest: &[u8], f_cnt: u32) -> Vec<u8> {
+        [at_rest, &f_cnt.to_be_bytes()].concat()
+    }
+
     pub fn frame_with(&self, f_cnt: u32, confirmed: bool, f_ctrl: u8, commands: &[&dyn SerializableMacCommand]) -> Vec<u8> {
         let mut creator = lorawan::creator::DataPayloadCreator::new();
         creator

@@ -7,7 +7,7 @@ use contracts::envelope::Envelope;
 use contracts::ids::{ContractId, DevEui, Epoch, EventId, GroupId, NodeId, SessionId};
 use contracts::node_record::NodeRecord;
 use contracts::time::WallTime;
-use contracts::write_ahead::{Bound, Reserved};
+use contracts::write_ahead::{Bound, JOINS, Reserved};
 
 use super::log::Log;
 use super::{cut, page};
@@ -43,6 +43,12 @@ impl Tables {
 
     pub(super) fn raise_reserved(&mut self, group: GroupId, bounds: &[Bound]) {
         let known = self.reserved.entry(group).or_default();
+        for joins in bounds.iter().filter(|bound| bound.session == JOINS) {
+            // A newer join ends the device's other sessions.
+            if known.get(&(joins.device, JOINS)).is_none_or(|newest| *newest < joins.upto) {
+                known.retain(|(device, _), _| *device != joins.device);
+            }
+        }
         for bound in bounds {
             let upto = known.entry((bound.device, bound.session)).or_default();
             *upto = bound.upto.max(*upto);

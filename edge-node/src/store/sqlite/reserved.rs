@@ -1,7 +1,7 @@
 //! Downlink counters that are reserved, per session; bounds only rise.
 
 use contracts::ids::{DevEui, GroupId, SessionId};
-use contracts::write_ahead::{Bound, Reserved};
+use contracts::write_ahead::{Bound, JOINS, Reserved};
 
 use super::{Error, Result, Sqlite, bytes, unsigned};
 
@@ -13,6 +13,21 @@ pub(super) async fn raise(store: &Sqlite, group: GroupId, bounds: &[Bound]) -> R
     // One statement for thousands of devices: the writer is shared with the reading log.
     let rows: Vec<(String, String, u32)> = bounds.iter().map(|b| (b.device.to_string(), b.session.to_string(), b.upto)).collect();
     let rows = serde_json::to_string(&rows).map_err(|e| Error::Row { table: "reserved", reason: e.to_string() })?;
+    let mut transaction = store.writer.begin().await?;
+    if bounds.iter().any(|bound| bound.session == JOINS) {
+        // A newer join ends the device's other sessions.
+        sqlx::query(
+            "DELETE FROM reserved WHERE group_id = ?1 AND device IN
+             (SELECT unhex(value ->> 0) FROM json_each(?2) WHERE unhex(value ->> 1) = ?3 AND NOT EXISTS
+              (SELECT 1 FROM reserved AS known WHERE known.group_id = ?1 AND known.device = unhex(value ->> 0)
+               AND known.session = ?3 AND known.upto >= value ->> 2))",
+        )
+        .bind(group.as_bytes().as_slice())
+        .bind(&rows)
+        .bind(JOINS.as_bytes().as_slice())
+        .execute(&mut *transaction)
+        .await?;
+    }
     sqlx::query(
         "INSERT INTO reserved (group_id, device, session, upto)
          SELECT ?, unhex(value ->> 0), unhex(value ->> 1), value ->> 2 FROM json_each(?) WHERE true
@@ -20,8 +35,9 @@ pub(super) async fn raise(store: &Sqlite, group: GroupId, bounds: &[Bound]) -> R
     )
     .bind(group.as_bytes().as_slice())
     .bind(rows)
-    .execute(&store.writer)
+    .execute(&mut *transaction)
     .await?;
+    transaction.commit().await?;
     Ok(())
 }
 

@@ -1,0 +1,440 @@
+//! Joins: only the node that serves answers, once the result is on the disks of a majority, at most a second before its time.
+//!
+//! | state of a device | event | next |
+//! |---|---|---|
+//! | idle | a fit request while serving | recording: nonces used, [`Output::RecordWanted`] |
+//! | idle | a request in standby | kept: the newest one, for a takeover within its window |
+//! | kept | custody and root key are here | recording, in RX2 only if another may have answered |
+//! | recording | [`super::io::Input::Recorded`] | recorded: the new session is registered |
+//! | recorded | a second before RX1 (5 s), else RX2 (6 s) | on air |
+//! | on air | refused in RX1 | recorded, RX2 only |
+//! | any | custody ends, or RX2 is over | idle; the nonces stay used |
+//!
+//! A request with another nonce is not taken before the one at hand is over; a device that joins again and again without an uplink in
+//! between is answered ever more rarely.
+
+use contracts::ids::{DevEui, Epoch, GroupId};
+use contracts::time::{BootTime, Millis};
+
+use super::Bridge;
+use super::collecting::is_better;
+use super::hearing::COPY_WITHIN;
+use super::io::{Accept, Now, Output};
+use crate::gwmp::rxpk::RxMeta;
+use crate::gwmp::txpk::{TxResult, Txpk};
+use crate::gwmp::{self, GatewayEui, Version};
+use crate::mac::downlink::{self, BLOCK, DownCounters, Timing, Window};
+use crate::mac::duty_cycle::{self, Booking};
+use crate::mac::join::{self, AppKey, DeviceRecord, JoiningDevice, Nonces, Request, Unfit};
+use crate::mac::session::{Joined, ReceiveWindows};
+use crate::stats::{DropReason, MissedReason};
+
+/// JOIN_ACCEPT_DELAY1 in seconds (RP002).
+const JOIN_DELAY_SECONDS: u8 = 5;
+/// An accept goes to the gateway at most so long before its window.
+const EARLY_MAX: Millis = Millis::from_secs(1);
+/// From one join of a device to the next.
+const INTERVAL: Millis = Millis::from_secs(6);
+/// Joins without an uplink in between before the interval doubles.
+const PATIENCE: u8 = 3;
+const DOUBLINGS_MAX: u8 = 6;
+
+/// A request as it was heard.
+#[derive(Debug, Clone)]
+struct Heard {
+    phy: Vec<u8>,
+    request: Request,
+    gateway: GatewayEui,
+    rx: RxMeta,
+    at: BootTime,
+}
+
+#[derive(Debug, Clone)]
+struct Pending {
+    heard: Heard,
+    joined: Joined,
+    key: AppKey,
+    version: u32,
+    epoch: Epoch,
+    rx2_only: bool,
+    is_recorded: bool,
+    is_on_air: bool,
+}
+
+/// A device that joins over the air.
+#[derive(Debug)]
+pub(super) struct Joining {
+    group: GroupId,
+    device: JoiningDevice,
+    nonces: Nonces,
+    /// Of the newest record.
+    version: u32,
+    pending: Option<Pending>,
+    kept: Option<Heard>,
+    not_before: BootTime,
+    streak: u8,
+}
+
+/// An accept whose fate the gateway has not told.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OnAir {
+    device: DevEui,
+    gateway: GatewayEui,
+    window: Window,
+    booking: Option<Booking>,
+    sent: BootTime,
+}
+
+fn join_windows(region: &crate::mac::region::Region) -> ReceiveWindows {
+    ReceiveWindows {
+        rx1_delay_seconds: JOIN_DELAY_SECONDS,
+        rx1_data_rate_offset: 0,
+        rx2_frequency_hz: region.rx2_hz,
+        rx2_data_rate: region.data_rate(region.rx2_data_rate).unwrap_or(crate::gwmp::data_rate::DataRate::Other),
+    }
+}
+
+impl Pending {
+    fn timing(&self) -> Timing {
+        Timing {
+            heard: self.heard.at,
+            frequency_hz: self.heard.rx.frequency_hz,
+            data_rate: self.heard.rx.data_rate,
+            rx2_only: self.rx2_only,
+        }
+    }
+
+    fn window_at(&self, windows: &ReceiveWindows, window: Window) -> BootTime {
+        self.heard.at
+            + match window {
+                Window::Rx1 => windows.rx1_delay(),
+                Window::Rx2 => windows.rx2_delay(),
+            }
+    }
+}
+
+impl Bridge {
+    /// Devices that join. A root key that is known stays known until custody ends at a node that only insures.
+    pub(super) fn register_joining(&mut self, group: GroupId, devices: Vec<JoiningDevice>, now: Now, out: &mut Vec<Output>) {
+        for device in devices {
+            let id = device.device;
+            let is_known = self.joining.get(&id).is_some_and(|known| known.group == group);
+            let is_taken = self.joining.contains_key(&id) && !is_known;
+            if is_taken || (!is_known && self.joining.len() >= self.config.sessions_max) || !device.receive_windows.are_valid() {
+                self.stats.refused += 1;
+                continue;
+            }
+            let fresh = |device| Joining {
+                group,
+                device,
+                nonces: Nonces::default(),
+                version: 0,
+                pending: None,
+                kept: None,
+                not_before: BootTime(0),
+                streak: 0,
+            };
+            match self.joining.get_mut(&id) {
+                Some(known) => {
+                    let app_key = device.app_key.or(known.device.app_key);
+                    known.device = JoiningDevice { app_key, ..device };
+                }
+                None => drop(self.joining.insert(id, fresh(device))),
+            }
+            self.take_up_kept(id, now, out);
+        }
+    }
+
+    /// Write-ahead records of others, or of an earlier life: nonces never go back, the newest session counts.
+    pub(super) fn take_records(&mut self, records: &[DeviceRecord], now: Now, out: &mut Vec<Output>) {
+        for record in records {
+            let Some(joining) = self.joining.get_mut(&record.device).filter(|_| record.session.device == record.device) else {
+                self.stats.unknown_names += 1;
+                continue;
+            };
+            joining.nonces.merge(joining.device.nonce_rule, &record.nonces);
+            if record.version <= joining.version {
+                continue;
+            }
+            joining.version = record.version;
+            let group = joining.group;
+            self.register(group, std::slice::from_ref(&record.session), now, out);
+        }
+    }
+
+    /// The newest version known of a device's record.
+    #[must_use]
+    pub fn record_version(&self, device: DevEui) -> Option<u32> {
+        self.joining.get(&device).map(|joining| joining.version)
+    }
+
+    pub(super) fn join_request(&mut self, phy: &[u8], gateway: GatewayEui, rx: RxMeta, now: Now, out: &mut Vec<Output>) {
+        let Some(request) = join::request(phy) else { return self.stats.drop(DropReason::FrameJoin) };
+        // One that is over must not stand in the way.
+        self.send_accepts(now, out);
+        let groups = &self.groups;
+        let Some(joining) = self.joining.get_mut(&request.device).filter(|known| known.device.join_eui == request.join_eui)
+        else {
+            return self.stats.drop(DropReason::FrameJoin);
+        };
+        if let Some(pending) = joining.pending.as_mut().filter(|pending| pending.heard.request == request) {
+            let is_copy = now.boot.since(pending.heard.at) <= COPY_WITHIN;
+            if is_copy
+                && !pending.is_on_air
+                && is_better(&rx, &pending.heard.rx)
+                && self.gateways.route(gateway, now.boot).is_some()
+            {
+                (pending.heard.gateway, pending.heard.rx) = (gateway, rx);
+            }
+            self.stats.copies += 1;
+            return;
+        }
+        let is_serving = groups.get(&joining.group).is_some_and(|group| group.mode.epoch().is_some());
+        let heard = Heard { phy: phy.to_vec(), request, gateway, rx, at: now.boot };
+        if !is_serving || joining.device.app_key.is_none() {
+            let is_copy = joining.kept.as_ref().is_some_and(|kept| {
+                kept.request == request && now.boot.since(kept.at) <= COPY_WITHIN && !is_better(&rx, &kept.rx)
+            });
+            if !is_copy {
+                self.stats.joins_kept += 1;
+                joining.kept = Some(heard);
+            }
+            return;
+        }
+        self.begin_join(heard, false, now, out);
+    }
+
+    /// What was heard before this node could answer.
+    fn take_up_kept(&mut self, device: DevEui, now: Now, out: &mut Vec<Output>) {
+        let Some(joining) = self.joining.get_mut(&device) else { return };
+        let Some(group) = self.groups.get(&joining.group) else { return };
+        let super::Mode::Serving { foreign_lease_end, .. } = group.mode else { return };
+        if joining.device.app_key.is_none() {
+            return;
+        }
+        if let Some(kept) = joining.kept.take() {
+            let rx2_only = foreign_lease_end.is_some_and(|end| kept.at < end);
+            self.begin_join(kept, rx2_only, now, out);
+        }
+    }
+
+    fn begin_join(&mut self, heard: Heard, rx2_only: bool, now: Now, out: &mut Vec<Output>) {
+        let Some(joining) = self.joining.get_mut(&heard.request.device) else { return };
+        let Some(key) = joining.device.app_key.filter(|key| join::is_authentic(&heard.phy, *key)) else {
+            return self.stats.drop(DropReason::IntegrityCode);
+        };
+        let Some(epoch) = self.groups.get(&joining.group).and_then(|group| group.mode.epoch()) else { return };
+        if joining.pending.is_some() || now.boot < joining.not_before {
+            return self.stats.drop(DropReason::JoinTooSoon);
+        }
+        let windows = join_windows(self.config.region.region());
+        let timing = Timing { heard: heard.at, frequency_hz: None, data_rate: heard.rx.data_rate, rx2_only: true };
+        if downlink::reachable(&windows, &timing, self.config.answer_margin, now.boot).is_none() {
+            return self.stats.miss(MissedReason::TooLate);
+        }
+        let Some(version) = join::next_version(joining.version, epoch.0) else {
+            return self.stats.drop(DropReason::JoinLimit);
+        };
+        let join_nonce = match joining.nonces.take(joining.device.nonce_rule, heard.request.dev_nonce) {
+            Ok(join_nonce) => join_nonce,
+            Err(Unfit::Replayed) => return self.stats.drop(DropReason::JoinReplayed),
+            Err(Unfit::Exhausted) => return self.stats.drop(DropReason::JoinLimit),
+        };
+        let joined = Joined { join_nonce, net_id: join::NET_ID, dev_nonce: heard.request.dev_nonce };
+        let Some(mut session) = join::session(&joining.device, key, joined) else {
+            return self.stats.miss(MissedReason::Unbuildable);
+        };
+        // The first block of counters is written ahead together with the session.
+        session.f_cnt_down_reserved = BLOCK;
+        let doublings = joining.streak.saturating_sub(PATIENCE).min(DOUBLINGS_MAX);
+        joining.not_before = now.boot + Millis(INTERVAL.0 << doublings);
+        joining.streak = joining.streak.saturating_add(1);
+        joining.version = version;
+        let record = DeviceRecord { device: heard.request.device, version, nonces: joining.nonces.clone(), session };
+        let device = heard.request.device;
+        joining.pending = Some(Pending { heard, joined, key, version, epoch, rx2_only, is_recorded: false, is_on_air: false });
+        joining.kept = None;
+        self.stats.joins_begun += 1;
+        self.joins.insert(device);
+        out.push(Output::RecordWanted { group: joining.group, epoch, record: Box::new(record) });
+    }
+
+    /// A record is on the disks of a majority: its session counts from now on.
+    pub(super) fn recorded(&mut self, record: &DeviceRecord, now: Now, out: &mut Vec<Output>) {
+        let Some(joining) = self.joining.get_mut(&record.device).filter(|joining| joining.version == record.version) else {
+            self.stats.unknown_names += 1;
+            return;
+        };
+        if let Some(pending) = joining.pending.as_mut().filter(|pending| pending.version == record.version) {
+            pending.is_recorded = true;
+        }
+        let group = joining.group;
+        let before = self.registry.slot_of(record.device).and_then(|slot| self.registry.get(slot)).map(|entry| entry.session);
+        self.register(group, std::slice::from_ref(&record.session), now, out);
+        if before != Some(record.session.id()) {
+            self.begin_counters(record);
+        }
+        self.send_accepts(now, out);
+    }
+
+    /// Nobody used a counter of this session before; the first block is part of its record.
+    fn begin_counters(&mut self, record: &DeviceRecord) {
+        if let Some((slot, entry)) = self.registry.device_mut(record.device) {
+            entry.down = DownCounters::begun(record.session.f_cnt_down_reserved);
+            self.waiting.remove(&slot);
+            self.wanted.retain(|(_, device, _)| *device != record.device);
+        }
+    }
+
+    /// An uplink of the device in its newest session.
+    pub(super) fn note_joined(&mut self, device: DevEui) {
+        if let Some(joining) = self.joining.get_mut(&device) {
+            (joining.streak, joining.not_before) = (0, BootTime(0));
+        }
+    }
+
+    /// Accepts whose time has come, and joins whose time is over.
+    pub(super) fn send_accepts(&mut self, now: Now, out: &mut Vec<Output>) {
+        for device in self.joins.clone() {
+            if !self.step_join(device, now, out) {
+                self.joins.remove(&device);
+                if let Some(joining) = self.joining.get_mut(&device) {
+                    joining.pending = None;
+                }
+            }
+        }
+    }
+
+    /// False when the join is over.
+    fn step_join(&mut self, device: DevEui, now: Now, out: &mut Vec<Output>) -> bool {
+        let windows = join_windows(self.region());
+        let Some((group, pending)) =
+            self.joining.get(&device).and_then(|joining| Some((joining.group, joining.pending.as_ref()?)))
+        else {
+            return false;
+        };
+        if self.groups.get(&group).and_then(|group| group.mode.epoch()) != Some(pending.epoch) {
+            self.stats.miss(MissedReason::NoCustody);
+            return false;
+        }
+        let window = downlink::reachable(&windows, &pending.timing(), self.config.answer_margin, now.boot);
+        let Some(window) = window else {
+            if !pending.is_on_air {
+                self.stats.miss(if pending.is_recorded { MissedReason::TooLate } else { MissedReason::NotRecorded });
+            }
+            return false;
+        };
+        if pending.is_on_air || !pending.is_recorded || now.boot + EARLY_MAX < pending.window_at(&windows, window) {
+            return true;
+        }
+        match self.transmit_accept(device, window, now) {
+            Ok(accept) => {
+                out.push(Output::Accept(accept));
+                true
+            }
+            Err(MissedReason::DutyCycle) if window == Window::Rx1 => {
+                self.set_rx2_only(device);
+                true
+            }
+            Err(reason) => {
+                self.stats.miss(reason);
+                false
+            }
+        }
+    }
+
+    fn set_rx2_only(&mut self, device: DevEui) {
+        if let Some(pending) = self.joining.get_mut(&device).and_then(|joining| joining.pending.as_mut()) {
+            (pending.rx2_only, pending.is_on_air) = (true, false);
+        }
+    }
+
+    fn transmit_accept(&mut self, device: DevEui, window: Window, now: Now) -> Result<Accept, MissedReason> {
+        let region = self.region();
+        let joining = self.joining.get_mut(&device).ok_or(MissedReason::NoCustody)?;
+        let pending = joining.pending.as_mut().ok_or(MissedReason::NoCustody)?;
+        let (gateway, group) = (pending.heard.gateway, joining.group);
+        let route = self.gateways.route(gateway, now.boot).ok_or(MissedReason::NoRoute)?;
+        let tmst = pending.heard.rx.tmst.ok_or(MissedReason::NoTimestamp)?;
+        let phy = join::accept(&joining.device, pending.key, pending.joined, region).ok_or(MissedReason::Unbuildable)?;
+        let place = downlink::slot(&join_windows(region), &pending.timing(), window, tmst);
+        let micros = duty_cycle::time_on_air_micros(place.data_rate, phy.len(), false);
+        let booking = self.ledger.book(gateway, place.frequency_hz, micros, now.boot).ok_or(MissedReason::DutyCycle)?;
+        let txpk = Txpk {
+            tmst: place.tmst,
+            frequency_hz: place.frequency_hz,
+            data_rate: place.data_rate,
+            power_dbm: self.config.power_dbm,
+            phy: &phy,
+        };
+        let token = self.next_token;
+        self.next_token = token.wrapping_add(1);
+        let bytes = gwmp::pull_resp(route.version, token.to_be_bytes(), &txpk);
+        pending.is_on_air = true;
+        let (epoch, joined) = (pending.epoch, pending.joined);
+        if route.version == Version::V2 {
+            self.accepts.retain(|_, on_air| now.boot.since(on_air.sent) < Millis::from_secs(10));
+            self.accepts.insert(token, OnAir { device, gateway, window, booking: Some(booking), sent: now.boot });
+        }
+        self.gateways.sent(gateway);
+        self.stats.joins_accepted += 1;
+        Ok(Accept { group, epoch, device, joined, window, gateway, to: route.address, bytes })
+    }
+
+    /// The gateway's word about an accept; `None` if the token is not one's.
+    pub(super) fn accept_tx_ack(
+        &mut self,
+        gateway: GatewayEui,
+        token: u16,
+        result: TxResult,
+        now: Now,
+        out: &mut Vec<Output>,
+    ) -> Option<()> {
+        self.accepts.get(&token).filter(|on_air| on_air.gateway == gateway)?;
+        let on_air = self.accepts.remove(&token)?;
+        if result.is_accepted() {
+            return Some(());
+        }
+        if let Some(booking) = on_air.booking {
+            self.ledger.give_back(gateway, booking);
+        }
+        match on_air.window {
+            Window::Rx1 => {
+                self.set_rx2_only(on_air.device);
+                self.send_accepts(now, out);
+            }
+            Window::Rx2 => self.stats.miss(MissedReason::Refused),
+        }
+        Some(())
+    }
+
+    /// When an accept has to leave, or a join is over.
+    pub(super) fn next_accept(&self) -> Option<BootTime> {
+        let windows = join_windows(self.region());
+        let due = |device: &DevEui| {
+            let pending = self.joining.get(device)?.pending.as_ref()?;
+            let rx2 = pending.window_at(&windows, Window::Rx2);
+            let first = if pending.rx2_only { rx2 } else { pending.window_at(&windows, Window::Rx1) };
+            Some(if pending.is_on_air || !pending.is_recorded { rx2 } else { BootTime(first.0.saturating_sub(EARLY_MAX.0)) })
+        };
+        self.joins.iter().filter_map(due).min()
+    }
+
+    /// Custody of a group changed.
+    pub(super) fn joins_in_custody(&mut self, group: GroupId, now: Now, out: &mut Vec<Output>) {
+        let devices: Vec<DevEui> = self.joining.iter().filter(|(_, known)| known.group == group).map(|(id, _)| *id).collect();
+        let is_standby = self.groups.get(&group).is_some_and(|group| group.mode == super::Mode::Standby);
+        for device in devices {
+            if is_standby && let Some(joining) = self.joining.get_mut(&device) {
+                joining.device.app_key = None;
+            }
+            self.take_up_kept(device, now, out);
+        }
+        self.send_accepts(now, out);
+    }
+
+    pub(super) fn forget_joining(&mut self, group: GroupId) {
+        self.joining.retain(|_, joining| joining.group != group);
+        self.joins.retain(|device| self.joining.contains_key(device));
+    }
+}

@@ -1,0 +1,386 @@
+//! Activation over the air: answered by the holder only, after it is written ahead, at most a second before its time; whoever takes over
+//! uses no nonce again and serves the mote. The mote is `lorawan`, which shares no code with the bridge's `lrwn`.
+
+mod common;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use common::{GATEWAY, GROUP, Mote, Rig, address, push, uplinks};
+use contracts::ids::{DevAddr, DevEui};
+use lora_bridge::bridge::io::Accept;
+use lora_bridge::mac::join::{AppKey, DeviceRecord, JoiningDevice, NonceRule};
+use lora_bridge::{DropReason, Input, MissedReason, Mode, Output, ReceiveWindows, Session, Window};
+use lorawan::creator::JoinRequestCreator;
+use lorawan::parser::{DecryptedJoinAcceptPayload, DevNonce};
+use rand::{Rng, SeedableRng};
+
+const JOIN_EUI: u64 = 0x70b3_d57e_d000_0001;
+
+#[derive(Debug, Clone)]
+struct Joiner {
+    device: DevEui,
+    address: u32,
+    key: [u8; 16],
+}
+
+impl Joiner {
+    fn new(n: u8) -> Self {
+        Self { device: DevEui::from_u64(0x0a00 + u64::from(n)), address: 0x0100_0000 + u32::from(n), key: [n; 16] }
+    }
+
+    fn registration(&self, has_key: bool, nonce_rule: NonceRule) -> JoiningDevice {
+        JoiningDevice {
+            device: self.device,
+            join_eui: DevEui::from_u64(JOIN_EUI),
+            dev_addr: DevAddr::from_u32(self.address),
+            app_key: has_key.then(|| AppKey::from_bytes(self.key)),
+            nonce_rule,
+            receive_windows: ReceiveWindows::eu868(),
+        }
+    }
+
+    fn request(&self, dev_nonce: u16) -> Vec<u8> {
+        let mut request = JoinRequestCreator::new();
+        let device = u64::from_be_bytes(*self.device.as_bytes());
+        request.set_app_eui(&JOIN_EUI.to_le_bytes()).set_dev_eui(&device.to_le_bytes()).set_dev_nonce(&dev_nonce.to_le_bytes());
+        request.build(&self.key.into()).to_vec()
+    }
+
+    /// Reads an accept as the mote does: its session, its nonce of the network, its data rate of RX2, its channels.
+    fn joined(&self, accept: &Accept, dev_nonce: u16) -> (Mote, u32) {
+        let json: serde_json::Value = serde_json::from_slice(&accept.bytes[4..]).expect("JSON");
+        assert_eq!(json["txpk"]["ncrc"], true);
+        let phy = STANDARD.decode(json["txpk"]["data"].as_str().expect("a text")).expect("base64");
+        let key = self.key.into();
+        let read = DecryptedJoinAcceptPayload::new(phy, &key).expect("an accept");
+        assert!(read.validate_mic(&key), "integrity code");
+        assert_eq!(read.dev_addr().as_ref(), self.address.to_le_bytes());
+        assert_eq!((read.rx_delay(), read.dl_settings().rx1_dr_offset()), (1, 0));
+        assert!(read.c_f_list().is_some(), "five more channels");
+        let nonce = read.app_nonce();
+        let nonce = nonce.as_ref();
+        let nonce = u32::from_le_bytes([nonce[0], nonce[1], nonce[2], 0]);
+        let dev_nonce = dev_nonce.to_le_bytes();
+        let session = read.derive_newskey(&DevNonce::new(&dev_nonce[..]).expect("two bytes"), &key);
+        let key = session.as_ref().try_into().expect("16 bytes");
+        (Mote { device: self.device, address: self.address, key }, nonce)
+    }
+}
+
+fn accepts(out: &[Output]) -> Vec<&Accept> {
+    out.iter().filter_map(|output| if let Output::Accept(accept) = output { Some(accept) } else { None }).collect()
+}
+
+fn records(out: &[Output]) -> Vec<DeviceRecord> {
+    let record = |output: &Output| match output {
+        Output::RecordWanted { record, .. } => Some((**record).clone()),
+        _ => None,
+    };
+    out.iter().filter_map(record).collect()
+}
+
+fn register(rig: &mut Rig, joiners: &[Joiner], has_key: bool, rule: NonceRule) -> Vec<Output> {
+    let devices = joiners.iter().map(|joiner| joiner.registration(has_key, rule)).collect();
+    rig.apply(Input::RegisterJoining { group: GROUP, devices })
+}
+
+fn serving(joiners: &[Joiner]) -> Rig {
+    let mut rig = Rig::new();
+    rig.pull();
+    register(&mut rig, joiners, true, NonceRule::Random);
+    rig.serve(1, None);
+    rig
+}
+
+fn recorded(rig: &mut Rig, out: &[Output]) -> Vec<Output> {
+    let records = records(out).into_iter();
+    records.flat_map(|record| rig.apply(Input::Recorded { record: Box::new(record) })).collect()
+}
+
+#[test]
+fn a_join_is_written_ahead_answered_at_its_time_and_its_session_works() {
+    let joiner = Joiner::new(1);
+    let mut rig = serving(std::slice::from_ref(&joiner));
+    let tmst = rig.tmst();
+    let out = rig.hear(&joiner.request(0x1234));
+    assert_eq!((records(&out).len(), accepts(&out).len()), (1, 0), "written ahead first");
+    rig.now += 100;
+    assert!(accepts(&recorded(&mut rig, &out)).is_empty(), "four seconds too early");
+    assert_eq!(rig.bridge.next_due(), Some(contracts::time::BootTime(rig.now + 3_900)));
+    assert!(accepts(&rig.advance(3_899)).is_empty());
+    let out = rig.advance(1);
+    let accept = accepts(&out)[0];
+    let json: serde_json::Value = serde_json::from_slice(&accept.bytes[4..]).expect("JSON");
+    assert_eq!((accept.window, &json["txpk"]["tmst"]), (Window::Rx1, &tmst.wrapping_add(5_000_000).into()));
+    let (mote, nonce) = joiner.joined(accept, 0x1234);
+    assert_eq!((nonce, accept.joined.join_nonce, accept.joined.dev_nonce), (0, 0, 0x1234));
+    assert!(accepts(&rig.advance(500)).is_empty(), "once");
+    rig.now += 5_000;
+    // The first block of counters came with the record.
+    let out = rig.hear_and_commit(&mote.frame(0, true));
+    assert_eq!(common::downlinks(&out)[0].f_cnt_down, 0);
+    // The same request again is a replay.
+    rig.now += 10_000;
+    assert!(records(&rig.hear(&joiner.request(0x1234))).is_empty());
+    assert_eq!(rig.bridge.stats().dropped(DropReason::JoinReplayed), 1);
+}
+
+#[test]
+fn late_frames_of_the_session_before_are_readings_and_are_not_answered() {
+    let joiner = Joiner::new(1);
+    let mut rig = serving(std::slice::from_ref(&joiner));
+    let mut motes = Vec::new();
+    for dev_nonce in [1, 2] {
+        let out = rig.hear(&joiner.request(dev_nonce));
+        recorded(&mut rig, &out);
+        let out = rig.advance(4_000);
+        motes.push(joiner.joined(accepts(&out)[0], dev_nonce).0);
+        rig.now += 20_000;
+        rig.pull();
+    }
+    let out = rig.hear_and_commit(&motes[1].frame(0, true));
+    assert_eq!(common::downlinks(&out).len(), 1);
+    let out = rig.hear(&motes[0].frame(3, true));
+    assert_eq!(uplinks(&out)[0].event, motes[0].event(3));
+    let event = motes[0].event(3);
+    assert!(common::downlinks(&rig.commit(vec![event])).is_empty());
+    assert!(uplinks(&rig.hear(&motes[0].frame(3, true))).is_empty(), "once");
+}
+
+#[test]
+fn only_the_holder_answers_and_who_takes_over_answers_what_it_kept_in_rx2() {
+    let joiner = Joiner::new(1);
+    let mut b = Rig::new();
+    b.pull();
+    register(&mut b, std::slice::from_ref(&joiner), false, NonceRule::Random);
+    b.custody(Mode::Standby);
+    let heard_at = b.now;
+    assert!(b.hear(&joiner.request(9)).iter().all(|output| matches!(output, Output::Send { .. })));
+    assert_eq!(b.bridge.stats().joins_kept, 1);
+    b.now += 2_000;
+    // Custody, and then the tenant brings the key.
+    let lease_end = b.now;
+    b.serve(2, Some(lease_end));
+    let out = register(&mut b, std::slice::from_ref(&joiner), true, NonceRule::Random);
+    recorded(&mut b, &out);
+    let wait = heard_at + 5_000 - b.now;
+    let out = b.advance(wait);
+    let accept = accepts(&out)[0];
+    assert_eq!(accept.window, Window::Rx2, "the other may have answered in RX1");
+    joiner.joined(accept, 9);
+    // Back in standby the key is forgotten.
+    b.custody(Mode::Standby);
+    b.serve(3, None);
+    b.now += 10_000;
+    b.pull();
+    assert!(records(&b.hear(&joiner.request(10))).is_empty());
+}
+
+#[test]
+fn a_refusal_in_rx1_leads_to_rx2_and_a_record_that_comes_late_is_counted() {
+    let joiner = Joiner::new(1);
+    let mut rig = serving(std::slice::from_ref(&joiner));
+    let out = rig.hear(&joiner.request(1));
+    recorded(&mut rig, &out);
+    let out = rig.advance(4_000);
+    let first = accepts(&out)[0].clone();
+    let tx_ack = |accept: &Accept, error: &str| {
+        let head = [2, accept.bytes[1], accept.bytes[2], 5];
+        [&head[..], &accept.gateway.0.to_be_bytes(), format!(r#"{{"txpk_ack":{{"error":"{error}"}}}}"#).as_bytes()].concat()
+    };
+    let out = rig.apply(Input::Datagram { from: address(1_001), bytes: &tx_ack(&first, "COLLISION_PACKET") });
+    assert!(accepts(&out).is_empty(), "not before its second");
+    let out = rig.advance(1_000);
+    let second = accepts(&out)[0];
+    assert_eq!(second.window, Window::Rx2);
+    assert_eq!(second.joined, first.joined, "the same join");
+    rig.now += 20_000;
+    rig.pull();
+    let out = rig.hear(&joiner.request(2));
+    rig.advance(6_000);
+    assert_eq!(rig.bridge.stats().missed(MissedReason::NotRecorded), 1);
+    assert!(accepts(&recorded(&mut rig, &out)).is_empty(), "too late");
+}
+
+#[test]
+fn what_is_forged_replayed_foreign_or_too_often_costs_next_to_nothing() {
+    let (joiner, stranger) = (Joiner::new(1), Joiner::new(2));
+    let mut rig = serving(std::slice::from_ref(&joiner));
+    assert!(records(&rig.hear(&stranger.request(1))).is_empty());
+    assert_eq!(rig.bridge.stats().dropped(DropReason::FrameJoin), 1);
+    let mut forged = joiner.request(1);
+    forged[20] ^= 1;
+    assert!(records(&rig.hear(&forged)).is_empty());
+    assert_eq!(rig.bridge.stats().dropped(DropReason::IntegrityCode), 1);
+    // A mote that joins every two seconds for an hour, with a new nonce each time, and never says anything.
+    let mut begun = 0;
+    for n in 0..1_800_u16 {
+        if n % 20 == 0 {
+            rig.pull();
+        }
+        let out = rig.hear(&joiner.request(n));
+        begun += records(&out).len();
+        recorded(&mut rig, &out);
+        rig.advance(2_000);
+    }
+    assert!((10..25).contains(&begun), "{begun} joins in an hour");
+    assert_eq!(rig.bridge.stats().sessions, 1);
+}
+
+#[test]
+fn rising_nonces_do_not_fall() {
+    let joiner = Joiner::new(1);
+    let mut rig = Rig::new();
+    rig.pull();
+    register(&mut rig, std::slice::from_ref(&joiner), true, NonceRule::Rising);
+    rig.serve(1, None);
+    for (dev_nonce, is_taken) in [(5, true), (5, false), (4, false), (6, true)] {
+        rig.now += 400_000;
+        rig.pull();
+        let out = rig.hear(&joiner.request(dev_nonce));
+        assert_eq!(records(&out).len(), usize::from(is_taken), "nonce {dev_nonce}");
+        recorded(&mut rig, &out);
+        rig.advance(10_000);
+    }
+}
+
+/// Two nodes, one mote that joins and joins again, kills at every point: before the record is stored anywhere, stored by a minority, stored
+/// by the majority, the accept sent or not. The judge: no nonce of the network twice on air, only one node per epoch, the mote is served.
+#[test]
+#[expect(clippy::too_many_lines, reason = "one history, step by step")]
+fn histories_with_kills() {
+    let (mut answered, mut takeovers) = (0, 0);
+    for seed in 0..200_u64 {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        let joiner = Joiner::new(1);
+        // Disks: each node's own newest record, and the witness's.
+        let mut disks: [Option<DeviceRecord>; 3] = [None, None, None];
+        let fresh = |now: u64, disk: &Option<DeviceRecord>, other: bool| {
+            let mut rig = Rig::new();
+            rig.now = now;
+            rig.pull();
+            register(&mut rig, std::slice::from_ref(&joiner), !other, NonceRule::Random);
+            rig.apply(Input::Records { records: disk.iter().cloned().collect() });
+            rig.custody(Mode::Standby);
+            rig
+        };
+        let mut nodes = [fresh(1_000_000, &None, false), fresh(1_000_000, &None, true)];
+        let (mut holder, mut epoch) = (0, 1);
+        register(&mut nodes[0], std::slice::from_ref(&joiner), true, NonceRule::Random);
+        nodes[0].serve(1, None);
+        register(&mut nodes[0], std::slice::from_ref(&joiner), true, NonceRule::Random);
+        let mut used = std::collections::BTreeSet::new();
+        let mut dev_nonce = 0_u16;
+        let mut is_joined = false;
+        for _ in 0..60 {
+            dev_nonce += 1;
+            is_joined = false;
+            for node in &mut nodes {
+                node.now += 400_000;
+                node.pull();
+            }
+            let request = joiner.request(dev_nonce);
+            let mut wanted = Vec::new();
+            for (at, node) in nodes.iter_mut().enumerate() {
+                let out = node.apply(Input::Datagram { from: address(1_002), bytes: &push(GATEWAY, &[(5, request.clone())]) });
+                assert!(at == holder || records(&out).is_empty(), "seed {seed}: a record without custody");
+                wanted.extend(records(&out));
+            }
+            let record = wanted.pop();
+            let kill_at = rng.random_range(0..8);
+            if let Some(record) = record.clone() {
+                // The holder's own disk first, then perhaps others.
+                let reach: &[usize] = match kill_at {
+                    0 => &[],
+                    1 => &[0],
+                    2 => &[0, 1],
+                    _ => [&[0, 1][..], &[0, 2], &[0, 1, 2]][rng.random_range(0..3)],
+                };
+                for place in reach {
+                    let disk = match place {
+                        0 => holder,
+                        1 => 2,
+                        _ => 1 - holder,
+                    };
+                    disks[disk] = Some(record.clone());
+                    if disk == 1 - holder {
+                        nodes[disk].apply(Input::Records { records: vec![record.clone()] });
+                    }
+                }
+                if kill_at > 2 {
+                    nodes[holder].apply(Input::Recorded { record: Box::new(record) });
+                    if kill_at > 3 {
+                        let out = nodes[holder].advance(4_000);
+                        for accept in accepts(&out) {
+                            assert!(used.insert(accept.joined.join_nonce), "seed {seed}: a nonce of the network twice");
+                            let (mote, _) = joiner.joined(accept, dev_nonce);
+                            answered += 1;
+                            let heard = nodes[holder].hear(&mote.frame(0, false));
+                            is_joined = !uplinks(&heard).is_empty();
+                            assert!(is_joined, "seed {seed}: the session does not work");
+                        }
+                    }
+                }
+            }
+            if kill_at < 6 {
+                // Killed. It comes back with its disk; the other takes over with what the majority, the witness and itself, knows.
+                takeovers += 1;
+                let now = nodes[0].now.max(nodes[1].now);
+                nodes[holder] = fresh(now, &disks[holder], true);
+                holder = 1 - holder;
+                epoch += 1;
+                let known: Vec<DeviceRecord> = [holder, 2].iter().filter_map(|disk| disks[*disk].clone()).collect();
+                disks[holder] = known.iter().max_by_key(|record| record.version).cloned();
+                nodes[holder].now = now;
+                nodes[holder].pull();
+                nodes[holder].apply(Input::Records { records: known });
+                nodes[holder].serve(epoch, Some(now));
+                let mut out = register(&mut nodes[holder], std::slice::from_ref(&joiner), true, NonceRule::Random);
+                // What it had kept it may answer now; the record is stored everywhere.
+                for record in records(&out) {
+                    disks = [Some(record.clone()), Some(record.clone()), Some(record.clone())];
+                    out.extend(nodes[holder].apply(Input::Recorded { record: Box::new(record.clone()) }));
+                    nodes[1 - holder].apply(Input::Records { records: vec![record] });
+                }
+                out.extend(nodes[holder].advance(1_000));
+                for accept in accepts(&out) {
+                    assert_eq!(accept.window, Window::Rx2, "seed {seed}");
+                    assert!(used.insert(accept.joined.join_nonce), "seed {seed}: a nonce twice after a takeover");
+                }
+            }
+        }
+        // Left alone, the mote joins at its next request.
+        let node = &mut nodes[holder];
+        node.now += 400_000;
+        node.pull();
+        let out = node.hear(&joiner.request(0x8000));
+        recorded(node, &out);
+        let out = node.advance(4_000);
+        let (mote, nonce) = joiner.joined(accepts(&out)[0], 0x8000);
+        assert!(used.insert(nonce), "seed {seed}");
+        assert_eq!(uplinks(&node.hear(&mote.frame(0, false))).len(), 1, "seed {seed}");
+        let _last = is_joined;
+    }
+    assert!(answered > 1_000 && takeovers > 1_000, "not empty: {answered} answered, {takeovers} takeovers");
+}
+
+#[test]
+fn a_session_from_a_record_is_known_in_standby() {
+    let joiner = Joiner::new(1);
+    let mut a = serving(std::slice::from_ref(&joiner));
+    let out = a.hear(&joiner.request(1));
+    let record = records(&out).remove(0);
+    recorded(&mut a, &out);
+    let out = a.advance(4_000);
+    let (mote, _) = joiner.joined(accepts(&out)[0], 1);
+    let mut b = Rig::new();
+    register(&mut b, std::slice::from_ref(&joiner), false, NonceRule::Random);
+    b.custody(Mode::Standby);
+    let json = serde_json::to_string(&record).expect("JSON");
+    b.apply(Input::Records { records: vec![serde_json::from_str(&json).expect("its own JSON")] });
+    b.hear(&mote.frame(0, false));
+    assert_eq!(b.bridge.stats().buffer_frames, 1);
+    let state = b.bridge.state(joiner.device).expect("registered");
+    assert_eq!((state.session, state.f_cnt_down_reserved), (Session { ..record.session }.id(), 16));
+    assert_eq!(b.bridge.record_version(joiner.device), Some(record.version));
+}
