@@ -106,14 +106,18 @@ impl Agreements {
         self.write(Agreement { state, ..known }).await
     }
 
-    /// Takes over the state that the arbitrator says; it is the authority.
+    /// Takes over the state that the arbitrator says; it is the authority. What ended stays so: an answer that was under way may be older.
     ///
     /// # Errors
     /// The contract is unknown, or the change cannot be stored.
     pub async fn set_state(&self, id: ContractId, state: State) -> Result<Agreement, Error> {
         let _only_one = self.0.writing.lock().await;
         let known = self.get(id).ok_or(Error::Unknown(id))?;
-        if known.state == state { Ok(known) } else { self.write(Agreement { state, ..known }).await }
+        if known.state == state || matches!(known.state, State::Ended { .. }) {
+            Ok(known)
+        } else {
+            self.write(Agreement { state, ..known }).await
+        }
     }
 
     /// Notes that keys and content of an ended contract are gone.
@@ -141,6 +145,13 @@ impl Agreements {
     #[must_use]
     pub fn in_force(&self, group: GroupId) -> Option<Agreement> {
         self.list().into_iter().find(|a| a.contract.group == group && a.state.is_in_force())
+    }
+
+    /// The contract for a group under which either party may still have custody: in force, or ended and not wound up here yet.
+    #[must_use]
+    pub fn binding(&self, group: GroupId) -> Option<Agreement> {
+        let winds_up = |a: &Agreement| a.contract.group == group && matches!(a.state, State::Ended { .. }) && !a.wiped;
+        self.in_force(group).or_else(|| self.list().into_iter().find(winds_up))
     }
 
     /// Rises with every change.

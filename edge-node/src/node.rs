@@ -380,8 +380,13 @@ async fn run_own_service(parts: &Parts, service: &OwnService) -> Result<TenantSo
     if let Some(cloud) = core.config.cloud {
         core.destinations.set(service.group, cloud);
     }
-    let is_insured = core.agreements.in_force(service.group).is_some_and(|a| insurance::is_armed_or_ended(a.state));
-    if is_insured {
+    let may_be_elsewhere = match core.agreements.binding(service.group) {
+        Some(agreement) if agreement.state.is_in_force() => insurance::is_armed_or_ended(agreement.state),
+        // Its provider may serve for the grace.
+        Some(_ended) => !insurance::customer::never_voted(parts, service.group).await,
+        None => false,
+    };
+    if may_be_elsewhere {
         // Follows until its guard knows more: it receives, logs and delivers, and does not transmit.
         drop(parts.links.open(service.group, &sessions));
         insurance::restore(parts, service.group, &service.registration).await?;

@@ -153,11 +153,46 @@ async fn two_nodes_that_never_met_insure_one_another() {
         .await;
         assert_eq!(node.core.agreements.get(deal.id).unwrap().state, State::Ended { outcome: Outcome::Cancelled });
     }
-    until("a new contract", || async { customer.deal().is_some_and(|new| new.id != deal.id && new.state == STANDBY) }).await;
-    let paid = contract.money.premium_per_day;
+    // Not before custody is back here (these nodes have no bridge, so nobody winds up but this test).
+    let planned = tokio::time::Instant::now() + std::time::Duration::from_millis(2_500);
+    until("the planner has looked twice", || async { tokio::time::Instant::now() >= planned }).await;
+    assert!(customer.deal().is_none() && customer.agent.status().demands.is_empty());
+    customer.core.agreements.set_wiped(deal.id).await.unwrap();
+    let second = loses_again(&customer, &provider, deal.id).await;
+    until("a third contract", || async { customer.deal().is_some_and(|new| new.id != second.id && new.state == STANDBY) }).await;
+    let pause = customer.deal().unwrap().contract.valid_from.since(second.ended_at);
+    assert!(pause >= Millis(2_000), "the second in a row is followed by a longer pause than {pause}");
+    let paused = |e: &Event| matches!(e, Event::Alarm { what } if what.starts_with("2 contracts in a row went wrong"));
+    assert!(customer.events().iter().any(paused), "{:?}", customer.events());
+    let paid = contract.money.premium_per_day.checked_add(second.premium).unwrap();
     let sums = [world.account(CUSTOMER).await, world.account(PROVIDER).await]
         .map(|(available, reserved)| available.checked_add(reserved).unwrap());
     assert_eq!(sums, [total.checked_sub(paid).unwrap(), total.checked_add(paid).unwrap()]);
+}
+
+struct Lost {
+    id: contracts::ids::ContractId,
+    /// No later than it was settled.
+    ended_at: contracts::time::WallTime,
+    premium: Amount,
+}
+
+/// The contract that follows `first` comes into force, and both take it back too.
+async fn loses_again(customer: &Node, provider: &Node, first: contracts::ids::ContractId) -> Lost {
+    let is_next = || async { customer.deal().is_some_and(|new| new.id != first && new.state == STANDBY) };
+    until("a second contract", is_next).await;
+    let second = customer.deal().unwrap();
+    let cancellation = Cancellation { contract: second.id, reason: "again".to_owned() };
+    let mut cancellation = Envelope::sign(&cancellation, &CUSTOMER.keypair());
+    cancellation.cosign(&PROVIDER.keypair());
+    let ended_at = customer.core.clock.wall();
+    edge_node::market::evidence::post(&customer.core, cancellation);
+    for node in [customer, provider] {
+        let is_settled = |e: &Event| matches!(e, Event::Settled { contract, .. } if *contract == second.id);
+        until("the second is settled", || async { node.events().iter().any(is_settled) }).await;
+    }
+    customer.core.agreements.set_wiped(second.id).await.unwrap();
+    Lost { id: second.id, ended_at, premium: second.contract.money.premium_per_day }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -340,12 +340,13 @@ fn within(from: Option<WallTime>, at: WallTime, field: &'static str, now: WallTi
     Ok(at.min(now))
 }
 
-/// Which rule the provider's own report breaks.
-fn broken(contract: &Contract, report: &TakeoverReport) -> Option<Rule> {
-    if report.asked_at.since(report.last_promise_at) > ask_deadline(&contract.terms) {
+/// Which rule the provider's own report breaks. Nobody owes anything under a contract before it was armed: its provider may have custody
+/// from an earlier contract for the same group.
+fn broken(contract: &Contract, armed_at: WallTime, report: &TakeoverReport) -> Option<Rule> {
+    if report.asked_at.since(report.last_promise_at.max(armed_at)) > ask_deadline(&contract.terms) {
         return Some(Rule::AskedLate);
     }
-    (report.serving_at.since(report.certified_at) > contract.terms.deadline).then_some(Rule::ServedLate)
+    (report.serving_at.since(report.certified_at.max(armed_at)) > contract.terms.deadline).then_some(Rule::ServedLate)
 }
 
 fn taken_over(contract: &Contract, next: &mut Standing, report: &TakeoverReport, now: WallTime) -> Result<Vec<Effect>, Refused> {
@@ -354,7 +355,7 @@ fn taken_over(contract: &Contract, next: &mut Standing, report: &TakeoverReport,
     if let Some(granted) = next.granted.filter(|granted| granted.epoch == report.epoch && granted.to != report.node) {
         return Err(Refused::Contradicted { epoch: granted.epoch, to: granted.to });
     }
-    let found = broken(contract, report);
+    let found = broken(contract, next.standby_since.unwrap_or(next.in_force_since), report);
     if let (State::Disputed { .. }, Some(dispute)) = (next.state, next.dispute.as_mut()) {
         dispute.found = dispute.found.or(found);
         next.served_epoch = next.served_epoch.max(Some(report.epoch));

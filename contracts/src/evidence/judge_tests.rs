@@ -260,6 +260,20 @@ fn asking_late_is_a_breach_even_if_service_was_quick() {
     assert_eq!(verdict_on(&[ready(), (signed(&report, &[&key(2)]), 60_200)], 70_000), Some((Outcome::Breached, Rule::AskedLate)));
 }
 
+/// Custody from an earlier contract for the group: what was due before this one was armed is not due under it.
+#[test]
+fn a_provider_that_has_custody_already_owes_service_from_arming_on() {
+    let held_before = |serving| {
+        let Item::Takeover(mut report) = takeover(2, 5_000, serving).item else { unreachable!() };
+        (report.last_promise_at, report.asked_at) = (START - Millis(120_000), START - Millis(100_000));
+        report.certified_at = START - Millis(90_000);
+        (signed(&report, &[&key(2)]), serving + 100)
+    };
+    assert_eq!(verdict_on(&[ready(), held_before(1_000)], 9_000), None);
+    assert_eq!(verdict_on(&[ready(), held_before(3_010)], 9_000), None);
+    assert_eq!(verdict_on(&[ready(), held_before(3_011)], 9_000), Some((Outcome::Breached, Rule::ServedLate)));
+}
+
 #[test]
 fn what_does_not_count_is_refused_and_changes_nothing() {
     let contract = contract();

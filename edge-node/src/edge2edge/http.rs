@@ -60,7 +60,7 @@ impl Context {
         self.parts.as_ref().ok_or_else(|| Problem::forbidden("this node serves no devices"))
     }
 
-    /// The contract in force between this node and the peer for a group.
+    /// The contract between this node and the peer for a group, in force or being wound up: custody goes back in the grace too.
     fn agreement(&self, group: GroupId, peer: NodeId) -> Result<Agreement, Problem> {
         let me = self.core.me();
         let is_ours = |a: &Agreement| {
@@ -69,7 +69,7 @@ impl Context {
         };
         self.core
             .agreements
-            .in_force(group)
+            .binding(group)
             .filter(is_ours)
             .ok_or_else(|| Problem::forbidden("no contract in force with this peer for this group"))
     }

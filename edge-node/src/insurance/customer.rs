@@ -34,7 +34,8 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
     let contract = &agreement.contract;
     let group = contract.group;
     let service = parts.core.own_service.as_ref().filter(|s| s.group == group).ok_or(Error::Lacking("service of this group"))?;
-    if agreement.state.is_in_force() {
+    // A process that starts after the end of a contract may find custody at the provider.
+    if agreement.state.is_in_force() || !parts.leases.is_alone(group) {
         let sessions = tenants::http::sessions(&service.registration);
         let ends = parts.links.open(group, &sessions);
         let (members, members_taken) = watch::channel(Members::default());
@@ -55,13 +56,33 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         let guard = Guard { parts, agreement, members, serves, provider_holds: AtomicBool::new(false) };
         tokio::select! {
             biased;
-            () = ended(parts, agreement.id) => {}
+            is_back = until_over(parts, agreement) => if !is_back? {
+                leave(parts, group).await?;
+                // What this node promised last.
+                tokio::time::sleep(contract.terms.ttl.to_duration()).await;
+            },
             stopped = guard.follow_custody() => stopped?,
         }
     }
     serve_alone(parts, group).await?;
     parts.core.agreements.set_wiped(agreement.id).await?;
     Ok(())
+}
+
+/// Waits until the contract has ended and custody is here. The provider serves for the grace and gives it back meanwhile; false if it did not:
+/// then, without this node's promise, nobody has a majority any more.
+async fn until_over(parts: &Parts, agreement: &Agreement) -> Result<bool, Error> {
+    let terms = &agreement.contract.terms;
+    let group = agreement.contract.group;
+    ended(parts, agreement.id).await;
+    if parts.leases.is_alone(group) {
+        return Ok(true);
+    }
+    join(parts, agreement).await?;
+    let mut view = parts.custody.subscribe(group).ok_or(peering::custody::Error::UnknownGroup(group))?;
+    let is_back = view.wait_for(|view| matches!(view.role, Role::Holder { .. }));
+    let patience = terms.grace + terms.ttl * 2;
+    Ok(tokio::time::timeout(patience.to_duration(), is_back).await.is_ok())
 }
 
 /// The contract is over: nobody else may serve these devices, so no lease is needed.
@@ -110,7 +131,7 @@ impl Guard<'_> {
 
     async fn follow_custody(&self) -> Result<(), Error> {
         let group = self.contract().group;
-        let is_first = parts_never_voted(self.parts, group).await;
+        let is_first = never_voted(self.parts, group).await;
         // What this node's gateways hear says nothing about the insurer's.
         self.parts.bridge.set_adr(group, false).await?;
         let hold = join(self.parts, self.agreement).await?;
@@ -230,6 +251,6 @@ impl Guard<'_> {
 }
 
 /// Whether this node never took part in custody of the group.
-async fn parts_never_voted(parts: &Parts, group: GroupId) -> bool {
+pub(crate) async fn never_voted(parts: &Parts, group: GroupId) -> bool {
     parts.votes.load(group).await.is_ok_and(|vote| vote.is_none_or(|v| v.voted_epoch == Epoch(0)))
 }

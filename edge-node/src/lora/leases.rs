@@ -36,6 +36,12 @@ impl Leases {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(group, lease);
     }
 
+    /// Whether the group is served without a contract.
+    #[must_use]
+    pub fn is_alone(&self, group: GroupId) -> bool {
+        matches!(self.0.read().unwrap_or_else(PoisonError::into_inner).get(&group), Some(Lease::Alone))
+    }
+
     /// Whether a downlink of `epoch` may leave at this moment.
     #[must_use]
     pub fn holds(&self, group: GroupId, epoch: Epoch) -> bool {

@@ -4,7 +4,7 @@
 //! its own, again with growing pauses until it succeeds. Everything that matters is on disk here, at the marketplace or at the arbitrator, so
 //! a restart goes on where it stopped.
 //!
-//! - [`plan`] — what to do next (pure); [`sessions`] — negotiations of a provider (pure)
+//! - [`plan`] — what to do next (pure); [`sessions`] — negotiations of a provider (pure); [`patience`] — pauses after what went wrong (pure)
 //! - `listings`, `text` — what is listed and what a contract says (pure)
 //! - `registry` — own record at marketplace and arbitrator, records of others; `view` — what the marketplace shows of us
 //! - `customer`, `provider` — the two sides' steps; `court` — contracts at the arbitrator
@@ -13,6 +13,7 @@
 
 pub mod error;
 pub mod evidence;
+pub mod patience;
 pub mod plan;
 pub mod sessions;
 
@@ -115,6 +116,8 @@ struct Memory {
     agreed_since: BTreeMap<ContractId, WallTime>,
     /// Since when this node tries to become ready.
     preparing_since: BTreeMap<ContractId, WallTime>,
+    /// When a contract was first seen to have ended badly.
+    failed_since: BTreeMap<ContractId, WallTime>,
     /// Challenges that this node, as a customer, gave and that wait for an answer.
     challenges: BTreeMap<ContractId, ReadinessChallenge>,
     alarms: BTreeSet<String>,

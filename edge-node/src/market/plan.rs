@@ -57,6 +57,8 @@ pub struct Deal {
     pub receiver: NodeId,
     /// The customer should have submitted it by now.
     pub overdue: bool,
+    /// It has ended, and this node is not done with it: as a customer it does not have custody back yet.
+    pub winding_up: bool,
 }
 
 /// Everything that the next steps depend on.
@@ -67,6 +69,8 @@ pub struct Situation {
     pub sells: bool,
     /// The group for which insurance is wanted, if the owner wants it and its services run.
     pub buys_for: Option<GroupId>,
+    /// After contracts that went wrong insurance is not looked for before.
+    pub buys_from: Option<WallTime>,
     pub listings: Vec<Listed>,
     pub pairs: Vec<Pair>,
     pub deals: Vec<Deal>,
@@ -119,8 +123,14 @@ impl Situation {
         self.pairs.iter().filter(of_listing).any(|pair| pair.state == MatchState::Held && pair.until > self.now)
     }
 
-    fn is_insured(&self, group: GroupId) -> bool {
-        self.deals.iter().any(|deal| deal.part == Part::Customer && deal.group == group && is_open(deal.state))
+    /// Insurance is wanted for a group that has none. Not while an earlier contract for it is wound up: the next one would begin with custody
+    /// at its provider, and would owe service from a takeover before its time. Not before the pause after contracts that went wrong.
+    fn buys(&self) -> bool {
+        let is_bound = |group| {
+            let of_group = |deal: &&Deal| deal.part == Part::Customer && deal.group == group;
+            self.deals.iter().filter(of_group).any(|deal| is_open(deal.state) || deal.winding_up)
+        };
+        self.buys_for.is_some_and(|group| !is_bound(group)) && self.buys_from.is_none_or(|from| from <= self.now)
     }
 
     /// A listing with a held match is left alone: withdrawing it would release the match.
@@ -162,9 +172,8 @@ impl Situation {
             let ours = self.listings.iter().any(|l| l.id == pair.demand && l.valid_until > self.now);
             pair.part == Part::Customer && ours && self.admitted.contains(&pair.id) && !self.given_up.contains(&pair.id)
         };
-        let wanted = self.buys_for.is_some_and(|group| !self.is_insured(group));
         // One at a time: the first that becomes a contract is enough.
-        steps.extend(held().filter(meets).map(|pair| Step::Meet(pair.id)).min().filter(|_| wanted));
+        steps.extend(held().filter(meets).map(|pair| Step::Meet(pair.id)).min().filter(|_| self.buys()));
     }
 
     fn conclude(&self, deal: &Deal, steps: &mut BTreeSet<Step>) {
@@ -195,8 +204,7 @@ impl Situation {
 pub fn steps(situation: &Situation) -> BTreeSet<Step> {
     let mut steps = BTreeSet::new();
     situation.list(ListingKind::Offer, situation.sells, &mut steps);
-    let buys = situation.buys_for.is_some_and(|group| !situation.is_insured(group));
-    situation.list(ListingKind::Demand, buys, &mut steps);
+    situation.list(ListingKind::Demand, situation.buys(), &mut steps);
     situation.talk(&mut steps);
     for deal in &situation.deals {
         situation.conclude(deal, &mut steps);

@@ -30,6 +30,7 @@ fn deal(part: Part, state: State) -> Deal {
         provider: PROVIDER,
         receiver: CLOUD,
         overdue: false,
+        winding_up: false,
     }
 }
 
@@ -89,6 +90,38 @@ fn listings_follow_what_is_wanted() {
         ..customer()
     };
     check("insurance has ended", &over, &[Step::List(Demand)]);
+}
+
+#[test]
+fn no_contract_is_made_before_custody_is_back_and_the_pause_is_over() {
+    use ListingKind::Demand;
+    for outcome in [Outcome::Breached, Outcome::Cancelled, Outcome::Honoured, Outcome::Expired] {
+        let ended = |winding_up| Situation {
+            deals: vec![Deal { winding_up, ..deal(Part::Customer, State::Ended { outcome }) }],
+            ..customer()
+        };
+        check("custody is with the provider", &ended(true), &[]);
+        let listed_before = Situation { listings: vec![listed(20, Demand)], ..ended(true) };
+        check("a demand from before", &listed_before, &[Step::Withdraw(id(20))]);
+        let matched = Situation {
+            pairs: vec![pair(30, Part::Customer, MatchState::Held)],
+            admitted: BTreeSet::from([id(30)]),
+            ..listed_before
+        };
+        check("a match from before", &matched, &[]);
+        check("custody is back", &ended(false), &[Step::List(Demand)]);
+        let other = Situation { buys_for: Some(GroupId::from_bytes([5; 16])), ..ended(true) };
+        check("another group is another matter", &other, &[Step::List(Demand)]);
+        let of_insurer = Deal { part: Part::Provider, winding_up: true, ..deal(Part::Customer, State::Ended { outcome }) };
+        check(
+            "what this node insured is another matter",
+            &Situation { deals: vec![of_insurer], ..customer() },
+            &[Step::List(Demand)],
+        );
+    }
+    let paused = |from| Situation { buys_from: Some(from), ..customer() };
+    check("in the pause", &paused(NOW + Millis(1)), &[]);
+    check("after it", &paused(NOW), &[Step::List(Demand)]);
 }
 
 #[test]

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use contracts::contract::State;
-use contracts::time::Millis;
+use contracts::contract::{Outcome, State};
+use contracts::envelope::Key;
+use contracts::ids::GroupId;
+use contracts::time::{Millis, WallTime};
 use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 use super::plan::{self, Deal, Part, Situation, Step};
-use super::{Error, Failing, Inner, lock};
+use super::{Error, Failing, Inner, lock, patience};
 use crate::agreements::Agreement;
 
 /// The planner looks at everything at least so often.
@@ -122,6 +124,7 @@ impl Inner {
         let (offer, demand) = if view.known { (self.wanted_offer(now, 0), self.wanted_demand(now, 0)) } else { (None, None) };
         let buys_for = demand.as_ref().and(self.core.own_service.as_ref()).map(|own| own.group);
         let agreements = self.core.agreements.list();
+        let buys_from = buys_for.and_then(|group| self.resume_at(group, &agreements));
         let known: BTreeSet<_> = view.matches.iter().map(|m| m.id).collect();
         let deals = agreements.iter().filter_map(|agreement| self.deal(agreement)).collect();
         let mut memory = self.memory();
@@ -138,6 +141,7 @@ impl Inner {
             now,
             sells: offer.is_some(),
             buys_for,
+            buys_from,
             listings: if view.known { self.listed(&view, offer.as_ref(), demand.as_ref()) } else { Vec::new() },
             pairs: self.pairs(&view),
             deals,
@@ -171,6 +175,42 @@ impl Inner {
             provider: contract.provider.node,
             receiver: contract.readings_to,
             overdue,
+            winding_up: matches!(agreement.state, State::Ended { .. }) && !agreement.wiped,
         })
+    }
+
+    /// When insurance may be looked for again, see [`patience`].
+    fn resume_at(&self, group: GroupId, agreements: &[Agreement]) -> Option<WallTime> {
+        let me = self.core.me();
+        let was_in_force = |a: &&Agreement| a.envelope.signatures.iter().any(|by| by.key == Key::from(a.contract.arbitrator));
+        let mut ended: Vec<(WallTime, Agreement, Outcome)> = agreements
+            .iter()
+            .filter(|a| a.contract.customer.node == me && a.contract.group == group)
+            .filter(was_in_force)
+            .filter_map(|a| {
+                if let State::Ended { outcome } = a.state { Some((a.contract.valid_from, a.clone(), outcome)) } else { None }
+            })
+            .collect();
+        ended.sort_by_key(|(from, agreement, _)| (*from, agreement.id));
+        let is_bad = |outcome: Outcome| match outcome {
+            Outcome::Breached | Outcome::Cancelled => true,
+            Outcome::Honoured | Outcome::Expired => false,
+        };
+        let good = ended.iter().rposition(|(_, _, outcome)| !is_bad(*outcome)).map_or(0, |at| at + 1);
+        let bad = ended.get(good..)?;
+        let (_, last, _) = bad.last()?;
+        // After a restart it is not known when it ended: the pause begins anew.
+        let ended_at = *self.memory().failed_since.entry(last.id).or_insert_with(|| self.now());
+        let starts: Vec<WallTime> = bad.iter().map(|(from, ..)| *from).collect();
+        let resume = patience::resume_at(&starts, ended_at)?;
+        if starts.len() > 1 && resume > self.now() {
+            let pause_s = resume.since(ended_at).0 / 1_000;
+            self.alarm(format!(
+                "{} contracts in a row went wrong, {} last: no other is looked for within {pause_s} s",
+                starts.len(),
+                last.id
+            ));
+        }
+        Some(resume)
     }
 }
