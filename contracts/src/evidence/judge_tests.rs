@@ -264,9 +264,9 @@ fn asking_late_is_a_breach_even_if_service_was_quick() {
 #[test]
 fn a_provider_that_has_custody_already_owes_service_from_arming_on() {
     let held_before = |serving| {
-        let Item::Takeover(mut report) = takeover(2, 5_000, serving).item else { unreachable!() };
+        let Item::Takeover(mut report) = takeover(2, 5_000, 5_100).item else { unreachable!() };
         (report.last_promise_at, report.asked_at) = (START - Millis(120_000), START - Millis(100_000));
-        report.certified_at = START - Millis(90_000);
+        (report.certified_at, report.serving_at) = (START - Millis(90_000), at(serving));
         (signed(&report, &[&key(2)]), serving + 100)
     };
     assert_eq!(verdict_on(&[ready(), held_before(1_000)], 9_000), None);

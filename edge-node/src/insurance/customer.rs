@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::records;
 use super::reservations::{self, Members};
-use super::{Error, Parts, Won, begin_serving, ended, join, leave, progress, restore, returning};
+use super::{Error, Parts, Won, begin_serving, ended, join, leave, progress, restore, returning, self_check};
 use crate::agreements::Agreement;
 use crate::tenants;
 use crate::timeline::Event;
@@ -52,8 +52,13 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
             ends.outgoing,
             serves_taken,
         )));
+        side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), group, contract.provider.node)));
         restore(parts, group, &service.registration).await?;
         let guard = Guard { parts, agreement, members, serves, provider_holds: AtomicBool::new(false) };
+        let mut memory = Memory {
+            provider_held: matches!(agreement.state, State::TakenOver { .. } | State::HandingBack { .. }),
+            ..Memory::default()
+        };
         tokio::select! {
             biased;
             is_back = until_over(parts, agreement) => if !is_back? {
@@ -61,7 +66,11 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
                 // What this node promised last.
                 tokio::time::sleep(contract.terms.ttl.to_duration()).await;
             },
-            stopped = guard.follow_custody() => stopped?,
+            stopped = guard.follow_custody(&mut memory) => stopped?,
+        }
+        if let Some(epoch) = memory.serving {
+            // It serves on, without a lease.
+            parts.core.timeline.push(Event::CustodyLost { group, epoch });
         }
     }
     serve_alone(parts, group).await?;
@@ -129,7 +138,16 @@ impl Guard<'_> {
         &self.agreement.contract
     }
 
-    async fn follow_custody(&self) -> Result<(), Error> {
+    async fn follow_custody(&self, memory: &mut Memory) -> Result<(), Error> {
+        let failed = self.follow_custody_until_failure(memory).await;
+        // The next run knows nothing of this one: it must find a node that does not serve.
+        if let Some(epoch) = memory.serving {
+            self.stop_serving(epoch, Mode::Following, memory).await?;
+        }
+        failed
+    }
+
+    async fn follow_custody_until_failure(&self, memory: &mut Memory) -> Result<(), Error> {
         let group = self.contract().group;
         let is_first = never_voted(self.parts, group).await;
         // What this node's gateways hear says nothing about the insurer's.
@@ -137,10 +155,6 @@ impl Guard<'_> {
         let hold = join(self.parts, self.agreement).await?;
         let mut view = self.parts.custody.subscribe(group).ok_or(peering::custody::Error::UnknownGroup(group))?;
         let mut agreements = self.parts.core.agreements.changed();
-        let mut memory = Memory {
-            provider_held: matches!(self.agreement.state, State::TakenOver { .. } | State::HandingBack { .. }),
-            ..Memory::default()
-        };
         if is_first {
             // Nobody was ever voted for, and only this node may be the first: it serves on until it holds.
             self.parts.core.timeline.push(Event::Armed { contract: self.agreement.id, group });
@@ -152,19 +166,19 @@ impl Guard<'_> {
             let now = view.borrow_and_update().clone();
             agreements.borrow_and_update();
             match now.role {
-                Role::Holder { epoch } => self.hold(epoch, &now, &mut memory, &hold).await?,
-                Role::Fenced { epoch } => self.stop_serving(epoch, Mode::Fenced, &mut memory).await?,
+                Role::Holder { epoch } => self.hold(epoch, &now, memory, &hold).await?,
+                Role::Fenced { epoch } => self.stop_serving(epoch, Mode::Fenced, memory).await?,
                 Role::Follower { holder, epoch } => {
                     memory.provider_held |= holder == Some(self.contract().provider.node);
                     if !(is_first && memory.serving.is_none() && holder.is_none()) {
-                        self.stop_serving(epoch, Mode::Following, &mut memory).await?;
+                        self.stop_serving(epoch, Mode::Following, memory).await?;
                     }
                 }
                 Role::Recovering => {}
                 // The driver starts it again once the disk takes votes.
-                Role::Stopped => self.stop_serving(now.voted_epoch, Mode::Following, &mut memory).await?,
+                Role::Stopped => self.stop_serving(now.voted_epoch, Mode::Following, memory).await?,
             }
-            self.report_handback(&now, &mut memory);
+            self.report_handback(&now, memory);
             let provider = self.contract().provider.node;
             // Who lost a vote in a higher epoch stands by nobody, and the provider may hold all the same: it is asked.
             let may_follow = matches!(now.role, Role::Follower { holder, .. } if holder.is_none_or(|holder| holder == provider));

@@ -9,6 +9,7 @@
 //! - [`records`] — results of joins on the disks of a majority before they are told
 //! - [`reserved`] — what this node knows to be reserved, for votes
 //! - [`returning`] — the customer's way back to level
+//! - `self_check` — hands over while it still can
 
 pub mod customer;
 pub mod progress;
@@ -17,6 +18,7 @@ pub mod records;
 pub mod reservations;
 pub mod reserved;
 pub mod returning;
+mod self_check;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -172,7 +174,9 @@ pub(crate) fn group_config(agreement: &Agreement) -> GroupConfig {
 
 /// Joins the group, again if an earlier run of this guard already had.
 pub(crate) async fn join(parts: &Parts, agreement: &Agreement) -> Result<Hold, Error> {
-    match parts.custody.add_group(group_config(agreement)).await {
+    // The self-check says it again whenever that changes.
+    let readiness = if *parts.core.log.writable().borrow() { Readiness::Ready } else { Readiness::Unready };
+    match parts.custody.add_group(GroupConfig { readiness, ..group_config(agreement) }).await {
         Ok(hold) => Ok(hold),
         Err(peering::custody::Error::AlreadyThere(group)) => {
             Ok(parts.custody.hold(group).ok_or(peering::custody::Error::UnknownGroup(group))?)

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::records;
 use super::reservations::{self, Members};
-use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, progress, restore};
+use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, progress, restore, self_check};
 use crate::agreements::Agreement;
 use crate::edge2edge::messages::{Handover, LevelAnswer};
 use crate::lora;
@@ -86,6 +86,7 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
             serves_taken,
         )));
         side_tasks.spawn(kit::task::belong(ask_for_states(parts.clone(), contract.group, contract.customer.node)));
+        side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), contract.group, contract.customer.node)));
         restore(parts, contract.group, &registration).await?;
         lora::standby::restore(&parts.core.store, &parts.bridge, contract.group).await?;
         let socket = prepare(parts, agreement).await?;
@@ -149,16 +150,28 @@ impl Guard<'_> {
     }
 
     async fn follow_custody(&self) -> Result<(), Error> {
+        let mut serving = None;
+        let failed = self.follow_custody_until_failure(&mut serving).await;
+        // The next run knows nothing of this one: it must find a node that does not serve, and have been told so.
+        if let Some(epoch) = serving {
+            let group = self.contract().group;
+            self.parts.bridge.custody(group, Mode::Standby).await?;
+            self.serves.send_replace(false);
+            self.parts.core.timeline.push(Event::CustodyLost { group, epoch });
+        }
+        failed
+    }
+
+    async fn follow_custody_until_failure(&self, serving: &mut Option<Epoch>) -> Result<(), Error> {
         let group = self.contract().group;
         let hold = join(self.parts, self.agreement).await?;
         self.parts.leases.set_held(group, hold);
         self.parts.core.timeline.push(Event::Armed { contract: self.agreement.id, group });
         let mut view = self.parts.custody.subscribe(group).ok_or(peering::custody::Error::UnknownGroup(group))?;
-        let mut serving = None;
         loop {
             let now = view.borrow_and_update().clone();
             match now.role {
-                Role::Holder { epoch } if serving != Some(epoch) => {
+                Role::Holder { epoch } if *serving != Some(epoch) => {
                     let is_renewed = serving.replace(epoch).is_some();
                     self.take_over(epoch, &now, is_renewed).await?;
                 }

@@ -25,7 +25,12 @@ pub(super) async fn catch_up(parts: &Parts, contract: &Contract, provider_holds:
     let mut cursor = 0;
     let mut imported = 0;
     let (mut has_states, mut has_said_level) = (false, false);
+    let mut writable = parts.core.log.writable();
     loop {
+        // A node that can store nothing is level with nobody, and would be given what it has just handed over.
+        if writable.wait_for(|writable| *writable).await.is_err() {
+            return std::future::pending().await;
+        }
         let answer = step(parts, contract, &mut cursor, &mut imported, &mut has_states).await;
         let is_holding = |answer: &LevelAnswer| match answer {
             LevelAnswer::Released { .. } | LevelAnswer::Wait { .. } | LevelAnswer::Behind => true,

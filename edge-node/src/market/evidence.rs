@@ -15,6 +15,9 @@ use crate::core::Core;
 const DIRECTORY: &str = "evidence";
 /// Statements that wait at most; more are dropped, logged and counted.
 pub const WAITING_MAX: usize = 1_024;
+/// A full disk gets so long before a statement is given up: one of a handover is worth a stake.
+const WRITES_MAX: u32 = 120;
+const WRITE_PAUSE: Duration = Duration::from_secs(1);
 /// First and longest pause while the arbitrator is away.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// Without a signal the directory is looked at so often: a statement of an earlier process may lie there.
@@ -38,14 +41,21 @@ pub fn post(core: &Core, envelope: Envelope) {
     let directory = core.config.state_directory.join(DIRECTORY);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = directory.join(format!("{:016}-{number:08}-{}.json", core.clock.wall().0, envelope.id()));
-    let work = move || {
-        if let Err(error) = write(&directory, &path, &envelope) {
-            DROPPED.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(path = %path.display(), %error, "evidence is lost");
+    kit::task::spawn(async move {
+        for tries_left in (0..WRITES_MAX).rev() {
+            let (directory, path, envelope) = (directory.clone(), path.clone(), envelope.clone());
+            let written = kit::task::blocking(move || write(&directory, &path, &envelope)).await;
+            match written.unwrap_or_else(|broken| Err(std::io::Error::other(broken))) {
+                Ok(()) => return POSTED.notify_waiters(),
+                Err(error) if tries_left > 0 => tracing::warn!(%error, "evidence cannot be stored yet"),
+                Err(error) => {
+                    DROPPED.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(%error, "evidence is lost");
+                }
+            }
+            tokio::time::sleep(WRITE_PAUSE).await;
         }
-        POSTED.notify_waiters();
-    };
-    kit::task::spawn(kit::task::blocking(work));
+    });
 }
 
 fn write(directory: &Path, path: &Path, envelope: &Envelope) -> std::io::Result<()> {
