@@ -439,9 +439,26 @@ async fn a_release_gives_custody_to_the_other_party_at_once() {
         if between && is_cut.load(Ordering::SeqCst) { Passage::Lost } else { Passage::Delivered }
     }));
     until(&node.custody, "the provider is missed", |view| view.missing.contains(&id(2))).await;
+    let presence = edge_node::insurance::presence::run(node.custody.clone(), node.core.timeline.clone(), GROUP);
+    let presence = tokio::spawn(presence);
+    let told = |text: String| {
+        let timeline = node.core.timeline.clone();
+        async move {
+            let says = |e: &Entry| matches!(&e.event, Event::Alarm { what } if *what == text);
+            let told = tokio::time::timeout(Duration::from_secs(20), async {
+                while !timeline.follow(0).0.iter().any(says) {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            });
+            assert!(told.await.is_ok(), "never told: {text}");
+        }
+    };
+    told(format!("member {} of {GROUP} does not answer", id(2))).await;
     assert_eq!(node.post_refusal("/v1/release", &order).await, refused(409, "conflict", None), "nobody would serve");
     cut.store(false, Ordering::SeqCst);
     until(&node.custody, "the provider answers", |view| view.missing.is_empty()).await;
+    told(format!("member {} of {GROUP} answers again", id(2))).await;
+    presence.abort();
     until(&node.custody, "the customer still holds", |view| matches!(view.role, Role::Holder { .. })).await;
 
     let (status, released) = node.post("/v1/release", &order).await;

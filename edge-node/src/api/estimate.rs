@@ -141,7 +141,13 @@ fn usage(own: &OwnUse) -> Usage {
 
 fn demand(core: &Core, service: &OwnService, own: &OwnUse) -> Option<Estimate> {
     let rules = core.policy.as_ref()?.customer.as_ref()?;
-    Some(estimate::needs(&usage(own), rules.margin_permille, rules.days, estimate::radio(&service.blueprint.capabilities)))
+    Some(estimate::needs(
+        &usage(own),
+        rules.margin_permille,
+        rules.days,
+        estimate::radio(&service.blueprint.capabilities),
+        rules.terms.ttl,
+    ))
 }
 
 fn spare(core: &Core, own: Option<&OwnUse>) -> Option<Spare> {

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use contracts::resources::{Interface, Resources};
+use contracts::time::Millis;
 use serde::{Deserialize, Serialize};
+
+use super::profile;
 
 /// What was measured of the running services together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,9 +37,10 @@ fn with_margin(value: u64, margin_permille: u32) -> u64 {
     value + value / 1_000 * u64::from(margin_permille) + value % 1_000 * u64::from(margin_permille) / 1_000
 }
 
-/// Needs = use plus margin, at least the named minimum; radio slots (kind, region) one per device.
+/// Needs = use plus margin, at least the named minimum; radio slots (kind, region) one per device. What leases of `ttl` cost on the link is
+/// named too: it is no need of the service.
 #[must_use]
-pub fn needs(usage: &Usage, margin_permille: u32, days: u32, radio: Option<(&str, &str)>) -> Estimate {
+pub fn needs(usage: &Usage, margin_permille: u32, days: u32, radio: Option<(&str, &str)>, ttl: Millis) -> Estimate {
     let figure = |name: &str, used: u64, min: u64, reasons: &mut Vec<String>| {
         let value = with_margin(used, margin_permille).max(min);
         reasons.push(format!("{name}: {used} used, margin {margin_permille} permille, at least {min}: {value}"));
@@ -55,6 +59,12 @@ pub fn needs(usage: &Usage, margin_permille: u32, days: u32, radio: Option<(&str
     if let Some((kind, region)) = radio {
         reasons.push(format!("{kind}:{region} slots: one per device: {}", usage.devices));
     }
+    reasons.push(format!(
+        "lease: ttl {} ms, renewed every {} ms: at most {} bit/s on this node's link",
+        ttl.0,
+        profile::renewed_every(ttl).0,
+        profile::lease_bps(ttl)
+    ));
     Estimate { needs, reasons }
 }
 
@@ -107,11 +117,12 @@ mod tests {
     fn an_estimate_is_use_plus_margin_and_says_why() {
         let usage =
             Usage { cpu_millis: 200, memory_peak_bytes: 20 << 20, image_bytes: 3_000_000, traffic_bps: 5_000, devices: 200 };
-        let estimate = needs(&usage, 500, 30, Some(("lora", "EU868")));
+        let estimate = needs(&usage, 500, 30, Some(("lora", "EU868")), Millis(10_000));
         assert_eq!((estimate.needs.cpu_millis, estimate.needs.memory_bytes), (300, 30 << 20));
         assert_eq!(estimate.needs.bandwidth_bps, BANDWIDTH_BPS_MIN);
         assert_eq!(estimate.needs.interfaces[0].slots, 200);
-        assert_eq!(estimate.reasons.len(), 5);
+        assert_eq!(estimate.reasons.len(), 6);
+        assert_eq!(estimate.reasons[5], "lease: ttl 10000 ms, renewed every 2500 ms: at most 2980 bit/s on this node's link");
     }
 
     #[test]

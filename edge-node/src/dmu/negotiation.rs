@@ -54,6 +54,8 @@ pub struct Limits {
     pub stake_limit: Amount,
     /// Customer: longest deadline. Provider: shortest.
     pub deadline_limit: Millis,
+    /// Customer: longest lease. Provider: shortest; it offers that to who asks for less.
+    pub ttl_limit: Millis,
     pub days_max: u32,
 }
 
@@ -100,6 +102,9 @@ impl Limits {
             Side::Customer => (proposal.provider_stake >= self.stake_limit, proposal.deadline <= self.deadline_limit),
             Side::Provider => (proposal.provider_stake <= self.stake_limit, proposal.deadline >= self.deadline_limit),
         };
+        if self.side == Side::Customer && proposal.ttl > self.ttl_limit {
+            return Some("ttl is outside the limits");
+        }
         match (stake_ok, deadline_ok, proposal.days <= self.days_max) {
             (true, true, true) => None,
             (false, ..) => Some("provider_stake is outside the limits"),
@@ -125,6 +130,17 @@ impl Limits {
             return Answer::Refuse { reason: "no agreement within the agreed rounds".to_owned() };
         }
         let own = self.price(round);
+        let ttl = match self.side {
+            Side::Customer => proposal.ttl,
+            Side::Provider => proposal.ttl.max(self.ttl_limit),
+        };
+        if ttl.0.saturating_mul(3) / 2 > proposal.deadline.0 {
+            return Answer::Refuse { reason: "no lease within the limits fits the deadline".to_owned() };
+        }
+        if ttl != proposal.ttl {
+            let price_per_day = if self.at_least_as_good(proposal.price_per_day, own) { proposal.price_per_day } else { own };
+            return Answer::Counter { proposal: Proposal { price_per_day, ttl, ..*proposal } };
+        }
         if self.at_least_as_good(proposal.price_per_day, own) {
             Answer::Accept { proposal: *proposal }
         } else {
@@ -150,6 +166,7 @@ mod tests {
             price_limit: Amount::from_units(limit),
             stake_limit,
             deadline_limit,
+            ttl_limit: if side == Side::Customer { Millis(3_000) } else { Millis(500) },
             days_max: 30,
         }
     }
@@ -189,6 +206,26 @@ mod tests {
                 assert!((Amount::from_units(5)..=Amount::from_units(9)).contains(&price), "{ours:?} {theirs:?}: {price}");
             }
         }
+    }
+
+    #[test]
+    fn the_length_of_the_lease_is_traded_within_both_limits() {
+        let customer = limits(Side::Customer, Concession::Linear, 3, 9);
+        let provider = |ttl_limit| Limits { ttl_limit, ..limits(Side::Provider, Concession::Linear, 5, 2) };
+        let asked = Proposal {
+            price_per_day: Amount::from_units(6),
+            provider_stake: Amount::from_units(20),
+            deadline: Millis(4_500),
+            ttl: Millis(1_000),
+            days: 30,
+        };
+        assert_eq!(provider(Millis(1_000)).answer(0, &asked), Answer::Accept { proposal: asked });
+        let longer = Proposal { ttl: Millis(3_000), ..asked };
+        assert_eq!(provider(Millis(3_000)).answer(0, &asked), Answer::Counter { proposal: longer }, "at the customer's price");
+        assert_eq!(customer.objection(&longer), None);
+        assert_eq!(customer.objection(&Proposal { ttl: Millis(3_001), ..asked }), Some("ttl is outside the limits"));
+        let too_long = provider(Millis(3_001)).answer(0, &asked);
+        assert!(matches!(too_long, Answer::Refuse { .. }), "no such lease keeps the deadline: {too_long:?}");
     }
 
     #[test]

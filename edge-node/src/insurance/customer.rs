@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::records;
 use super::reservations::{self, Members};
-use super::{Error, Parts, Won, begin_serving, ended, join, leave, progress, restore, returning, self_check};
+use super::{Error, Parts, Won, begin_serving, ended, join, leave, presence, progress, restore, returning, self_check};
 use crate::agreements::Agreement;
 use crate::tenants;
 use crate::timeline::Event;
@@ -52,6 +52,8 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
             ends.outgoing,
             serves_taken,
         )));
+        let presence = presence::run(parts.custody.clone(), parts.core.timeline.clone(), group);
+        side_tasks.spawn(kit::task::belong(presence));
         side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), group, contract.provider.node)));
         restore(parts, group, &service.registration).await?;
         let guard = Guard { parts, agreement, members, serves, provider_holds: AtomicBool::new(false) };

@@ -4,6 +4,8 @@
 //! from it: counters before transmission, disk before progress, stop before release.
 //!
 //! - [`customer`], [`provider`] — the two guards
+//! - [`hysteresis`] — how long a customer must be back
+//! - [`presence`] — an alarm for a member that does not answer
 //! - [`progress`] — what is served and settled, told to the other party
 //! - [`reservations`] — downlink counters on the disks of a majority before they are used
 //! - [`records`] — results of joins on the disks of a majority before they are told
@@ -12,6 +14,8 @@
 //! - `self_check` — hands over while it still can
 
 pub mod customer;
+pub mod hysteresis;
+pub mod presence;
 pub mod progress;
 pub mod provider;
 pub mod records;

@@ -10,14 +10,15 @@ use contracts::contract::Contract;
 use contracts::envelope::Envelope;
 use contracts::evidence::{ReleaseReport, TakeoverReport};
 use contracts::ids::{Epoch, GroupId, NodeId};
-use contracts::time::{BootTime, WallTime};
+use contracts::time::{BootTime, Millis, WallTime};
 use lora_bridge::bridge::io::Mode;
 use peering::custody::{CustodyView, Role};
 use tokio::sync::watch;
 
+use super::hysteresis::Takeovers;
 use super::records;
 use super::reservations::{self, Members};
-use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, progress, restore, self_check};
+use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, presence, progress, restore, self_check};
 use crate::agreements::Agreement;
 use crate::edge2edge::messages::{Handover, LevelAnswer};
 use crate::lora;
@@ -35,9 +36,9 @@ const FLUSH_MAX: Duration = Duration::from_millis(200);
 /// A customer that was silent for so long has to be quiet anew.
 const VISIT_GAP_MS_MAX: u64 = 3_000;
 
-/// Since when the customers of groups are back, and when they last asked; shared with the HTTP handlers.
+/// Since when the customers of groups are back, and when they last asked; how often this process took over. Shared with the HTTP handlers.
 #[derive(Debug, Clone, Default)]
-pub struct Visits(Arc<Shared<BTreeMap<GroupId, Visit>>>);
+pub struct Visits(Arc<Shared<BTreeMap<GroupId, Visit>>>, Arc<Shared<BTreeMap<GroupId, Takeovers>>>);
 
 #[derive(Debug, Clone, Copy)]
 struct Visit {
@@ -58,6 +59,14 @@ impl Visits {
             visit.last = now;
             (visit.first, is_new)
         })
+    }
+
+    fn note_takeover(&self, group: GroupId, now: BootTime) {
+        self.1.with(|takeovers| takeovers.entry(group).or_default().note(now));
+    }
+
+    fn quiet(&self, group: GroupId, agreed: Millis, now: BootTime) -> Millis {
+        self.1.with(|takeovers| takeovers.get(&group).map_or(agreed, |takeovers| takeovers.quiet(agreed, now)))
     }
 
     fn forget(&self, group: GroupId) {
@@ -86,16 +95,20 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
             serves_taken,
         )));
         side_tasks.spawn(kit::task::belong(ask_for_states(parts.clone(), contract.group, contract.customer.node)));
+        let presence = presence::run(parts.custody.clone(), parts.core.timeline.clone(), contract.group);
+        side_tasks.spawn(kit::task::belong(presence));
         side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), contract.group, contract.customer.node)));
         restore(parts, contract.group, &registration).await?;
         lora::standby::restore(&parts.core.store, &parts.bridge, contract.group).await?;
         let socket = prepare(parts, agreement).await?;
         let guard = Guard { parts, agreement, socket, members, serves, replayed: ends.replayed };
+        let mut serving = None;
         tokio::select! {
             biased;
-            () = ended(parts, agreement.id) => guard.wind_up().await?,
-            stopped = guard.follow_custody() => stopped?,
+            () = ended(parts, agreement.id) => {}
+            stopped = guard.follow_custody(&mut serving) => stopped?,
         }
+        guard.wind_up(serving).await?;
     }
     wipe(parts, agreement).await
 }
@@ -149,11 +162,10 @@ impl Guard<'_> {
         &self.agreement.contract
     }
 
-    async fn follow_custody(&self) -> Result<(), Error> {
-        let mut serving = None;
-        let failed = self.follow_custody_until_failure(&mut serving).await;
-        // The next run knows nothing of this one: it must find a node that does not serve, and have been told so.
-        if let Some(epoch) = serving {
+    async fn follow_custody(&self, serving: &mut Option<Epoch>) -> Result<(), Error> {
+        let failed = self.follow_custody_until_failure(serving).await;
+        // The next run knows nothing of this one: it must find a node that does not serve.
+        if let Some(epoch) = serving.take() {
             let group = self.contract().group;
             self.parts.bridge.custody(group, Mode::Standby).await?;
             self.serves.send_replace(false);
@@ -204,6 +216,9 @@ impl Guard<'_> {
         let won = Won::of(&parts.core.clock, view);
         parts.core.timeline.push(won.event(group, epoch, view));
         parts.visits.forget(group);
+        if !is_renewed {
+            parts.visits.note_takeover(group, parts.core.clock.boot());
+        }
         let others = self.contract().members().into_iter().filter(|m| *m != parts.core.me()).collect();
         self.members.send_replace(Members { others, epoch: Some(epoch) });
         self.socket.tenant.set_epoch(epoch);
@@ -308,21 +323,39 @@ impl Guard<'_> {
 
     /// The contract ended. For the grace, whoever is served is served on, and what is heard is offered on: a next contract may follow. Then
     /// custody is released to nobody.
-    async fn wind_up(&self) -> Result<(), Error> {
+    async fn wind_up(&self, serving: Option<Epoch>) -> Result<(), Error> {
         let (parts, group) = (self.parts, self.contract().group);
         let grace = self.contract().terms.grace.to_duration();
-        if tokio::time::timeout(grace, succeeded(parts, self.agreement)).await.is_ok() {
+        let mut end = std::pin::pin!(tokio::time::timeout(grace, succeeded(parts, self.agreement)));
+        let is_succeeded = tokio::select! {
+            biased;
+            end = &mut end => end.is_ok(),
+            epoch = self.lost(serving) => {
+                parts.core.timeline.push(Event::CustodyLost { group, epoch });
+                end.await.is_ok()
+            }
+        };
+        if is_succeeded {
             return self.drain().await;
         }
         if parts.custody.hold(group).and_then(|h| h.epoch()).is_some() {
             let counters = parts.bridge.release(group, Mode::Standby).await?;
             let handover = serde_json::to_vec(&Handover { counters }).unwrap_or_default();
             match parts.custody.release(group, None, handover.into()).await {
-                Ok(_) | Err(peering::custody::Error::NotHolding(_)) => {}
+                Ok(epoch) => parts.core.timeline.push(Event::Released { group, epoch }),
+                Err(peering::custody::Error::NotHolding(_)) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         self.drain().await
+    }
+
+    /// Waits for the end of the custody in which this node served; for ever if it did not.
+    async fn lost(&self, serving: Option<Epoch>) -> Epoch {
+        let view = self.parts.custody.subscribe(self.contract().group);
+        let (Some(epoch), Some(mut view)) = (serving, view) else { return std::future::pending().await };
+        let _gone_or_stopped = view.wait_for(|view| !matches!(view.role, Role::Holder { .. })).await;
+        epoch
     }
 }
 
@@ -421,8 +454,9 @@ pub(crate) async fn answer_level(parts: &Parts, agreement: &Agreement, epoch: Ep
     let now = parts.core.clock.boot();
     let (since, _) = parts.visits.note(group, now);
     let quiet = now.since(since);
-    if quiet < contract.terms.handback_quiet {
-        return Ok(LevelAnswer::Wait { quiet: contracts::time::Millis(contract.terms.handback_quiet.0 - quiet.0) });
+    let due = parts.visits.quiet(group, contract.terms.handback_quiet, now);
+    if quiet < due {
+        return Ok(LevelAnswer::Wait { quiet: Millis(due.0 - quiet.0) });
     }
     if parts.core.store.last_open(group).await? > upto {
         return Ok(LevelAnswer::Behind);

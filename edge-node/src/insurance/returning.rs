@@ -25,6 +25,7 @@ pub(super) async fn catch_up(parts: &Parts, contract: &Contract, provider_holds:
     let mut cursor = 0;
     let mut imported = 0;
     let (mut has_states, mut has_said_level) = (false, false);
+    let mut behind_since = None;
     let mut writable = parts.core.log.writable();
     loop {
         // A node that can store nothing is level with nobody, and would be given what it has just handed over.
@@ -38,6 +39,16 @@ pub(super) async fn catch_up(parts: &Parts, contract: &Contract, provider_holds:
         };
         if answer.as_ref().is_ok_and(is_holding) {
             provider_holds.store(true, Ordering::Relaxed);
+        }
+        // From the end of the quiet time on this node is level, but for what was heard since its last look.
+        behind_since = match &answer {
+            Ok(LevelAnswer::Behind) => behind_since.or(Some(parts.core.clock.boot())),
+            Ok(LevelAnswer::Released { .. } | LevelAnswer::Wait { .. } | LevelAnswer::NotHolding) => None,
+            Err(_) => behind_since,
+        };
+        if behind_since.is_some_and(|since| parts.core.clock.boot().since(since) > contract.terms.handback_deadline) {
+            refuse_renewals(parts, contract).await;
+            behind_since = None;
         }
         match answer {
             Ok(LevelAnswer::Released { epoch }) => {
@@ -54,6 +65,16 @@ pub(super) async fn catch_up(parts: &Parts, contract: &Contract, provider_holds:
                 tokio::time::sleep(PAUSE).await;
             }
         }
+    }
+}
+
+/// The provider should have given custody back: this member promises nothing more to its present epoch.
+async fn refuse_renewals(parts: &Parts, contract: &Contract) {
+    let group = contract.group;
+    let Some(epoch) = parts.custody.subscribe(group).map(|view| view.borrow().voted_epoch) else { return };
+    parts.core.timeline.push(Event::Alarm { what: format!("{group} is not given back in time: epoch {epoch} is refused here") });
+    if let Err(error) = parts.custody.set_hand_back_overdue(group, epoch).await {
+        tracing::debug!(%group, %error, "nobody asks for renewals here now");
     }
 }
 

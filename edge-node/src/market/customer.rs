@@ -116,7 +116,7 @@ impl Inner {
         }
     }
 
-    /// Rounds until both sides say the same; the price is traded, nothing else.
+    /// Rounds until both sides say the same; price and length of the lease are traded, nothing else.
     async fn negotiate(
         &self,
         matched: &Match,
@@ -131,12 +131,15 @@ impl Inner {
                 return Err(Error::Final("the match ran out during the negotiation".to_owned()));
             }
             let opening = Opening { matched: matched.statement.clone(), round, proposal };
-            let same_but_price = |other: &Proposal| Proposal { price_per_day: proposal.price_per_day, ..*other } == proposal;
+            let same_else =
+                |other: &Proposal| Proposal { price_per_day: proposal.price_per_day, ttl: proposal.ttl, ..*other } == proposal;
             match negotiation::propose(&self.core.client, introduction.provider.node, &opening).await? {
                 Answer::Accept { proposal: taken } if taken == proposal => return Ok((round, proposal)),
-                Answer::Counter { proposal: counter } if same_but_price(&counter) => match limits.answer(round, &counter) {
+                Answer::Counter { proposal: counter } if same_else(&counter) => match limits.answer(round, &counter) {
                     Answer::Accept { .. } => proposal = counter,
-                    Answer::Counter { .. } => proposal.price_per_day = limits.price(round + 1),
+                    Answer::Counter { .. } => {
+                        (proposal.price_per_day, proposal.ttl) = (limits.price(round + 1), counter.ttl);
+                    }
                     Answer::Refuse { reason } => return Err(Error::Final(reason)),
                 },
                 Answer::Refuse { reason } => return Err(Error::Final(format!("the provider refuses: {reason}"))),

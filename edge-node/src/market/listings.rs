@@ -80,7 +80,7 @@ pub(super) fn offer(by: &Lister<'_>, rules: &Provider, free: Resources, valid_fr
 
 /// What is needed of a provider, with reasons.
 pub(super) fn needs(rules: &Customer, usage: &Usage, capabilities: &BTreeSet<String>) -> Estimate {
-    estimate::needs(usage, rules.margin_permille, rules.days, estimate::radio(capabilities))
+    estimate::needs(usage, rules.margin_permille, rules.days, estimate::radio(capabilities), rules.terms.ttl)
 }
 
 /// A demand for insurance of devices around this node's position.

@@ -149,6 +149,7 @@ mod tests {
             price_open: Amount::from_units(9),
             price_limit: Amount::from_units(5),
             stake_limit: Amount::from_units(50),
+            ttl_limit: Millis::ZERO,
             deadline_limit: Millis(1_500),
             days_max: 30,
         }

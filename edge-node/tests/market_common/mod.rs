@@ -175,6 +175,7 @@ fn policy() -> Policy {
         currency: currency(),
         witnesses: BTreeSet::from([arbitrator_id()]),
         arbitrator: arbitrator_id(),
+        link: edge_node::dmu::profile::Link::Wired,
         rounds_max: 6,
         concession: edge_node::dmu::negotiation::Concession::Linear,
         provider: None,
@@ -194,6 +195,7 @@ pub fn selling() -> Policy {
         stake_max: Amount::from_units(200),
         deadline_min: Millis(1_500),
         days_max: 30,
+        ttl_min: Millis::ZERO,
         handback_quiet_max: Millis(60_000),
         included_hours_max: 24,
         buffer_bytes_max: 10_000_000,
@@ -213,6 +215,8 @@ pub fn buying() -> Policy {
         reputation_min_permille: 500,
         days: 30,
         margin_permille: 500,
+        profile: None,
+        ttl_max: None,
         terms: terms(),
     };
     Policy { customer: Some(customer), ..policy() }
