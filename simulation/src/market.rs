@@ -101,6 +101,7 @@ pub(crate) fn policy(script: &Script, machine: Machine) -> Option<Policy> {
         currency: Currency::new("EUR")?,
         witnesses: BTreeSet::from([arbitrator]),
         arbitrator,
+        link: edge_node::dmu::profile::Link::default(),
         rounds_max: 10,
         concession: Concession::Linear,
         provider,
@@ -129,6 +130,7 @@ fn seller(script: &Script) -> Provider {
         stake_max: Amount::from_units(50),
         deadline_min: Millis(script.ttl_ms),
         days_max: 30,
+        ttl_min: Millis::default(),
         handback_quiet_max: Millis(3_600_000),
         included_hours_max: 100,
         buffer_bytes_max: 256 << 20,
@@ -147,6 +149,8 @@ fn buyer(script: &Script) -> Customer {
         reputation_min_permille: 0,
         days: 5,
         margin_permille: 500,
+        profile: None,
+        ttl_max: None,
         terms: parties::terms(script),
     }
 }
