@@ -56,6 +56,7 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         side_tasks.spawn(kit::task::belong(presence));
         side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), group, contract.provider.node)));
         restore(parts, group, &service.registration).await?;
+        let is_served = serves.subscribe();
         let guard = Guard { parts, agreement, members, serves, provider_holds: AtomicBool::new(false) };
         let mut memory = Memory {
             provider_held: matches!(agreement.state, State::TakenOver { .. } | State::HandingBack { .. }),
@@ -63,7 +64,7 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         };
         tokio::select! {
             biased;
-            is_back = until_over(parts, agreement) => if !is_back? {
+            is_back = until_over(parts, agreement, is_served) => if !is_back? {
                 leave(parts, group).await?;
                 // What this node promised last.
                 tokio::time::sleep(contract.terms.ttl.to_duration()).await;
@@ -80,18 +81,17 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
     Ok(())
 }
 
-/// Waits until the contract has ended and custody is here. The provider serves for the grace and gives it back meanwhile; false if it did not:
-/// then, without this node's promise, nobody has a majority any more.
-async fn until_over(parts: &Parts, agreement: &Agreement) -> Result<bool, Error> {
+/// Waits until the contract has ended and this node serves in an epoch of its own: above the downlink counters that came with the votes, which
+/// the provider may have used. The provider serves for the grace and gives custody back meanwhile; false if it did not: then, without this
+/// node's promise, nobody has a majority any more.
+async fn until_over(parts: &Parts, agreement: &Agreement, mut is_served: watch::Receiver<bool>) -> Result<bool, Error> {
     let terms = &agreement.contract.terms;
     let group = agreement.contract.group;
     ended(parts, agreement.id).await;
     if parts.leases.is_alone(group) {
         return Ok(true);
     }
-    join(parts, agreement).await?;
-    let mut view = parts.custody.subscribe(group).ok_or(peering::custody::Error::UnknownGroup(group))?;
-    let is_back = view.wait_for(|view| matches!(view.role, Role::Holder { .. }));
+    let is_back = is_served.wait_for(|is_served| *is_served);
     let patience = terms.grace + terms.ttl * 2;
     Ok(tokio::time::timeout(patience.to_duration(), is_back).await.is_ok())
 }
