@@ -1,5 +1,6 @@
 //! Configuration of a node: one TOML file, a pure function from text to [`Config`]. Defaults work for a LAN.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -43,7 +44,38 @@ pub struct Config {
     /// The services that this edge runs for itself and may insure.
     #[serde(default)]
     pub service: Option<Service>,
+    /// What services of others, that this node insures, may do here.
+    #[serde(default)]
+    pub tenants: Outside,
 }
+
+/// How a service, which has no network, reaches the outside through its node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outside {
+    /// Addresses it may connect to, `host:port`; `*` allows every address.
+    #[serde(default)]
+    pub egress: BTreeSet<String>,
+    /// TCP address at which this node takes connections for it.
+    #[serde(default)]
+    pub listen: Option<SocketAddr>,
+}
+
+impl Outside {
+    fn is_valid(&self) -> bool {
+        let is_address = |text: &String| {
+            let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+            text == "*"
+                || (matches!(port, Some(Ok(1..)))
+                    && text.len() <= tenant::ADDRESS_BYTES_MAX
+                    && text.to_ascii_lowercase() == *text)
+        };
+        self.egress.len() <= EGRESS_MAX && self.egress.iter().all(is_address)
+    }
+}
+
+/// Addresses that a service may be allowed to connect to.
+const EGRESS_MAX: usize = 64;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -134,6 +166,9 @@ pub struct Service {
     pub memory_bytes_max: u64,
     #[serde(default = "default_cpu_millis")]
     pub cpu_millis_max: u64,
+    /// Broker, EdgeX: what it reaches through this node.
+    #[serde(default)]
+    pub outside: Outside,
 }
 
 const fn default_memory_bytes() -> u64 {
@@ -174,6 +209,9 @@ impl Config {
         let taps = self.lora.iter().flat_map(|lora| &lora.taps);
         unless(taps.clone().count() <= TAPS_MAX, "lora.taps", "more than 16")?;
         unless(taps.clone().all(is_server), "lora.taps.server", "not `host:port`")?;
+        let egress = "at most 64 of host:port in lower case, or *";
+        unless(self.tenants.is_valid(), "tenants.egress", egress)?;
+        unless(self.service.as_ref().is_none_or(|service| service.outside.is_valid()), "service.outside.egress", egress)?;
         unless(self.service.is_none() || self.lora.is_some(), "lora", "a service for LoRa devices needs a [lora] section")
     }
 }

@@ -373,8 +373,10 @@ async fn run_own_service(parts: &Parts, service: &OwnService) -> Result<TenantSo
     let core = &parts.core;
     let sessions = tenants::http::sessions(&service.registration);
     let devices = tenants::http::devices(&service.registration).collect();
-    let tenant =
-        Tenant::new(service.group, core.log.clone(), Some(parts.bridge.clone()), devices).with_links(parts.links.clone());
+    let outside = core.config.service.as_ref().map(|service| outside(&service.outside)).unwrap_or_default();
+    let tenant = Tenant::new(service.group, core.log.clone(), Some(parts.bridge.clone()), devices)
+        .with_links(parts.links.clone())
+        .with_outside(outside);
     tenant.set_configuration(Some(service.configuration.clone()));
     let socket = TenantSocket::open(tenant, parts.doors.as_ref()).map_err(insurance::Error::from)?;
     if let Some(cloud) = core.config.cloud {
@@ -406,6 +408,11 @@ async fn run_own_service(parts: &Parts, service: &OwnService) -> Result<TenantSo
         }
     });
     Ok(socket)
+}
+
+/// What the configuration lets a tenant do outside.
+pub(crate) fn outside(config: &crate::config::Outside) -> tenants::tunnels::Outside {
+    tenants::tunnels::Outside { egress: config.egress.clone(), listen: config.listen }
 }
 
 /// What the customer's cloud acknowledged goes to the bridge and to the other party.

@@ -14,6 +14,7 @@ use edge_node::readings::log::Log;
 use edge_node::readings::{Kind, Reception, Uplink};
 use edge_node::store::Store;
 use edge_node::tenants::doors::{SOCKET_NAME, UnixDoors};
+use edge_node::tenants::tunnels::Outside;
 use edge_node::tenants::{CONNECTIONS_MAX, Tenant, TenantSocket};
 use edge_node::timeline::Timeline;
 use kit::clock::Clock;
@@ -44,6 +45,10 @@ async fn world() -> World {
 }
 
 async fn open(log: &Log, group: GroupId, directory: &Path) -> (TenantSocket, BridgeHandle) {
+    open_with(log, group, directory, Outside::default()).await
+}
+
+async fn open_with(log: &Log, group: GroupId, directory: &Path, outside: Outside) -> (TenantSocket, BridgeHandle) {
     let udp = lora_bridge::server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let (bridge, outputs) =
         lora_bridge::server::spawn(udp, Bridge::new(Config::default()), Clock::system(), Arc::new(|_, _| false));
@@ -52,7 +57,7 @@ async fn open(log: &Log, group: GroupId, directory: &Path) -> (TenantSocket, Bri
     let timeline = Timeline::new(Clock::system());
     tokio::spawn(edge_node::lora::consume(outputs, bridge.clone(), log.clone(), links.clone(), Standby::default(), timeline));
     let devices = BTreeSet::from([DevEui::from_u64(1), DevEui::from_u64(2)]);
-    let tenant = Tenant::new(group, log.clone(), Some(bridge.clone()), devices).with_links(links);
+    let tenant = Tenant::new(group, log.clone(), Some(bridge.clone()), devices).with_links(links).with_outside(outside);
     (TenantSocket::open(tenant, &UnixDoors::new(directory)).unwrap(), bridge)
 }
 
@@ -281,4 +286,102 @@ async fn a_tenant_that_floods_its_socket_costs_others_nothing() {
     drop(idle);
     let served = tokio::time::timeout(Duration::from_secs(10), world.client().health()).await;
     assert!(!served.unwrap().unwrap().ready, "the places are free again");
+}
+
+/// A world whose tenant may connect to `egress`, and is reached at `listen`.
+async fn world_with(egress: &[String], listen: Option<std::net::SocketAddr>) -> World {
+    let directory = tempfile::tempdir().unwrap();
+    let log = Log::start(Store::open(&directory.path().join("node.db")).await.unwrap());
+    let outside = Outside { egress: egress.iter().cloned().collect(), listen };
+    let (socket, bridge) = open_with(&log, group(7), &directory.path().join("tenant"), outside).await;
+    World { socket, bridge, log, directory }
+}
+
+/// Sends a line into `one` and reads it at `other`.
+async fn carry(one: &mut (impl tokio::io::AsyncWrite + Unpin), other: &mut (impl tokio::io::AsyncRead + Unpin), line: &[u8]) {
+    one.write_all(line).await.unwrap();
+    one.flush().await.unwrap();
+    let mut read = vec![0; line.len()];
+    tokio::time::timeout(Duration::from_secs(10), other.read_exact(&mut read)).await.unwrap().unwrap();
+    assert_eq!(read, line);
+}
+
+#[tokio::test]
+async fn a_tenant_reaches_what_the_operator_allows_and_nothing_else() {
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let allowed = server.local_addr().unwrap().to_string();
+    let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let world = world_with(&[allowed.clone(), gone.clone()], None).await;
+    let client = world.client();
+    let mut inside = client.connect_to(&allowed).await.unwrap();
+    let (mut outside, _) = server.accept().await.unwrap();
+    carry(&mut inside, &mut outside, b"to the broker").await;
+    carry(&mut outside, &mut inside, b"from the broker").await;
+    let status = |refused: Result<_, tenant::Error>| match refused.map(drop) {
+        Err(tenant::Error::Problem(problem)) => problem.status,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(status(client.connect_to("127.0.0.1:1").await), 403);
+    assert_eq!(status(client.connect_to(&gone).await), 502);
+    assert_eq!(status(client.accept().await), 404, "nothing listens for this tenant");
+    // The end of one side is the end of the other.
+    drop(outside);
+    let mut rest = Vec::new();
+    tokio::time::timeout(Duration::from_secs(10), inside.read_to_end(&mut rest)).await.unwrap().unwrap();
+    assert!(rest.is_empty());
+    assert!(client.health().await.is_ok(), "requests go on beside tunnels");
+}
+
+#[tokio::test]
+async fn a_tenant_is_reached_from_outside_and_tunnels_are_bounded() {
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let world = world_with(&[], Some(address)).await;
+    let client = world.client();
+    let reach = || async {
+        loop {
+            // The node binds its address in a task of its own.
+            match tokio::net::TcpStream::connect(address).await {
+                Ok(stream) => return stream,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let (inside, outside) = tokio::join!(client.accept(), reach());
+    let (mut inside, mut outside) = (inside.unwrap(), outside);
+    carry(&mut outside, &mut inside, b"GET /api/v3/ping").await;
+    carry(&mut inside, &mut outside, b"pong").await;
+    // As many tunnels as there are places: the next request waits until one ends.
+    let mut held = Vec::new();
+    for _ in 1..CONNECTIONS_MAX {
+        let (inside, outside) = tokio::join!(client.accept(), reach());
+        held.push((inside.unwrap(), outside));
+    }
+    let waiting = client.health();
+    tokio::pin!(waiting);
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut waiting).await.is_err(), "there is no place left");
+    held.pop();
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_second_reader_follows_from_its_own_cursor() {
+    let world = world().await;
+    for f_cnt in 0..3 {
+        world.log.append(vec![uplink(group(7), f_cnt)]).await.unwrap();
+    }
+    let client = world.client();
+    let mut first = client.uplinks(Some(0)).await.unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        match first.next().await.unwrap().unwrap() {
+            tenant::Line::Uplink(uplink) => seen.push((uplink.cursor, uplink.f_cnt)),
+            tenant::Line::Malformed(reason) => panic!("{reason}"),
+        }
+    }
+    assert_eq!(seen.iter().map(|(_, f_cnt)| *f_cnt).collect::<Vec<_>>(), [0, 1, 2]);
+    // Decoded meanwhile: who follows by a cursor gets it all the same.
+    client.publish(&tenant::ReadingBatch { readings: vec![reading(0)] }).await.unwrap();
+    let mut second = client.uplinks(Some(0)).await.unwrap();
+    let Some(tenant::Line::Uplink(again)) = second.next().await.unwrap() else { panic!("an uplink") };
+    assert_eq!((again.cursor, again.f_cnt), seen[0]);
 }

@@ -252,6 +252,7 @@ fn config(parts: &Parts, state_directory: std::path::PathBuf) -> Config {
         engine: config::Engine::default(),
         policy_file: None,
         service: None,
+        tenants: config::Outside::default(),
     }
 }
 

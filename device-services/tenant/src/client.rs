@@ -5,10 +5,10 @@ use std::{fmt, io, path::Path, pin::Pin, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
-    Method, Request, Response,
+    Method, Request, Response, StatusCode,
     body::Incoming,
     client::conn::http1::{SendRequest, handshake},
-    header::{CONTENT_TYPE, HOST},
+    header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE},
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
@@ -20,8 +20,8 @@ use tokio::{
 
 use crate::{
     AFTER, ANSWER_BYTES_MAX, Accepted, CONFIG, CONFIG_BYTES_MAX, DEVICES, DOWNLINKS, Downlink, DownlinkEvents, Encrypted, HEALTH,
-    Health, Problem, Queued, READINGS, REQUEST_MS_MAX, ReadingBatch, Refused, Registered, Registration, STATE,
-    STATE_VALUE_BYTES_MAX, UPLINKS, Uplinks, check_state_key,
+    Health, INGRESS, INGRESS_PROTOCOL, Problem, Queued, READINGS, REQUEST_MS_MAX, ReadingBatch, Refused, Registered,
+    Registration, STATE, STATE_VALUE_BYTES_MAX, UPLINKS, Uplinks, check_state_key,
 };
 
 /// Why a request has no answer.
@@ -114,7 +114,7 @@ impl Client {
         self.exchange(Method::PUT, DEVICES, registration).await
     }
 
-    /// Opens the stream of uplinks behind cursor `after`; without one, all that have no reading yet.
+    /// Opens the stream of uplinks behind cursor `after`, with and without a reading; without a cursor, all that have no reading yet.
     ///
     /// # Errors
     /// See [`Error`].
@@ -209,6 +209,39 @@ impl Client {
         parse(&read_body(answer, ANSWER_BYTES_MAX).await?)
     }
 
+    /// Connects through the node to `address` (`host:port`), which its operator must have allowed.
+    ///
+    /// # Errors
+    /// See [`Error`]; a [`Error::Problem`] of status 403 if it is not allowed, 502 if nobody answers there.
+    pub async fn connect_to(&self, address: &str) -> Result<Box<dyn Duplex>, Error> {
+        let request = Request::builder().method(Method::CONNECT).uri(address).header(HOST, address).body(Full::default());
+        let request = request.map_err(|error| Error::Answer(Box::new(error)))?;
+        within(self.tunnel(request, StatusCode::OK)).await
+    }
+
+    /// Waits for the next connection from outside that the node takes for this tenant.
+    ///
+    /// # Errors
+    /// See [`Error`]; a [`Error::Problem`] of status 404 if the node takes none.
+    pub async fn accept(&self) -> Result<Box<dyn Duplex>, Error> {
+        let request = Request::builder().method(Method::GET).uri(INGRESS).header(HOST, "node");
+        let request = request.header(CONNECTION, "upgrade").header(UPGRADE, INGRESS_PROTOCOL).body(Full::default());
+        let request = request.map_err(|error| Error::Answer(Box::new(error)))?;
+        self.tunnel(request, StatusCode::SWITCHING_PROTOCOLS).await
+    }
+
+    /// A connection that carries bytes after its one request.
+    async fn tunnel(&self, request: Request<Full<Bytes>>, expected: StatusCode) -> Result<Box<dyn Duplex>, Error> {
+        let mut sender = connect(&self.connector).await?;
+        let answer = sender.send_request(request).await.map_err(|error| Error::Unreachable(Box::new(error)))?;
+        if answer.status() != expected {
+            check_status(answer).await?;
+            return Err(Error::Answer("the node did not open a tunnel".into()));
+        }
+        let upgraded = hyper::upgrade::on(answer).await.map_err(|error| Error::Unreachable(Box::new(error)))?;
+        Ok(Box::new(TokioIo::new(upgraded)))
+    }
+
     async fn exchange<T: DeserializeOwned>(&self, method: Method, path: &str, body: &impl Serialize) -> Result<T, Error> {
         let body = serde_json::to_vec(body).map_err(|error| Error::Answer(Box::new(error)))?;
         let answer = self.send(method, path, Bytes::from(body)).await?;
@@ -246,7 +279,7 @@ async fn connect(connector: &Connector) -> Result<Sender, Error> {
     let stream = connector().await.map_err(|error| Error::Unreachable(Box::new(error)))?;
     let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| Error::Unreachable(Box::new(error)))?;
     // Its end shows in the requests that use it.
-    tokio::spawn(async move { drop(connection.await) });
+    tokio::spawn(async move { drop(connection.with_upgrades().await) });
     Ok(sender)
 }
 

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `GET /v1/config` ([`CONFIG`]) | | the opened configuration: JSON that only the tenant understands |
 //! | `PUT /v1/devices` ([`DEVICES`]) | [`Registration`] | [`Registered`]; replaces what was registered before |
-//! | `GET /v1/uplinks?after=N` ([`UPLINKS`]) | | endless NDJSON of [`Uplink`], by rising cursor; without `after`: all without a reading, then live |
+//! | `GET /v1/uplinks?after=N` ([`UPLINKS`]) | | endless NDJSON of [`Uplink`], by rising cursor; without `after`: all without a reading, then live; with it: all behind it that the node still has (a day after they were settled) |
 //! | `POST /v1/readings` ([`READINGS`]) | [`ReadingBatch`] | [`Accepted`]: on the node's disk; a repeated event id counts as accepted |
 //! | `POST /v1/downlinks` ([`DOWNLINKS`]) | [`Downlink`] | [`Queued`]; repeating an id changes nothing |
 //! | `GET /v1/downlinks?after=N` | | [`DownlinkEvents`]: what became of downlinks, and what is to be encrypted; waits for the first |
@@ -14,6 +14,8 @@
 //! | `GET /v1/state/{key}` ([`STATE`]) | | the bytes put there, 404 if none |
 //! | `PUT /v1/state/{key}` | bytes | 204; on the node's disk |
 //! | `GET /v1/healthz` ([`HEALTH`]) | | [`Health`] |
+//! | `CONNECT host:port` | | a byte stream to an address that the node's operator allows; 403 if not allowed, 502 if nobody answers |
+//! | `GET /v1/ingress` ([`INGRESS`]), `Upgrade: `[`INGRESS_PROTOCOL`] | | 101 when somebody connected to the address that the operator opened for this tenant, then its bytes; 404 without such an address |
 //!
 //! Errors are problem documents ([`Problem`], RFC 9457). Every request may be repeated. Blank lines in the stream of uplinks only
 //! keep it alive. A node that restarts ends the stream; the tenant connects again and starts without a cursor: the node knows
@@ -64,6 +66,11 @@ pub const STATE: &str = "/v1/state";
 /// Path of the health answer.
 pub const HEALTH: &str = "/v1/healthz";
 
+/// Path at which a tenant waits for connections from outside.
+pub const INGRESS: &str = "/v1/ingress";
+/// Name of what follows the answer at [`INGRESS`]: the bytes of the connection.
+pub const INGRESS_PROTOCOL: &str = "antirio-stream";
+
 /// Media type of the stream of uplinks.
 pub const NDJSON: &str = "application/x-ndjson";
 /// Media type of errors.
@@ -97,5 +104,7 @@ pub const STATE_KEY_BYTES_MAX: usize = 64;
 pub const STATE_KEYS_MAX: usize = 256;
 /// Largest answer to anything but a configuration or a state value, in bytes.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// Longest `host:port` in bytes.
+pub const ADDRESS_BYTES_MAX: usize = 262;
 /// Longest time a client waits for the answer to one request, in milliseconds.
 pub const REQUEST_MS_MAX: u64 = 10_000;

@@ -138,8 +138,10 @@ async fn prepare(parts: &Parts, agreement: &Agreement) -> Result<TenantSocket, E
     let contract = &agreement.contract;
     let group = contract.group;
     let orchestrator = parts.core.orchestrator.as_ref().ok_or(Error::Lacking("container engine"))?;
+    let outside = crate::node::outside(&parts.core.config.tenants);
     let tenant = Tenant::new(group, parts.core.log.clone(), Some(parts.bridge.clone()), contract.devices.clone())
-        .with_links(parts.links.clone());
+        .with_links(parts.links.clone())
+        .with_outside(outside);
     let socket = TenantSocket::open(tenant, parts.doors.as_ref())?;
     let started = parts.core.clock.boot();
     orchestrator.deploy(group, &contract.blueprint, socket.directory().to_owned(), Desired::Prepared).await?;

@@ -149,6 +149,8 @@ pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
     async fn list_undecoded(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>>;
     /// What is buffered for a group, behind the cursor, in order.
     async fn list_kept(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>>;
+    /// Uplinks for the tenant of `group`, decoded or not, behind the cursor, in order; settled ones until they are pruned.
+    async fn list_delivered(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>>;
     /// All deliverable uplinks of a group that the customer's cloud has not acknowledged, with their reading if there is one, in order.
     async fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(StoredUplink, Option<String>)>>;
     /// Readings that are not settled, in the order in which they were published, each with its cursor.

@@ -141,13 +141,15 @@ struct After {
 struct Stream {
     tenant: Arc<Tenant>,
     after: u64,
+    /// Also uplinks that have a reading.
+    all: bool,
     changed: watch::Receiver<u64>,
 }
 
 async fn follow(State(tenant): Context, query: Result<Query<After>, QueryRejection>) -> Result<Response, Problem> {
     let Query(After { after }) = query?;
     let changed = tenant.log.uplinks_changed(tenant.group);
-    let stream = Stream { tenant, after: after.unwrap_or(0), changed };
+    let stream = Stream { tenant, after: after.unwrap_or(0), all: after.is_some(), changed };
     let body = Body::from_stream(futures_util::stream::unfold(stream, |mut stream| async move {
         let lines = next_lines(&mut stream).await?;
         Some((Ok::<_, Infallible>(lines), stream))
@@ -159,7 +161,12 @@ async fn follow(State(tenant): Context, query: Result<Query<After>, QueryRejecti
 async fn next_lines(stream: &mut Stream) -> Option<Bytes> {
     loop {
         stream.changed.borrow_and_update();
-        let page = stream.tenant.log.store().list_undecoded(stream.tenant.group, stream.after, PAGE).await;
+        let (store, group) = (stream.tenant.log.store(), stream.tenant.group);
+        let page = if stream.all {
+            store.list_delivered(group, stream.after, PAGE).await
+        } else {
+            store.list_undecoded(group, stream.after, PAGE).await
+        };
         let page = match page {
             Ok(page) => page,
             Err(error) => {

@@ -5,9 +5,11 @@
 //!
 //! - [`http`] — the routes
 //! - [`doors`] — where the sockets are
+//! - [`tunnels`] — connections outward and inward, as far as the operator allows them
 
 pub mod doors;
 pub mod http;
+pub mod tunnels;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,9 +28,10 @@ use tokio::task::JoinHandle;
 use crate::lora::links::Links;
 use crate::readings::log::Log;
 use doors::{Connection, Door, Doors};
+use tunnels::{Arrivals, Gate, Outside};
 
-/// Connections of one tenant at a time; more wait in the kernel's queue.
-pub const CONNECTIONS_MAX: usize = 16;
+/// Connections of one tenant at a time, tunnels among them; more wait in the kernel's queue.
+pub const CONNECTIONS_MAX: usize = 32;
 /// The time a tenant has for the head of a request.
 const REQUEST_HEAD: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -47,6 +50,8 @@ pub struct Tenant {
     connected: watch::Sender<u64>,
     /// Custody under which uplinks are handed out now.
     epoch: watch::Sender<Epoch>,
+    outside: Outside,
+    arrivals: Arrivals,
 }
 
 impl Tenant {
@@ -58,13 +63,22 @@ impl Tenant {
         devices: std::collections::BTreeSet<contracts::ids::DevEui>,
     ) -> Self {
         let (connected, epoch) = (watch::Sender::new(0), watch::Sender::new(Epoch(0)));
-        Self { group, log, bridge, links: Links::default(), configuration: RwLock::new(None), devices, connected, epoch }
+        let (outside, arrivals) = (Outside::default(), Arrivals::default());
+        let (links, configuration) = (Links::default(), RwLock::new(None));
+        Self { group, log, bridge, links, configuration, devices, connected, epoch, outside, arrivals }
     }
 
     /// Where its downlinks' events come from.
     #[must_use]
     pub fn with_links(self, links: Links) -> Self {
         Self { links, ..self }
+    }
+
+    /// Lets the tenant reach the outside, and be reached, as far as the operator allows.
+    #[must_use]
+    pub fn with_outside(mut self, outside: Outside) -> Self {
+        self.outside = outside;
+        self
     }
 
     /// Gives the tenant its configuration, or takes it back.
@@ -93,11 +107,16 @@ pub struct TenantSocket {
     pub tenant: Arc<Tenant>,
     directory: PathBuf,
     accepting: JoinHandle<()>,
+    /// Takes connections from outside.
+    listening: Option<JoinHandle<()>>,
 }
 
 impl Drop for TenantSocket {
     fn drop(&mut self) {
         self.accepting.abort();
+        if let Some(listening) = &self.listening {
+            listening.abort();
+        }
     }
 }
 
@@ -109,8 +128,9 @@ impl TenantSocket {
     pub fn open(tenant: Tenant, doors: &dyn Doors) -> io::Result<Self> {
         let Door { directory, connections } = doors.open(tenant.group)?;
         let tenant = Arc::new(tenant);
-        let accepting = kit::task::spawn(accept(connections, http::router(Arc::clone(&tenant))));
-        Ok(Self { tenant, directory, accepting })
+        let accepting = kit::task::spawn(accept(connections, Gate::new(Arc::clone(&tenant))));
+        let listening = tenant.outside.listen.map(|address| kit::task::spawn(tunnels::listen(address, tenant.arrivals.sender())));
+        Ok(Self { tenant, directory, accepting, listening })
     }
 
     /// What is mounted into the container.
@@ -121,7 +141,7 @@ impl TenantSocket {
 }
 
 /// Serves connections until it is aborted; with it all connections end.
-async fn accept(mut incoming: BoxStream<'static, io::Result<Connection>>, router: axum::Router) {
+async fn accept(mut incoming: BoxStream<'static, io::Result<Connection>>, gate: Gate) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -139,7 +159,8 @@ async fn accept(mut incoming: BoxStream<'static, io::Result<Connection>>, router
                 None => return,
             },
         };
-        let service = TowerToHyperService::new(router.clone());
+        let (gate, tunnel) = gate.for_connection();
+        let service = TowerToHyperService::new(gate);
         connections.spawn(kit::task::belong(async move {
             let _place = place;
             let served = hyper::server::conn::http1::Builder::new()
@@ -147,10 +168,12 @@ async fn accept(mut incoming: BoxStream<'static, io::Result<Connection>>, router
                 .header_read_timeout(REQUEST_HEAD)
                 .max_buf_size(64 << 10)
                 .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades()
                 .await;
             if let Err(error) = served {
                 tracing::debug!(%error, "a tenant's connection ended");
             }
+            tunnel.carry().await;
         }));
     }
 }

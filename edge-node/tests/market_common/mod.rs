@@ -281,6 +281,7 @@ fn config(who: Who, state_directory: PathBuf, marketplace: &Server, arbitrator: 
         engine: config::Engine::default(),
         policy_file: None,
         service: None,
+        tenants: config::Outside::default(),
     }
 }
 

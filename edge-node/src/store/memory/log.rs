@@ -216,6 +216,11 @@ impl Log {
         page(rows.map(|(seq, row)| StoredUplink { seq, uplink: row.body.clone() }), limit).collect()
     }
 
+    pub(super) fn list_delivered(&self, group: GroupId, after: u64, limit: u32) -> Vec<StoredUplink> {
+        let rows = self.rows.range((Excluded(after), Unbounded)).filter(|(_, row)| row.group == group && row.deliver);
+        page(rows.map(|(seq, row)| StoredUplink { seq: *seq, uplink: row.body.clone() }), limit).collect()
+    }
+
     pub(super) fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Vec<(StoredUplink, Option<String>)> {
         let rows = self.behind(&self.open, group, after).filter(|(_, row)| row.deliver);
         page(rows.map(|(seq, row)| (StoredUplink { seq, uplink: row.body.clone() }, row.decoded.clone())), limit).collect()

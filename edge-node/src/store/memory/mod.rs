@@ -225,6 +225,10 @@ impl Backend for Memory {
         self.read(|tables| tables.log.list_kept(group, after, limit)).await
     }
 
+    async fn list_delivered(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
+        self.read(|tables| tables.log.list_delivered(group, after, limit)).await
+    }
+
     async fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(StoredUplink, Option<String>)>> {
         self.read(|tables| tables.log.list_open(group, after, limit)).await
     }

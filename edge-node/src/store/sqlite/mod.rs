@@ -109,6 +109,10 @@ impl Backend for Sqlite {
         uplinks::list_kept(self, group, after, limit).await
     }
 
+    async fn list_delivered(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
+        uplinks::list_delivered(self, group, after, limit).await
+    }
+
     async fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(StoredUplink, Option<String>)>> {
         uplinks::list_open(self, group, after, limit).await
     }

@@ -159,6 +159,17 @@ pub(super) async fn list_undecoded(store: &Sqlite, group: GroupId, after: u64, l
     rows.iter().map(|row| Ok(StoredUplink { seq: unsigned(TABLE, row.try_get("seq")?)?, uplink: body(row)? })).collect()
 }
 
+/// Uplinks for the tenant of `group`, decoded or not, behind the cursor, in order.
+pub(super) async fn list_delivered(store: &Sqlite, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
+    let rows = sqlx::query("SELECT seq, body FROM uplink WHERE seq > ? AND group_id = ? AND deliver = 1 ORDER BY seq LIMIT ?")
+        .bind(signed(after))
+        .bind(group.as_bytes().as_slice())
+        .bind(limit)
+        .fetch_all(&store.reader)
+        .await?;
+    rows.iter().map(|row| Ok(StoredUplink { seq: unsigned(TABLE, row.try_get("seq")?)?, uplink: body(row)? })).collect()
+}
+
 /// All deliverable uplinks of a group that the customer's cloud has not acknowledged, with their reading if there is one, in order.
 pub(super) async fn list_open(
     store: &Sqlite,
