@@ -1,16 +1,21 @@
 //! The loop: connect, follow uplinks, hand in readings, start again when the node went away.
 
-use std::{collections::VecDeque, pin::Pin};
+use std::{collections::VecDeque, pin::Pin, sync::Arc};
 
-use tenant::{Backoff, Client, Error, Line, READINGS_MAX, Reading, ReadingBatch, Uplinks};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tenant::{Backoff, Client, Error, Line, READINGS_MAX, Reading, ReadingBatch, Uplink, Uplinks};
 
 use crate::{
-    config::{self, Config},
-    reading::{RAW, reading_of},
+    codec::scripts::Scripts,
+    config::{self, Codec, Config},
+    reading::{self, RAW, Step},
+    sinks::Sinks,
 };
 
 /// Readings that wait while a batch is on its way. At the bound the stream is not read on: the node keeps the rest.
 pub const PENDING_MAX: usize = 4 * READINGS_MAX;
+/// Payloads that wait for the customer's code. At the bound the stream is not read on.
+pub const DECODING_MAX: usize = 64;
 
 /// Why the service ends by itself: going on would not help.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +23,9 @@ pub enum Fatal {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] config::Error),
+    /// There is no thread for the customer's codecs.
+    #[error("the codecs cannot be started")]
+    Codecs(#[source] std::io::Error),
     /// The node does not take the devices, or has no configuration, or is no node.
     #[error("{action} failed")]
     Node {
@@ -39,12 +47,17 @@ enum Ended {
 /// Told about what an operator should see, in one line without values or keys.
 pub type Report<'a> = &'a (dyn Fn(&str) + Send + Sync);
 
-/// Serves until something cannot be mended by trying again.
+/// Serves until something cannot be mended by trying again; readings only.
 pub async fn run(client: &Client, report: Report<'_>) -> Fatal {
+    run_with(client, None, report).await
+}
+
+/// Serves until something cannot be mended by trying again. The sinks are started once readings flow, and never hold them up.
+pub async fn run_with(client: &Client, mut sinks: Option<Sinks>, report: Report<'_>) -> Fatal {
     let mut backoff = Backoff::default();
     let mut faults = Faults::new(report);
     loop {
-        match serve(client, &mut backoff, &mut faults).await {
+        match serve(client, &mut sinks, &mut backoff, &mut faults).await {
             Ended::Fatal(fatal) => return fatal,
             Ended::Interrupted(error) => faults.interrupted(&error),
         }
@@ -53,19 +66,31 @@ pub async fn run(client: &Client, report: Report<'_>) -> Fatal {
 }
 
 /// One connection, from the configuration to its end.
-async fn serve(client: &Client, backoff: &mut Backoff, faults: &mut Faults<'_>) -> Ended {
+async fn serve(client: &Client, sinks: &mut Option<Sinks>, backoff: &mut Backoff, faults: &mut Faults<'_>) -> Ended {
     let opened = async {
         let json = client.config().await.map_err(|error| ended("reading the configuration", error))?;
         let config = config::parse(&json).map_err(|error| Ended::Fatal(error.into()))?;
         client.register(&config.registration).await.map_err(|error| ended("registering the devices", error))?;
         // Without a cursor: the node knows what has no reading yet, this process does not.
         let uplinks = client.uplinks(None).await.map_err(|error| ended("opening the stream of uplinks", error))?;
-        Ok((config, uplinks))
+        let scripts = start_scripts(&config).map_err(|error| Ended::Fatal(Fatal::Codecs(error)))?;
+        Ok((json, Arc::new(config), scripts, uplinks))
     };
     match opened.await {
-        Ok((config, uplinks)) => Ended::Interrupted(follow(client, &config, uplinks, backoff, faults).await),
+        Ok((json, config, scripts, uplinks)) => {
+            if let Some(sinks) = sinks {
+                sinks.start(json, &config, &scripts);
+            }
+            Ended::Interrupted(follow(client, &config, &scripts, uplinks, backoff, faults).await)
+        }
         Err(ended) => ended,
     }
+}
+
+/// No thread where no codec needs one.
+fn start_scripts(config: &Config) -> std::io::Result<Option<Scripts>> {
+    let is_needed = config.devices.values().any(|device| matches!(device.codec, Codec::Script(_)));
+    is_needed.then(Scripts::start).transpose()
 }
 
 fn ended(action: &'static str, source: Error) -> Ended {
@@ -81,8 +106,16 @@ type Delivery<'a> = Pin<Box<dyn Future<Output = Result<u64, Error>> + Send + 'a>
 
 /// Turns uplinks into readings until the connection ends. A reading goes out at once if none is on its way, else with the next batch.
 /// What is pending at the end is dropped: the node has no reading for it and sends those uplinks again.
-async fn follow(client: &Client, config: &Config, mut uplinks: Uplinks, backoff: &mut Backoff, faults: &mut Faults<'_>) -> Error {
+async fn follow(
+    client: &Client,
+    config: &Config,
+    scripts: &Option<Scripts>,
+    mut uplinks: Uplinks,
+    backoff: &mut Backoff,
+    faults: &mut Faults<'_>,
+) -> Error {
     let mut pending = VecDeque::new();
+    let mut decoding = FuturesUnordered::new();
     let mut delivery: Option<Delivery<'_>> = None;
     loop {
         if delivery.is_none() && !pending.is_empty() {
@@ -103,14 +136,23 @@ async fn follow(client: &Client, config: &Config, mut uplinks: Uplinks, backoff:
                     Err(error) => return error,
                 }
             }
-            line = uplinks.next(), if pending.len() < PENDING_MAX => match line {
-                Ok(Some(Line::Uplink(uplink))) => pending.push_back(reading_of(&config.devices, &uplink)),
+            Some(reading) = decoding.next(), if !decoding.is_empty() => pending.push_back(reading),
+            line = uplinks.next(), if pending.len() < PENDING_MAX && decoding.len() < DECODING_MAX => match line {
+                Ok(Some(Line::Uplink(uplink))) => match reading::open(&config.devices, &uplink) {
+                    Step::Done(opened) => pending.push_back(reading::reading(&uplink, opened.decoded)),
+                    Step::Run(..) => decoding.push(decode(config, scripts, uplink)),
+                },
                 Ok(Some(Line::Malformed(reason))) => faults.malformed(&reason),
                 Ok(None) => return Error::Unreachable("the node ended the stream of uplinks".into()),
                 Err(error) => return error,
             },
         }
     }
+}
+
+async fn decode(config: &Config, scripts: &Option<Scripts>, uplink: Box<Uplink>) -> Reading {
+    let opened = reading::decode(&config.devices, scripts.as_ref(), &uplink).await;
+    reading::reading(&uplink, opened.decoded)
 }
 
 /// Hands in a batch. If the node refuses it, each reading alone; if it refuses that too, the reading without its values. Gives the number of readings that were refused even so.

@@ -6,7 +6,7 @@ use lora_device_service::{
     codec::cayenne_lpp,
     config::{Codec, DeviceSecrets},
     decrypt::{Direction, apply_key_stream},
-    reading::reading_of,
+    reading::{self, Step},
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -120,8 +120,17 @@ fn devices() -> BTreeMap<DevEui, DeviceSecrets> {
         dev_addr: DevAddr([0x26, 0x01, 0x1b, 0xda]),
         app_s_key: KEY.parse().expect("a key"),
         codec: Codec::CayenneLpp,
+        name: "mote".to_owned(),
+        profile: "lora".to_owned(),
+        tags: BTreeMap::new(),
+        variables: serde_json::Map::new(),
     };
     BTreeMap::from([(DevEui([1; 8]), secrets)])
+}
+
+fn reading_of(devices: &BTreeMap<DevEui, DeviceSecrets>, uplink: &Uplink) -> tenant::Reading {
+    let Step::Done(opened) = reading::open(devices, uplink) else { panic!("no customer's code is needed") };
+    reading::reading(uplink, opened.decoded)
 }
 
 fn uplink(payload: &[u8]) -> Uplink {

@@ -1,0 +1,263 @@
+//! The real program against a node on a real socket: normal service, restarts, floods, nonsense, unusable configurations.
+
+use std::time::Duration;
+
+use super::common::{Node, Place, Service, Shared};
+use lora_device_service::decrypt::{Direction, apply_key_stream};
+use serde_json::json;
+use tenant::{DevAddr, DevEui, EventId, HexBytes, Key, READINGS_MAX, Reception, Uplink, UplinkKind};
+
+/// Uplink number `number` of the configured device: generic sensor 2 with that number.
+fn uplink(number: u32) -> Uplink {
+    let mut payload = [&[2, 100][..], &number.to_be_bytes()].concat();
+    let (key, dev_addr): (Key, DevAddr) =
+        ("000102030405060708090a0b0c0d0e0f".parse().expect("a key"), DevAddr([0x26, 0x01, 0x1b, 0xda]));
+    apply_key_stream(&key, Direction::Up, dev_addr, number, &mut payload);
+    let mut event_id = [0; 16];
+    event_id[12..].copy_from_slice(&number.to_be_bytes());
+    Uplink {
+        cursor: u64::from(number),
+        event_id: EventId(event_id),
+        dev_eui: DevEui([1; 8]),
+        dev_addr,
+        session: "session".to_owned(),
+        joined: None,
+        f_cnt: number,
+        f_port: Some(1),
+        confirmed: false,
+        frm_payload: HexBytes(payload),
+        heard_at_ms: 1_700_000_000_000 + u64::from(number),
+        kind: UplinkKind::Live,
+        epoch: 1,
+        rx: Reception { frequency_hz: 868_100_000, data_rate: "SF7BW125".to_owned(), ..Reception::default() },
+    }
+}
+
+fn assert_values(shared: &Shared, numbers: std::ops::Range<u32>) {
+    let memory = shared.lock();
+    for number in numbers {
+        let reading = &memory.readings[&uplink(number).event_id];
+        assert_eq!((&reading.decoded["generic_2"], &reading.error, reading.f_cnt), (&json!(number), &None, number));
+    }
+}
+
+#[test]
+fn devices_are_registered_and_uplinks_become_readings() {
+    let place = Place::new();
+    let _node = Node::start(&place.socket(), &place.shared);
+    place.shared.hear((0..3).map(uplink));
+    let mut service = Service::start(&place.socket());
+    place.shared.wait_until("readings of what was heard before", |memory| memory.readings.len() == 3);
+    place.shared.hear((3..6).map(uplink));
+    place.shared.wait_until("readings of what is heard now", |memory| memory.readings.len() == 6);
+    assert_values(&place.shared, 0..6);
+    {
+        let memory = place.shared.lock();
+        assert_eq!(memory.stream_queries, [""]);
+        let device = &memory.registrations[0].devices[0];
+        assert_eq!((device.rx1_delay_s, device.supports_reset, device.f_cnt_width), (5, true, 32));
+        assert_eq!(device.nwk_s_key, Key([15; 16]));
+    }
+    service.terminate();
+    let (status, lines) = service.end();
+    assert!(status.success() && lines.is_empty(), "{status} {lines:?}");
+}
+
+#[test]
+fn a_reading_goes_out_at_once_and_the_next_ones_together() {
+    let place = Place::new();
+    let _node = Node::start(&place.socket(), &place.shared);
+    place.shared.change(|memory| memory.hold_batches = true);
+    let _service = Service::start(&place.socket());
+    place.shared.hear([uplink(0)]);
+    place.shared.wait_until("the first reading by itself", |memory| memory.waiting_batches == 1);
+    place.shared.hear((1..600).map(uplink));
+    place.shared.change(|memory| memory.hold_batches = false);
+    place.shared.wait_until("all readings", |memory| memory.readings.len() == 600);
+    assert_values(&place.shared, 0..600);
+    let batches = place.shared.lock().batches.clone();
+    assert_eq!(batches[0], 1);
+    assert!(batches.iter().all(|size| *size <= READINGS_MAX), "{batches:?}");
+    assert!(batches.len() < 60, "600 readings in {} requests", batches.len());
+}
+
+#[test]
+fn a_node_that_crashes_loses_nothing() {
+    let place = Place::new();
+    let mut node = Node::start(&place.socket(), &place.shared);
+    let _service = Service::start(&place.socket());
+    for round in 0..5_u32 {
+        let (first, behind) = (round * 200, round * 200 + 200);
+        // Crash with a batch in the node's hands that it has not stored and more on the way.
+        place.shared.change(|memory| memory.hold_batches = true);
+        place.shared.hear((first..behind).map(uplink));
+        place.shared.wait_until("a batch", |memory| memory.waiting_batches > 0);
+        drop(node);
+        place.shared.change(|memory| (memory.hold_batches, memory.waiting_batches) = (false, 0));
+        node = Node::start(&place.socket(), &place.shared);
+        place.shared.wait_until("all readings", |memory| memory.readings.len() as u64 == u64::from(behind));
+    }
+    assert_values(&place.shared, 0..1000);
+    let memory = place.shared.lock();
+    assert!(memory.registrations.len() >= 6, "registered anew after each crash");
+    assert!(memory.stream_queries.iter().all(String::is_empty));
+}
+
+#[test]
+fn the_service_may_start_before_the_node() {
+    let place = Place::new();
+    place.shared.hear([uplink(0)]);
+    let mut service = Service::start(&place.socket());
+    let line = {
+        use std::io::{BufRead as _, BufReader};
+        let mut line = String::new();
+        BufReader::new(service.child.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+        line
+    };
+    assert!(line.contains("cannot be reached"), "{line}");
+    let _node = Node::start(&place.socket(), &place.shared);
+    place.shared.wait_until("a reading", |memory| memory.readings.len() == 1);
+}
+
+#[test]
+fn a_flood_is_served_in_bounded_memory() {
+    let place = Place::new();
+    let _node = Node::start(&place.socket(), &place.shared);
+    place.shared.change(|memory| memory.hold_batches = true);
+    place.shared.hear((0..30_000).map(uplink));
+    let service = Service::start(&place.socket());
+    place.shared.wait_until("a batch", |memory| memory.waiting_batches > 0);
+    // While its batch is not taken it stops reading: what it holds and what fits into the socket's buffers, no more.
+    let taken = place.shared.wait_until_still(|memory| memory.lines_taken);
+    assert!(taken < 10_000, "{taken} lines taken ahead");
+    place.shared.change(|memory| memory.hold_batches = false);
+    place.shared.wait_until("all readings", |memory| memory.readings.len() == 30_000);
+    assert_values(&place.shared, 0..30_000);
+    let peak = service.resident_kib();
+    println!("{taken} lines taken ahead, peak resident size {peak} KiB");
+    assert!(peak < 16 * 1024, "{peak} KiB");
+}
+
+#[test]
+fn a_stream_that_the_node_ends_is_opened_again() {
+    let place = Place::new();
+    let _node = Node::start(&place.socket(), &place.shared);
+    let _service = Service::start(&place.socket());
+    for number in 0..5 {
+        place.shared.hear([uplink(number)]);
+        place.shared.wait_until("a reading", |memory| memory.readings.len() as u64 == u64::from(number) + 1);
+        place.shared.end_streams();
+    }
+    assert_values(&place.shared, 0..5);
+}
+
+#[test]
+fn nonsense_in_the_stream_is_skipped_and_counted() {
+    let place = Place::new();
+    let _node = Node::start(&place.socket(), &place.shared);
+    let mut service = Service::start(&place.socket());
+    place.shared.hear([uplink(0)]);
+    place.shared.wait_until("the stream is open", |memory| memory.readings.len() == 1);
+    place.shared.send_raw(b"\n\r\n  \n");
+    place.shared.send_raw(b"not json\n{}\n[1,2]\n\xff\xfe\n");
+    place.shared.send_raw(&[b'x'; 100_000]);
+    place.shared.send_raw(
+        &[b"\n", serde_json::to_string(&uplink(7)).unwrap().replace("\"f_cnt\":7", "\"f_cnt\":-7").as_bytes(), b"\n"].concat(),
+    );
+    place.shared.hear([uplink(1)]);
+    place.shared.wait_until("the uplink behind it", |memory| memory.readings.len() == 2);
+    assert_values(&place.shared, 0..2);
+    service.terminate();
+    let (_, lines) = service.end();
+    // Reported at 1, 2 and 4 of the six.
+    assert_eq!(lines.iter().filter(|line| line.contains("malformed lines")).count(), 3, "{lines:?}");
+}
+
+#[test]
+fn uplinks_that_make_no_sense_get_a_reading_with_an_error() {
+    let place = Place::new();
+    let _node = Node::start(&place.socket(), &place.shared);
+    let _service = Service::start(&place.socket());
+    let stranger = Uplink { dev_eui: DevEui([7; 8]), ..uplink(0) };
+    let commands = Uplink { f_port: Some(0), ..uplink(1) };
+    let cut = Uplink { frm_payload: HexBytes(uplink(2).frm_payload.0[..3].to_vec()), ..uplink(2) };
+    place.shared.hear([stranger, commands, cut, uplink(3)]);
+    place.shared.wait_until("four readings", |memory| memory.readings.len() == 4);
+    let memory = place.shared.lock();
+    let errors: Vec<_> = memory.readings.values().map(|reading| reading.error.is_some()).collect();
+    assert_eq!(errors, [true, true, true, false]);
+    assert_eq!(memory.readings[&uplink(2).event_id].decoded["raw"], "026400");
+}
+
+#[test]
+fn a_reading_that_the_node_refuses_does_not_hold_up_the_others() {
+    let place = Place::new();
+    let _node = Node::start(&place.socket(), &place.shared);
+    place.shared.change(|memory| {
+        memory.refuse_values.insert(uplink(3).event_id);
+        memory.refuse.insert(uplink(5).event_id);
+    });
+    place.shared.hear((0..10).map(uplink));
+    let _service = Service::start(&place.socket());
+    place.shared.wait_until("all that are taken", |memory| memory.readings.len() == 9);
+    place.shared.hear([uplink(10)]);
+    place.shared.wait_until("one more", |memory| memory.readings.len() == 10);
+    let memory = place.shared.lock();
+    let plain = &memory.readings[&uplink(3).event_id];
+    assert!(plain.error.is_some() && plain.decoded.is_empty(), "{plain:?}");
+    assert!(!memory.readings.contains_key(&uplink(5).event_id));
+}
+
+#[test]
+fn an_unusable_configuration_ends_the_program_with_a_clear_message() {
+    let secret = "5ec4e700".repeat(4);
+    let device = |change: &dyn Fn(&mut serde_json::Map<String, serde_json::Value>)| {
+        let mut device = json!({"dev_eui": "0101010101010101", "dev_addr": "26011bda", "nwk_s_key": secret, "app_s_key": secret, "codec": "cayenne-lpp"});
+        change(device.as_object_mut().unwrap());
+        json!({"devices": [{"dev_eui": "0202020202020202", "dev_addr": "26011bda", "nwk_s_key": secret, "app_s_key": secret, "codec": "cayenne-lpp"}, device]}).to_string()
+    };
+    let set =
+        |name: &'static str, value: serde_json::Value| device(&|fields| drop(fields.insert(name.to_owned(), value.clone())));
+    let cases = [
+        ("not json".to_owned(), "configuration: expected"),
+        ("{}".to_owned(), "missing field `devices`"),
+        (json!({"devices": [], "device": 1}).to_string(), "unknown field `device`"),
+        (device(&|fields| drop(fields.remove("app_s_key"))), "devices[1]: missing field `app_s_key`"),
+        (device(&|fields| drop(fields.remove("dev_eui"))), "devices[1]: missing field `dev_eui`"),
+        (set("app_s_key", json!("5ec4e700")), "devices[1]: expected a key of 32 hexadecimal digits"),
+        (set("nwk_s_key", json!("5ec4e7zz".repeat(4))), "devices[1]: expected a key of 32 hexadecimal digits"),
+        (set("dev_addr", json!(5)), "devices[1]: invalid type: integer `5`, expected a DevAddr"),
+        (set("codec", json!("protobuf")), "devices[1]: codec: neither none, cayenne-lpp nor one of codecs"),
+        (set("rx1_delay", json!(1)), "devices[1]: unknown field `rx1_delay`"),
+        (set("rx1_delay_s", json!(16)), "devices[1].rx1_delay_s: not in 1..=15"),
+        (set("f_cnt_width", json!(24)), "devices[1].f_cnt_width: neither 16 nor 32"),
+        (set("dev_eui", json!("0202020202020202")), "devices[1].dev_eui: the same device twice"),
+    ];
+    let place = Place::new();
+    let _node = Node::start(&place.socket(), &place.shared);
+    for (config, expected) in cases {
+        place.shared.change(|memory| memory.config = config.clone().into_bytes());
+        let (status, lines) = Service::start(&place.socket()).end();
+        assert_eq!(status.code(), Some(78), "{config}");
+        assert!(lines.len() == 1 && lines[0].contains(expected), "{config}: {lines:?}");
+        assert!(!lines[0].contains("5ec4e7"), "a key in a message: {lines:?}");
+    }
+    assert!(place.shared.lock().registrations.is_empty());
+}
+
+/// Not a limit of the promise (the machine that runs the tests may be busy), but far below what any heavy start would take.
+#[test]
+fn it_connects_right_after_its_start() {
+    let place = Place::new();
+    let listener = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
+    let mut waits = Vec::new();
+    for _ in 0..20 {
+        let started = std::time::Instant::now();
+        let _service = Service::start(&place.socket());
+        listener.accept().unwrap();
+        waits.push(started.elapsed());
+    }
+    waits.sort();
+    println!("start of the process to its connection: p50 {:?}, max {:?}", waits[10], waits[19]);
+    assert!(waits[10] < Duration::from_millis(50));
+}
