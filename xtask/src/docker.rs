@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::packages;
+
 /// It answers within this time, or it is not used.
 const START_MAX: Duration = Duration::from_secs(30);
 
@@ -15,40 +17,13 @@ pub struct Docker {
     directory: PathBuf,
 }
 
-fn is_installed() -> bool {
-    Command::new("dockerd")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
-}
-
-fn is_root() -> bool {
-    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
-}
-
-/// Installs the engine from the distribution.
-pub fn install() -> Result<(), String> {
-    if is_installed() {
-        return Ok(());
-    }
-    if !is_root() {
-        return Err("installing docker.io needs root".to_owned());
-    }
-    crate::build::run(Command::new("apt-get").args(["update", "--quiet"]))?;
-    let mut apt = Command::new("apt-get");
-    apt.args(["install", "--yes", "--quiet", "--no-install-recommends", "docker.io", "iptables"]);
-    crate::build::run(apt.env("DEBIAN_FRONTEND", "noninteractive"))
-}
-
 impl Docker {
     /// Starts an engine with all its files below a new temporary directory.
     pub fn start() -> Result<Self, String> {
-        if !is_installed() {
+        if !packages::has("dockerd") {
             return Err("no dockerd is installed (apt-get install docker.io)".to_owned());
         }
-        if !is_root() {
+        if !packages::is_root() {
             return Err("starting dockerd needs root".to_owned());
         }
         let directory = std::env::temp_dir().join(format!("antirio-dockerd-{}", std::process::id()));

@@ -3,6 +3,7 @@
 mod build;
 mod compare;
 mod docker;
+mod packages;
 mod swarm;
 mod tests;
 

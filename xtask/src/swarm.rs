@@ -82,8 +82,7 @@ impl Measured {
 
 /// Why this machine cannot do it, if so.
 pub fn missing() -> Option<String> {
-    let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
-    if !is_root {
+    if !crate::packages::is_root() {
         return Some("network namespaces and dockerd need root".to_owned());
     }
     let lacks = |program: &&str| !Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());

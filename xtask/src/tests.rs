@@ -3,11 +3,12 @@
 use std::process::Command;
 
 use crate::build::{self, Built, cargo};
-use crate::docker::{self, Docker};
+use crate::docker::Docker;
+use crate::packages;
 
 pub fn run(install: bool) -> Result<(), String> {
     if install {
-        docker::install()?;
+        packages::install()?;
     }
     let engine = Docker::start();
     let mut tests = Command::new(cargo());
@@ -65,9 +66,7 @@ const FAULTS: [&str; 20] = [
 
 /// The demo's exit status says whether anything owed was lost, doubled, reused or unbalanced.
 fn demo(built: &Built, is_required: bool) -> Result<(), String> {
-    let doctor = Command::new("id").arg("-u").output().map_err(|error| format!("id: {error}"))?;
-    let is_root = doctor.stdout.trim_ascii() == b"0";
-    if !is_root {
+    if !packages::is_root() {
         if is_required {
             return Err("the demo with the embedded engine needs root".to_owned());
         }
