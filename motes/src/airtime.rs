@@ -31,6 +31,18 @@ impl SpreadingFactor {
         if (7..=12).contains(&value) { Ok(Self(value)) } else { Err(UnknownDataRate(value.to_string())) }
     }
 
+    /// The EU868 data rate 0 (SF12) to 5 (SF7); nothing for those that motes do not use.
+    #[must_use]
+    pub fn from_data_rate(data_rate: u8) -> Option<Self> {
+        (data_rate <= 5).then(|| Self(12 - data_rate))
+    }
+
+    /// The EU868 data rate, 0 to 5.
+    #[must_use]
+    pub fn to_data_rate(self) -> u8 {
+        12 - self.0
+    }
+
     /// One data rate lower, at most down to SF12 (LMIC's `lowerDR`).
     #[must_use]
     pub fn lower_data_rate(self) -> Self {
@@ -119,6 +131,10 @@ mod tests {
             assert!(bad.parse::<SpreadingFactor>().is_err(), "{bad}");
         }
         assert_eq!(SpreadingFactor::SF12.lower_data_rate(), SpreadingFactor::SF12);
+        for data_rate in 0..=5 {
+            assert_eq!(SpreadingFactor::from_data_rate(data_rate).map(SpreadingFactor::to_data_rate), Some(data_rate));
+        }
+        assert_eq!(SpreadingFactor::from_data_rate(6), None);
         assert!(SpreadingFactor::new(6).is_err());
     }
 }

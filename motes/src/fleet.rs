@@ -1,4 +1,4 @@
-//! Identities and session keys of a fleet of ABP motes, all derived from one seed.
+//! Identities and keys of a fleet of motes, activated by personalisation or over the air, all derived from one seed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,6 +12,9 @@ use crate::seed::{Seed, Topic};
 
 /// Largest fleet: one block of 16 bits of device addresses.
 pub const MOTES_MAX: u32 = 65_536;
+
+/// `JoinEUI` of all motes that join.
+pub const JOIN_EUI: Eui64 = Eui64(0x0200_0000_0000_00aa);
 
 /// Why an identifier or a key could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -100,7 +103,29 @@ impl From<Key> for String {
     }
 }
 
-/// One ABP mote as its owner writes it down: LoRaWAN 1.0.x, class A, EU868, counters from 0.
+/// Which rules a mote follows that joins over the air.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JoinRules {
+    /// LoRaWAN 1.0.3 and before: a random `DevNonce`, any `AppNonce`.
+    #[serde(rename = "1.0.3")]
+    V1_0_3,
+    /// LoRaWAN 1.0.4: `DevNonce` counts up over the mote's life, `JoinNonce` must be above the last one.
+    #[serde(rename = "1.0.4")]
+    V1_0_4,
+}
+
+/// What a mote that joins over the air is born with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Otaa {
+    /// `JoinEUI`, before called `AppEUI`.
+    pub join_eui: Eui64,
+    /// Root key.
+    pub app_key: Key,
+    /// Its rules.
+    pub rules: JoinRules,
+}
+
+/// One mote as its owner writes it down: LoRaWAN 1.0.x, class A, EU868, counters from 0.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
     /// Globally unique identifier of the mote.
@@ -111,6 +136,9 @@ pub struct Device {
     pub nwk_s_key: Key,
     /// Application session key.
     pub app_s_key: Key,
+    /// Set for a mote that joins over the air: it uses neither the address nor the session keys above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub otaa: Option<Otaa>,
 }
 
 /// What a server must know to serve the fleet; written as JSON.
@@ -156,6 +184,22 @@ impl Fleet {
         }
         let seed = Seed(seed);
         Ok(Self { seed, devices: (0..count).map(|index| derive_device(seed, index)).collect() })
+    }
+
+    /// The same fleet, of which this share (parts per million) joins over the air, every other one by the rules of 1.0.4.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_otaa(seed: u64, count: u32, otaa_ppm: u32) -> Result<Self, FleetSize> {
+        let mut fleet = Self::new(seed, count)?;
+        let mut chosen = 0_u32;
+        for (index, device) in (0..count).zip(&mut fleet.devices) {
+            if fleet.seed.happens(Topic::Otaa, &[u64::from(index)], otaa_ppm) {
+                device.otaa = Some(derive_otaa(fleet.seed, index, chosen.is_multiple_of(2)));
+                chosen += 1;
+            }
+        }
+        Ok(fleet)
     }
 
     /// The motes by index.
@@ -205,7 +249,16 @@ fn derive_device(seed: Seed, index: u32) -> Device {
         dev_addr: DevAddr(0x0100_0000 | (block << 16) | index),
         nwk_s_key: Key(nwk_s_key),
         app_s_key: Key(app_s_key),
+        otaa: None,
     }
+}
+
+fn derive_otaa(seed: Seed, index: u32, is_1_0_4: bool) -> Otaa {
+    let mut rng = ChaCha20Rng::seed_from_u64(seed.draw(Topic::Otaa, &[u64::from(index), 1]));
+    let mut app_key = [0; 16];
+    rng.fill_bytes(&mut app_key);
+    let rules = if is_1_0_4 { JoinRules::V1_0_4 } else { JoinRules::V1_0_3 };
+    Otaa { join_eui: JOIN_EUI, app_key: Key(app_key), rules }
 }
 
 #[cfg(test)]
@@ -224,6 +277,20 @@ mod tests {
         let keys: BTreeSet<_> = large.devices().iter().map(|device| device.nwk_s_key.0).collect();
         assert_eq!((addresses.len(), keys.len()), (1_000, 1_000));
         assert!(Fleet::new(3, 0).is_err() && Fleet::new(3, MOTES_MAX + 1).is_err());
+    }
+
+    #[test]
+    fn a_share_joins_and_the_rest_stays_as_it_was() {
+        let plain = Fleet::new(3, 1_000).expect("a thousand motes");
+        let mixed = Fleet::with_otaa(3, 1_000, 100_000).expect("a thousand motes");
+        let joining: Vec<&Otaa> = mixed.devices().iter().filter_map(|device| device.otaa.as_ref()).collect();
+        assert!((60..140).contains(&joining.len()), "{}", joining.len());
+        let newer = joining.iter().filter(|otaa| otaa.rules == JoinRules::V1_0_4).count();
+        assert!(newer.abs_diff(joining.len() - newer) <= 1);
+        let without =
+            |fleet: &Fleet| fleet.devices().iter().map(|device| Device { otaa: None, ..device.clone() }).collect::<Vec<_>>();
+        assert_eq!(without(&mixed), plain.devices());
+        assert_eq!(Fleet::with_otaa(3, 1_000, 0).expect("a thousand motes").devices(), plain.devices());
     }
 
     #[test]

@@ -490,7 +490,10 @@ impl<S: Socket> Forwarder<S> {
         });
         match error {
             Some(error) => Ok(self.record_rejection(error, tmst, counter, data, now_us)?),
-            None => Ok(()),
+            None => {
+                let lead_us = tmst.wrapping_sub(counter);
+                Ok(self.ledger.record_gateway(&GatewayRecord::Queued { gateway: self.eui, at_us: now_us, lead_us })?)
+            }
         }
     }
 

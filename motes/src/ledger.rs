@@ -98,6 +98,80 @@ pub enum MoteRecord {
     UplinkEnd(UplinkEnd),
     /// A downlink in a window was not accepted.
     DownlinkDropped(DownlinkDropped),
+    /// A downlink with a payload or with commands, or one that wants an acknowledgement, was accepted.
+    DownlinkReceived(DownlinkReceived),
+    /// A join request is sent.
+    JoinAttempt(JoinAttempt),
+    /// A join accept was received.
+    Joined(Joined),
+}
+
+/// An accepted downlink with something in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DownlinkReceived {
+    /// Index of the mote.
+    pub mote: u32,
+    /// Its identifier.
+    pub dev_eui: Eui64,
+    /// Number of its session.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub session: u32,
+    /// Full counter.
+    pub f_cnt: u32,
+    /// Wants an acknowledgement.
+    pub confirmed: bool,
+    /// Port of the payload, if it has one for the application.
+    pub f_port: Option<u8>,
+    /// That payload in the clear, hexadecimal.
+    pub payload: String,
+    /// Identifiers of the commands that the mote knew, hexadecimal.
+    pub commands: String,
+    /// In which window.
+    pub window: Window,
+    /// When.
+    pub at_us: u64,
+}
+
+/// A join request, written when it begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinAttempt {
+    /// Index of the mote.
+    pub mote: u32,
+    /// Its identifier.
+    pub dev_eui: Eui64,
+    /// Its nonce.
+    pub dev_nonce: u16,
+    /// Which request of this mote, from 0.
+    pub request: u32,
+    /// Start on air.
+    pub start_us: u64,
+    /// End on air.
+    pub end_us: u64,
+    /// Data rate.
+    pub data_rate: SpreadingFactor,
+    /// Frequency.
+    pub frequency_hz: u32,
+}
+
+/// A session began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// Index of the mote.
+    pub mote: u32,
+    /// Its identifier.
+    pub dev_eui: Eui64,
+    /// Number of the session.
+    pub session: u32,
+    /// Nonce of the request that was accepted.
+    pub dev_nonce: u16,
+    /// The server's number.
+    pub join_nonce: u32,
+    /// The new address.
+    pub dev_addr: DevAddr,
+    /// In which window the accept came.
+    pub window: Window,
+    /// When.
+    pub at_us: u64,
 }
 
 /// One transmission of an uplink, written when it begins.
@@ -107,6 +181,9 @@ pub struct Attempt {
     pub mote: u32,
     /// Its identifier.
     pub dev_eui: Eui64,
+    /// Number of the mote's session: 0 for a personalised mote, else which of its joins began it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub session: u32,
     /// The mote's own number of the reading.
     pub reading: u32,
     /// The measured value in tenths of a degree Celsius.
@@ -115,6 +192,9 @@ pub struct Attempt {
     pub f_cnt: u32,
     /// Asks for an acknowledgement.
     pub confirmed: bool,
+    /// MAC commands in it, hexadecimal.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub options: String,
     /// 1 to 8.
     pub attempt: u8,
     /// Start on air.
@@ -134,6 +214,9 @@ pub struct AttemptEnd {
     pub mote: u32,
     /// Its identifier.
     pub dev_eui: Eui64,
+    /// Number of the mote's session: 0 for a personalised mote, else which of its joins began it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub session: u32,
     /// The mote's own number of the reading.
     pub reading: u32,
     /// Uplink counter.
@@ -157,6 +240,9 @@ pub struct UplinkEnd {
     pub mote: u32,
     /// Its identifier.
     pub dev_eui: Eui64,
+    /// Number of the mote's session: 0 for a personalised mote, else which of its joins began it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub session: u32,
     /// The mote's own number of the reading.
     pub reading: u32,
     /// Uplink counter.
@@ -185,6 +271,8 @@ pub enum DropReason {
     Replay,
     /// A counter more than 16,384 above the next expected one.
     Gap,
+    /// A `JoinNonce` that is not above the last one.
+    JoinNonce,
 }
 
 /// A downlink that reached a mote and was refused.
@@ -216,6 +304,8 @@ pub enum RadioRecord {
     Frame(Frame),
     /// A gateway put bytes on the air.
     Downlink(Downlink),
+    /// A join request left the air.
+    JoinFrame(JoinFrame),
 }
 
 /// One uplink frame, written at its end on air.
@@ -227,6 +317,9 @@ pub struct Frame {
     pub mote: u32,
     /// Its identifier.
     pub dev_eui: Eui64,
+    /// Number of the mote's session: 0 for a personalised mote, else which of its joins began it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub session: u32,
     /// Uplink counter.
     pub f_cnt: u32,
     /// Which attempt.
@@ -237,6 +330,41 @@ pub struct Frame {
     pub end_us: u64,
     /// Gateways that heard it.
     pub gateways: Vec<Eui64>,
+}
+
+/// One join request, written at its end on air.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinFrame {
+    /// Number of the frame in this run; data frames and these count together.
+    pub frame: u64,
+    /// Index of the mote.
+    pub mote: u32,
+    /// Its identifier.
+    pub dev_eui: Eui64,
+    /// Its nonce.
+    pub dev_nonce: u16,
+    /// End on air.
+    pub end_us: u64,
+    /// Gateways that heard it.
+    pub gateways: Vec<Eui64>,
+}
+
+/// What a join accept says, to who has the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceptOnAir {
+    /// The server's number of this join.
+    pub join_nonce: u32,
+    /// The address that it gives.
+    pub dev_addr: DevAddr,
+}
+
+fn default_data_rate() -> SpreadingFactor {
+    SpreadingFactor::SF7
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// One downlink, written when it starts on air; whatever bytes a gateway was told to send.
@@ -258,10 +386,22 @@ pub struct Downlink {
     pub f_cnt: Option<u32>,
     /// Acknowledges an uplink.
     pub ack: bool,
-    /// Index of the mote with that address.
+    /// Index of the mote with that address, or whose key opens the join accept.
     pub mote: Option<u32>,
     /// Its identifier.
     pub dev_eui: Option<Eui64>,
+    /// Number of the mote's session: 0 for a personalised mote, else which of its joins began it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub session: u32,
+    /// What a join accept says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept: Option<AcceptOnAir>,
+    /// Data rate.
+    #[serde(default = "default_data_rate")]
+    pub data_rate: SpreadingFactor,
+    /// Frequency; 0 in ledgers that do not have it.
+    #[serde(default)]
+    pub frequency_hz: u32,
     /// The window of the mote that it started in.
     pub window: Option<Window>,
     /// The uplink that this window belongs to.
@@ -290,6 +430,15 @@ pub enum GatewayRecord {
         counter: u32,
         /// The bytes that were not sent, hexadecimal.
         bytes: String,
+    },
+    /// A downlink was queued.
+    Queued {
+        /// Which gateway.
+        gateway: Eui64,
+        /// When.
+        at_us: u64,
+        /// From then to its start on air.
+        lead_us: u32,
     },
     /// A datagram from the server was no request that a forwarder understands; dropped without answer.
     Malformed {
@@ -527,6 +676,7 @@ mod tests {
             frame: number,
             mote: 1,
             dev_eui: Eui64(2),
+            session: 0,
             f_cnt: 3,
             attempt: 1,
             confirmed: false,

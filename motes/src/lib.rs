@@ -10,7 +10,10 @@
 //! | [`fleet`] | identities and keys of the motes, exported for provisioning |
 //! | [`airtime`] | data rates and time on air |
 //! | [`frame`] | uplinks built, downlinks checked, from bytes |
-//! | [`mote`] | one mote: class A windows, retry rule, acceptance of downlinks (pure) |
+//! | [`crypto`] | AES-128 and CMAC, by the `lorawan` crate's own primitives |
+//! | [`join`] | join requests and accepts as a mote sees them (pure) |
+//! | [`link`] | what the server told a mote by MAC commands, and what it answers (pure) |
+//! | [`mote`] | one mote: joining, class A windows, retry rule, acceptance of downlinks (pure) |
 //! | [`radio`] | who hears what, when; the agenda of all motes (pure) |
 //! | [`jit`] | a packet forwarder's transmit queue (pure) |
 //! | [`gwmp`] | the gateway's side of the Semtech UDP protocol, version 2 (pure) |
@@ -21,17 +24,20 @@
 //! | [`process`] | the whole as a program |
 //!
 //! # What is deliberately absent
-//! Collisions between uplinks, half-duplex gateways, sensitivity by data rate, ADR and MAC commands, joins, FSK, class B and C.
+//! Collisions between uplinks, half-duplex gateways, sensitivity by data rate, FSK, class B and C.
 //! Loss is one number per link, independent for each frame.
 
 pub mod airtime;
 pub mod audit;
+pub mod crypto;
 pub mod fleet;
 pub mod frame;
 pub mod gateway;
 pub mod gwmp;
 pub mod jit;
+pub mod join;
 pub mod ledger;
+pub mod link;
 pub mod mote;
 pub mod process;
 pub mod radio;

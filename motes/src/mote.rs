@@ -1,36 +1,42 @@
-//! One mote: LoRaWAN 1.0.x, class A, ABP, EU868 default channels, with LMIC's rules for retries and for downlinks (pure).
+//! One mote: LoRaWAN 1.0.x, class A, EU868, with LMIC's rules for retries and for downlinks (pure).
+//!
+//! `receiving` judges what comes in a window, `joining` is for motes that join over the air.
 //!
 //! Sources: LoRaWAN 1.0.2 chapters 3 and 4, mcci-catena/arduino-lmic v6.0.1 `lmic.c` (`processDnData`, `txDelay`, `decodeFrame`).
 //! Differences from LMIC, on purpose: the data rate returns to its base with the next reading (LMIC leaves that to the
 //! application or to ADR), and a reading that falls due while the mote is busy or its band is closed is not taken at all, so that
 //! reading numbers have no gaps.
 
+mod joining;
+mod receiving;
+
 use serde::{Deserialize, Serialize};
 
 use crate::airtime::SpreadingFactor;
-use crate::fleet::Device;
-use crate::frame::{self, Reading, build_uplink};
-use crate::ledger::{Attempt, AttemptEnd, DownlinkDropped, DropReason, MoteRecord, UplinkEnd};
-use crate::seed::{Seed, Topic, low_u16, low_u32};
+use crate::fleet::{DevAddr, Device};
+use crate::frame::{Header, Reading, Session, build_data};
+use crate::ledger::{Attempt, AttemptEnd, MoteRecord, UplinkEnd};
+use crate::link::{Link, OPTIONS_BYTES_MAX, Request};
+use crate::seed::{Seed, Topic, low_u32};
+
+pub use crate::link::{CHANNELS_HZ, RX2_FREQUENCY_HZ};
 
 /// Attempts for one confirmed uplink (LMIC `TXCONF_ATTEMPTS`).
 pub const ATTEMPTS_MAX: u8 = 8;
 /// Random period of a retry in seconds (LMIC `RETRY_PERIOD_secs`).
 pub const RETRY_PERIOD_S: u64 = 3;
-/// End of the uplink to the start of the first window (`RECEIVE_DELAY1`).
+/// End of the uplink to the start of the first window (`RECEIVE_DELAY1`), unless the server set another.
 pub const RX1_DELAY_US: u64 = 1_000_000;
 /// End of the uplink to the start of the second window (`RECEIVE_DELAY2`).
 pub const RX2_DELAY_US: u64 = 2_000_000;
+/// From the first window to the second, always.
+const RX1_TO_RX2_US: u64 = 1_000_000;
 /// A downlink must start this close to its window (LoRaWAN 1.0.2, 3.3).
 pub const RX_TOLERANCE_US: u64 = 20;
 /// Symbols for which a window stays open without a preamble.
 const RX_SYMBOLS: u64 = 8;
 /// Largest step of the downlink counter that LMIC accepts (`MAX_FCNT_GAP`).
 pub const FCNT_GAP_MAX: u16 = 16_384;
-/// The three default channels of EU868.
-pub const CHANNELS_HZ: [u32; 3] = [868_100_000, 868_300_000, 868_500_000];
-/// Frequency of the second window in EU868.
-pub const RX2_FREQUENCY_HZ: u32 = 869_525_000;
 /// A band with 1 % duty cycle is closed for 100 times the airtime, counted from the start of the transmission.
 const DUTY_CYCLE_FACTOR: u64 = 100;
 
@@ -47,6 +53,19 @@ pub struct Policy {
     pub rx2_data_rate: SpreadingFactor,
     /// Whether the mote keeps the 1 % duty cycle of its band, as LMIC does.
     pub duty_cycle: bool,
+    /// What goes beyond readings and acknowledgements.
+    pub depth: Depth,
+}
+
+/// What motes do beside sending readings; by default nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Set the ADR bit, and ask for a downlink when none came for long.
+    pub adr: bool,
+    /// Share of readings with a `LinkCheckReq` or a `DeviceTimeReq`.
+    pub requests_ppm: u32,
+    /// So long after it joined, a mote that joins is switched off and on, and joins anew; 0: never.
+    pub rejoin_us: u64,
 }
 
 /// One of the two receive windows of class A.
@@ -59,18 +78,62 @@ pub enum Window {
     Rx2,
 }
 
+/// What a frame is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A reading, by a mote with a session.
+    Reading(Reading),
+    /// A join request.
+    Join {
+        /// Its nonce.
+        dev_nonce: u16,
+    },
+}
+
+/// Where and when a mote listens after a transmission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// End of the transmission to the first.
+    pub rx1_delay_us: u64,
+    /// Frequency of the first.
+    pub rx1_frequency_hz: u32,
+    /// Data rate of the first.
+    pub rx1_data_rate: SpreadingFactor,
+    /// Frequency of the second, one second later.
+    pub rx2_frequency_hz: u32,
+    /// Data rate of the second.
+    pub rx2_data_rate: SpreadingFactor,
+}
+
+impl Windows {
+    /// End of the transmission to the second.
+    #[must_use]
+    pub fn rx2_delay_us(&self) -> u64 {
+        self.rx1_delay_us + RX1_TO_RX2_US
+    }
+
+    /// When the second closes without a preamble, after a transmission that ended then.
+    fn close_us(&self, end_us: u64) -> u64 {
+        end_us + self.rx2_delay_us() + RX_SYMBOLS * self.rx2_data_rate.symbol_us()
+    }
+}
+
 /// One transmission of a mote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exchange {
     /// What is sent.
-    pub reading: Reading,
-    /// Full uplink counter.
+    pub content: Content,
+    /// Number of the session, see [`Session::ordinal`].
+    pub session: u32,
+    /// Full uplink counter; of a join request its number, in the life of the mote.
     pub f_cnt: u32,
     /// Asks for an acknowledgement.
     pub confirmed: bool,
     /// The same bytes for every attempt.
     pub bytes: Vec<u8>,
-    /// 1 to [`ATTEMPTS_MAX`].
+    /// MAC commands in it.
+    pub options: Vec<u8>,
+    /// 1 to [`ATTEMPTS_MAX`]; 0 for a join request.
     pub attempt: u8,
     /// Start of this attempt on air.
     pub start_us: u64,
@@ -80,15 +143,27 @@ pub struct Exchange {
     pub data_rate: SpreadingFactor,
     /// Channel of this attempt.
     pub frequency_hz: u32,
+    /// Where it is listened afterwards.
+    pub windows: Windows,
 }
 
 /// Names one attempt, so that a timer of an earlier one is recognised as stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttemptId {
+    /// Number of the session.
+    pub session: u32,
     /// Uplink counter.
     pub f_cnt: u32,
     /// Number of the attempt.
     pub attempt: u8,
+}
+
+impl AttemptId {
+    /// Names the uplink to chance: counters begin anew with each session, chance does not.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        u64::from(self.session) << 32 | u64::from(self.f_cnt)
+    }
 }
 
 /// What the mote is doing.
@@ -136,6 +211,8 @@ pub enum Event {
     WindowsClosed(AttemptId),
     /// The next attempt is due.
     RetryDue(AttemptId),
+    /// The next join request is due.
+    JoinDue,
 }
 
 /// What a mote wants done.
@@ -152,8 +229,10 @@ pub enum Effect {
     Record(MoteRecord),
     /// A confirmed uplink began (true) or was settled either way (false).
     ConfirmedPending(bool),
-    /// A reading was due while the mote was busy.
+    /// A reading was due while the mote was busy, or had no session.
     ReadingSkipped,
+    /// The mote has a new session.
+    Joined(Session),
 }
 
 /// A mote with its state.
@@ -163,6 +242,9 @@ pub struct Mote {
     device: Device,
     policy: Policy,
     state: State,
+    session: Option<Session>,
+    link: Link,
+    joining: joining::Joining,
     f_cnt_up: u32,
     f_cnt_down_next: u32,
     readings_taken: u32,
@@ -177,10 +259,15 @@ impl Mote {
     #[must_use]
     pub fn new(index: u32, device: Device, policy: Policy, start_us: u64) -> Self {
         let phase = policy.seed.below(Topic::Phase, &[u64::from(index)], policy.period_us);
+        let personalised =
+            Session { ordinal: 0, dev_addr: device.dev_addr, nwk_s_key: device.nwk_s_key, app_s_key: device.app_s_key };
         Self {
             index,
+            session: device.otaa.is_none().then_some(personalised),
             device,
             policy,
+            link: Link::new(policy.rx2_data_rate),
+            joining: joining::Joining::default(),
             state: State::Idle,
             f_cnt_up: 0,
             f_cnt_down_next: 0,
@@ -211,14 +298,22 @@ impl Mote {
         self.first_slot_us + self.slot * self.policy.period_us + shift
     }
 
+    /// Its session, if it has one.
+    #[must_use]
+    pub fn session(&self) -> Option<&Session> {
+        self.session.as_ref()
+    }
+
     /// The attempt and window that a downlink with these properties would fall into, if the mote listens there.
     #[must_use]
     pub fn open_window(&self, start_us: u64, frequency_hz: u32, data_rate: SpreadingFactor) -> Option<(AttemptId, Window)> {
         let State::Listening { exchange, receiving_until_us: None } = &self.state else { return None };
+        let windows = &exchange.windows;
         let near = |delay_us: u64| start_us.abs_diff(exchange.end_us + delay_us) <= RX_TOLERANCE_US;
-        if near(RX1_DELAY_US) && frequency_hz == exchange.frequency_hz && data_rate == exchange.data_rate {
+        let place = (frequency_hz, data_rate);
+        if near(windows.rx1_delay_us) && place == (windows.rx1_frequency_hz, windows.rx1_data_rate) {
             Some((exchange.id(), Window::Rx1))
-        } else if near(RX2_DELAY_US) && frequency_hz == RX2_FREQUENCY_HZ && data_rate == self.policy.rx2_data_rate {
+        } else if near(windows.rx2_delay_us()) && place == (windows.rx2_frequency_hz, windows.rx2_data_rate) {
             Some((exchange.id(), Window::Rx2))
         } else {
             None
@@ -232,8 +327,8 @@ impl Mote {
         self.state = match (state, event) {
             (state, Event::ReadingDue) => self.take_reading(state, now_us, &mut effects),
             (State::OnAir(exchange), Event::AirEnded(id)) if exchange.id() == id => {
-                let close_us = exchange.end_us + RX2_DELAY_US + RX_SYMBOLS * self.policy.rx2_data_rate.symbol_us();
-                effects.push(Effect::Wake { at_us: close_us, event: Event::WindowsClosed(id) });
+                let at_us = exchange.windows.close_us(exchange.end_us);
+                effects.push(Effect::Wake { at_us, event: Event::WindowsClosed(id) });
                 State::Listening { exchange, receiving_until_us: None }
             }
             (State::Listening { exchange, receiving_until_us: None }, Event::DownlinkBegan { id, end_us })
@@ -250,13 +345,15 @@ impl Mote {
                 self.end_unanswered(exchange, now_us, &mut effects)
             }
             (State::Backoff(exchange), Event::RetryDue(id)) if exchange.id() == id => self.retry(exchange, now_us, &mut effects),
+            (State::Idle, Event::JoinDue) if self.session.is_none() => self.send_join_request(now_us, &mut effects),
             (
                 state @ (State::Idle | State::OnAir(_) | State::Listening { .. } | State::Backoff(_)),
                 Event::AirEnded(_)
                 | Event::DownlinkBegan { .. }
                 | Event::DownlinkEnded { .. }
                 | Event::WindowsClosed(_)
-                | Event::RetryDue(_),
+                | Event::RetryDue(_)
+                | Event::JoinDue,
             ) => state,
         };
         effects
@@ -265,22 +362,29 @@ impl Mote {
     fn take_reading(&mut self, state: State, now_us: u64, effects: &mut Vec<Effect>) -> State {
         self.slot += 1;
         effects.push(Effect::Wake { at_us: self.next_reading_us(), event: Event::ReadingDue });
-        match state {
-            State::Idle if now_us >= self.band_open_us => {
-                let exchange = self.new_exchange();
+        if matches!(state, State::Idle) {
+            self.switch_off_if_due(now_us);
+        }
+        match (state, self.session.clone()) {
+            (State::Idle, Some(session)) if now_us >= self.band_open_us => {
+                let exchange = self.new_exchange(&session);
                 if exchange.confirmed {
                     effects.push(Effect::ConfirmedPending(true));
                 }
                 self.transmit(exchange, now_us, effects)
             }
-            state @ (State::Idle | State::OnAir(_) | State::Listening { .. } | State::Backoff(_)) => {
+            (State::Idle, None) => {
+                effects.push(Effect::ReadingSkipped);
+                self.join_if_not_joining(now_us, effects)
+            }
+            (state @ (State::Idle | State::OnAir(_) | State::Listening { .. } | State::Backoff(_)), _) => {
                 effects.push(Effect::ReadingSkipped);
                 state
             }
         }
     }
 
-    fn new_exchange(&mut self) -> Exchange {
+    fn new_exchange(&mut self, session: &Session) -> Exchange {
         let mote = u64::from(self.index);
         let seed = self.policy.seed;
         let taken = u64::from(self.readings_taken);
@@ -291,38 +395,69 @@ impl Mote {
         let confirmed = seed.happens(Topic::Confirmed, &[mote, taken], self.policy.confirmed_ppm);
         let f_cnt = self.f_cnt_up;
         let acknowledge = std::mem::take(&mut self.acknowledge_next);
+        let adr = self.policy.depth.adr;
+        let mut options = self.link.begin_uplink(adr);
+        if let Some(request) = self.request(taken).filter(|_| options.len() < OPTIONS_BYTES_MAX) {
+            options.push(request.cid());
+        }
+        let asks_for_downlink = adr && self.link.asks_for_downlink();
+        let header = Header { f_cnt, confirmed, acknowledge, adr, asks_for_downlink, options: &options };
         self.f_cnt_up += 1;
         self.readings_taken += 1;
         Exchange {
-            reading,
+            content: Content::Reading(reading),
+            session: session.ordinal,
             f_cnt,
             confirmed,
-            bytes: build_uplink(&self.device, f_cnt, confirmed, acknowledge, reading),
+            bytes: build_data(session, &header, reading),
+            options,
             attempt: 1,
             start_us: 0,
             end_us: 0,
-            data_rate: SpreadingFactor::SF7,
+            data_rate: self.link.data_rate,
             frequency_hz: CHANNELS_HZ[0],
+            windows: self.windows(CHANNELS_HZ[0], self.link.data_rate),
         }
     }
 
-    fn transmit(&mut self, mut exchange: Exchange, now_us: u64, effects: &mut Vec<Effect>) -> State {
-        let parts = [u64::from(self.index), u64::from(exchange.f_cnt), u64::from(exchange.attempt)];
-        let channel = usize::try_from(self.policy.seed.below(Topic::Channel, &parts, CHANNELS_HZ.len() as u64)).unwrap_or(0);
-        let airtime_us = exchange.data_rate.airtime_us(exchange.bytes.len(), true);
-        exchange.frequency_hz = CHANNELS_HZ[channel];
-        exchange.start_us = now_us;
-        exchange.end_us = now_us + airtime_us;
-        if self.policy.duty_cycle {
-            self.band_open_us = now_us + DUTY_CYCLE_FACTOR * airtime_us;
+    fn request(&self, taken: u64) -> Option<Request> {
+        let parts = [u64::from(self.index), taken];
+        let (seed, ppm) = (self.policy.seed, self.policy.depth.requests_ppm);
+        let kind = seed.draw(Topic::Request, &[parts[0], parts[1], 1]);
+        let request = if kind.is_multiple_of(2) { Request::LinkCheck } else { Request::DeviceTime };
+        seed.happens(Topic::Request, &parts, ppm).then_some(request)
+    }
+
+    fn windows(&self, rx1_frequency_hz: u32, data_rate: SpreadingFactor) -> Windows {
+        Windows {
+            rx1_delay_us: self.link.rx1_delay_us,
+            rx1_frequency_hz,
+            rx1_data_rate: self.link.rx1_data_rate(data_rate),
+            rx2_frequency_hz: self.link.rx2_frequency_hz,
+            rx2_data_rate: self.link.rx2_data_rate,
         }
+    }
+
+    /// Puts the exchange on a channel and on air.
+    fn transmit(&mut self, mut exchange: Exchange, now_us: u64, effects: &mut Vec<Effect>) -> State {
+        let Content::Reading(reading) = exchange.content else { return State::Idle };
+        let parts = [u64::from(self.index), exchange.id().number(), u64::from(exchange.attempt)];
+        let channels = self.link.enabled();
+        let drawn = usize::try_from(self.policy.seed.below(Topic::Channel, &parts, channels.len() as u64)).unwrap_or(0);
+        let channel = channels.get(drawn).copied();
+        exchange.frequency_hz = channel.map_or(CHANNELS_HZ[0], |channel| channel.frequency_hz);
+        let rx1_frequency_hz = channel.map_or(exchange.frequency_hz, |channel| channel.rx1_frequency_hz);
+        exchange.windows = self.windows(rx1_frequency_hz, exchange.data_rate);
+        self.put_on_air(&mut exchange, now_us);
         effects.push(Effect::Record(MoteRecord::Attempt(Attempt {
             mote: self.index,
             dev_eui: self.device.dev_eui,
-            reading: exchange.reading.number,
-            decicelsius: exchange.reading.decicelsius,
+            session: exchange.session,
+            reading: reading.number,
+            decicelsius: reading.decicelsius,
             f_cnt: exchange.f_cnt,
             confirmed: exchange.confirmed,
+            options: hex::encode(&exchange.options),
             attempt: exchange.attempt,
             start_us: exchange.start_us,
             end_us: exchange.end_us,
@@ -333,68 +468,26 @@ impl Mote {
         State::OnAir(exchange)
     }
 
-    /// LMIC's `decodeFrame`: address, length and MIC first, then the counter; an acknowledgement ends the exchange.
-    fn judge_downlink(
-        &mut self,
-        exchange: Exchange,
-        window: Window,
-        bytes: &[u8],
-        now_us: u64,
-        effects: &mut Vec<Effect>,
-    ) -> State {
-        match self.accept_downlink(bytes) {
-            Ok((f_cnt_down, header)) => {
-                self.f_cnt_down_next = f_cnt_down.wrapping_add(1);
-                self.acknowledge_next |= header.confirmed;
-                self.record_attempt_end(&exchange, Some((window, f_cnt_down, header.ack)), now_us, effects);
-                // LMIC does not resend after a downlink without ACK: the uplink ends as not acknowledged.
-                self.finish(&exchange, header.ack.then_some(window), now_us, effects)
-            }
-            Err((reason, f_cnt_low)) => {
-                effects.push(Effect::Record(MoteRecord::DownlinkDropped(DownlinkDropped {
-                    mote: self.index,
-                    dev_eui: self.device.dev_eui,
-                    reason,
-                    f_cnt_low,
-                    f_cnt_down_next: self.f_cnt_down_next,
-                    window,
-                    at_us: now_us,
-                })));
-                let close_us = exchange.end_us + RX2_DELAY_US + RX_SYMBOLS * self.policy.rx2_data_rate.symbol_us();
-                if now_us >= close_us {
-                    self.end_unanswered(exchange, now_us, effects)
-                } else {
-                    State::Listening { exchange, receiving_until_us: None }
-                }
-            }
+    fn put_on_air(&mut self, exchange: &mut Exchange, now_us: u64) {
+        let airtime_us = exchange.data_rate.airtime_us(exchange.bytes.len(), true);
+        exchange.start_us = now_us;
+        exchange.end_us = now_us + airtime_us;
+        if self.policy.duty_cycle {
+            self.band_open_us = now_us + DUTY_CYCLE_FACTOR * airtime_us;
         }
-    }
-
-    fn accept_downlink(&self, bytes: &[u8]) -> Result<(u32, frame::DownlinkHeader), (DropReason, Option<u16>)> {
-        let header = frame::parse_downlink(bytes).map_err(|_| (DropReason::Malformed, None))?;
-        let wire = header.f_cnt_low;
-        if header.dev_addr != self.device.dev_addr {
-            return Err((DropReason::Address, Some(wire)));
-        }
-        let step = wire.wrapping_sub(low_u16(self.f_cnt_down_next));
-        let f_cnt = self.f_cnt_down_next.wrapping_add(u32::from(step));
-        let authentic = |f_cnt| frame::is_downlink_authentic(bytes, &self.device.nwk_s_key, f_cnt);
-        if !authentic(f_cnt) {
-            // LMIC sees only a wrong MIC here. A counter from the past is what a server that reuses counters would
-            // send, so the ledger tells it apart.
-            let replayed = f_cnt.checked_sub(1 << 16).is_some_and(authentic);
-            return Err((if replayed { DropReason::Replay } else { DropReason::Mic }, Some(wire)));
-        }
-        if step > FCNT_GAP_MAX {
-            return Err((DropReason::Gap, Some(wire)));
-        }
-        Ok((f_cnt, header))
     }
 
     fn end_unanswered(&mut self, exchange: Exchange, now_us: u64, effects: &mut Vec<Effect>) -> State {
+        if matches!(exchange.content, Content::Join { .. }) {
+            return self.schedule_join(&exchange, now_us, effects);
+        }
         self.record_attempt_end(&exchange, None, now_us, effects);
         if exchange.confirmed {
             self.schedule_retry(exchange, now_us, effects)
+        } else if exchange.attempt < self.link.transmissions.min(ATTEMPTS_MAX) {
+            let at_us = now_us.max(self.band_open_us);
+            effects.push(Effect::Wake { at_us, event: Event::RetryDue(exchange.id()) });
+            State::Backoff(exchange)
         } else {
             self.finish(&exchange, None, now_us, effects)
         }
@@ -405,7 +498,7 @@ impl Mote {
         if exchange.attempt >= ATTEMPTS_MAX {
             return self.finish(&exchange, None, now_us, effects);
         }
-        let parts = [u64::from(self.index), u64::from(exchange.f_cnt), u64::from(exchange.attempt)];
+        let parts = [u64::from(self.index), exchange.id().number(), u64::from(exchange.attempt)];
         let random = self.policy.seed.draw(Topic::RetryDelay, &parts);
         let delay_us = random % 1_000_000 + (random >> 32) % RETRY_PERIOD_S * 1_000_000;
         let at_us = (now_us + delay_us).max(self.band_open_us);
@@ -413,20 +506,22 @@ impl Mote {
         State::Backoff(exchange)
     }
 
-    /// Same counter, same bytes; one data rate lower at the attempts 3, 5 and 7 (LMIC `DRADJUST`).
+    /// Same counter, same bytes; a confirmed one goes one data rate lower at the attempts 3, 5 and 7 (LMIC `DRADJUST`).
     fn retry(&mut self, mut exchange: Exchange, now_us: u64, effects: &mut Vec<Effect>) -> State {
         exchange.attempt += 1;
-        if exchange.attempt % 2 == 1 {
+        if exchange.confirmed && exchange.attempt % 2 == 1 {
             exchange.data_rate = exchange.data_rate.lower_data_rate();
         }
         self.transmit(exchange, now_us, effects)
     }
 
     fn finish(&self, exchange: &Exchange, acknowledged: Option<Window>, now_us: u64, effects: &mut Vec<Effect>) -> State {
+        let Content::Reading(reading) = exchange.content else { return State::Idle };
         effects.push(Effect::Record(MoteRecord::UplinkEnd(UplinkEnd {
             mote: self.index,
             dev_eui: self.device.dev_eui,
-            reading: exchange.reading.number,
+            session: exchange.session,
+            reading: reading.number,
             f_cnt: exchange.f_cnt,
             confirmed: exchange.confirmed,
             attempts: exchange.attempt,
@@ -446,10 +541,12 @@ impl Mote {
         now_us: u64,
         effects: &mut Vec<Effect>,
     ) {
+        let Content::Reading(reading) = exchange.content else { return };
         effects.push(Effect::Record(MoteRecord::AttemptEnd(AttemptEnd {
             mote: self.index,
             dev_eui: self.device.dev_eui,
-            reading: exchange.reading.number,
+            session: exchange.session,
+            reading: reading.number,
             f_cnt: exchange.f_cnt,
             attempt: exchange.attempt,
             answered: answer.map(|(window, _, _)| window),
@@ -461,10 +558,19 @@ impl Mote {
 }
 
 impl Exchange {
+    /// The address in its bytes; a join request has none.
+    #[must_use]
+    pub fn dev_addr(&self) -> Option<DevAddr> {
+        match (self.content, self.bytes.get(1..5)) {
+            (Content::Reading(_), Some(&[a, b, c, d])) => Some(DevAddr(u32::from_le_bytes([a, b, c, d]))),
+            (Content::Reading(_) | Content::Join { .. }, _) => None,
+        }
+    }
+
     /// The name of this attempt.
     #[must_use]
     pub fn id(&self) -> AttemptId {
-        AttemptId { f_cnt: self.f_cnt, attempt: self.attempt }
+        AttemptId { session: self.session, f_cnt: self.f_cnt, attempt: self.attempt }
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::time::{Instant, interval, sleep_until};
 
 use crate::airtime::SpreadingFactor;
 use crate::fleet::{Eui64, Fleet};
+use crate::mote::Depth;
 use crate::world::{self, Drained, GatewayConfig, World, WorldConfig};
 
 /// Longest command line that is read.
@@ -50,6 +51,18 @@ pub struct RadioArgs {
     /// Let motes ignore the 1 % duty cycle.
     #[arg(long)]
     pub no_duty_cycle: bool,
+    /// Share of motes that join over the air, every other one by the rules of LoRaWAN 1.0.4.
+    #[arg(long, default_value = "0", value_parser = parse_ppm)]
+    pub otaa: u32,
+    /// Seconds after which such a mote is switched off and on and joins anew; 0: never.
+    #[arg(long, default_value_t = 0)]
+    pub rejoin: u32,
+    /// Let motes set the ADR bit.
+    #[arg(long)]
+    pub adr: bool,
+    /// Share of readings with a `LinkCheckReq` or `DeviceTimeReq`.
+    #[arg(long, default_value = "0", value_parser = parse_ppm)]
+    pub requests: u32,
     /// A gateway and its node, e.g. `aa555a0000000101@127.0.0.1:1700`; repeat for more.
     #[arg(long = "gateway", value_name = "EUI@HOST:PORT", value_parser = parse_gateway)]
     pub gateways: Vec<GatewayConfig>,
@@ -104,6 +117,8 @@ pub async fn radio_process(args: RadioArgs) -> anyhow::Result<()> {
         downlink_loss_ppm: args.loss,
         rx2_data_rate: args.rx2_sf,
         duty_cycle: !args.no_duty_cycle,
+        otaa_ppm: args.otaa,
+        depth: Depth { adr: args.adr, requests_ppm: args.requests, rejoin_us: u64::from(args.rejoin) * 1_000_000 },
         ledger_directory: args.ledgers.clone(),
     };
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
@@ -191,7 +206,7 @@ fn print_line(line: &Value) -> anyhow::Result<()> {
 }
 
 fn write_provisioning(args: &RadioArgs, path: &PathBuf) -> anyhow::Result<()> {
-    let list = Fleet::new(args.seed, args.motes)?.provisioning(args.rx2_sf);
+    let list = Fleet::with_otaa(args.seed, args.motes, args.otaa)?.provisioning(args.rx2_sf);
     std::fs::write(path, serde_json::to_vec_pretty(&list)?).with_context(|| path.display().to_string())
 }
 

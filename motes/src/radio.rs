@@ -7,10 +7,11 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use crate::airtime::SpreadingFactor;
-use crate::fleet::{DevAddr, Eui64, Fleet};
-use crate::frame::{is_downlink_authentic, parse_downlink};
-use crate::ledger::{Downlink, Frame, MoteRecord, RadioRecord};
-use crate::mote::{AttemptId, Effect, Event, Exchange, Mote, Policy, State, Window};
+use crate::fleet::{DevAddr, Eui64, Fleet, Key};
+use crate::frame::{Session, is_downlink_authentic, parse_downlink};
+use crate::join;
+use crate::ledger::{AcceptOnAir, Downlink, Frame, JoinFrame, MoteRecord, RadioRecord};
+use crate::mote::{AttemptId, Content, Effect, Event, Exchange, Mote, Policy, State, Window};
 use crate::seed::{Seed, Topic};
 
 /// Most gateways in one world.
@@ -85,6 +86,12 @@ pub struct Counts {
     pub frames_on_air: u64,
     /// Downlinks put on air by any gateway.
     pub downlinks_on_air: u64,
+    /// Join requests sent.
+    pub join_requests: u64,
+    /// Sessions begun by join accepts.
+    pub joined: u64,
+    /// Downlinks with a payload, commands, or a wish for an acknowledgement that motes accepted.
+    pub downlinks_received: u64,
     /// Largest delay between the planned and the actual time of a happening.
     pub lag_us_max: u64,
 }
@@ -114,11 +121,22 @@ impl PartialOrd for Entry {
     }
 }
 
-/// What the radio remembers of a mote's latest frame and of the downlinks for it.
-#[derive(Clone, Copy, Debug, Default)]
-struct Track {
-    frame: Option<(AttemptId, u64)>,
+/// A session of a mote, now or before, and the downlinks for it.
+#[derive(Clone, Debug)]
+struct Tracked {
+    mote: usize,
+    ordinal: u32,
+    nwk_s_key: Key,
     f_cnt_down_max: Option<u32>,
+}
+
+/// What a downlink on air is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Addressee {
+    mote: Option<usize>,
+    session: u32,
+    f_cnt: Option<u32>,
+    accept: Option<AcceptOnAir>,
 }
 
 /// Loss of the links.
@@ -136,8 +154,10 @@ pub struct Radio {
     seed: Seed,
     loss: Loss,
     motes: Vec<Mote>,
-    tracks: Vec<Track>,
-    by_address: BTreeMap<DevAddr, u32>,
+    /// The latest frame of each mote.
+    latest: Vec<Option<(AttemptId, u64)>>,
+    /// All sessions, of which a server may give several one address; the newest last.
+    by_address: BTreeMap<DevAddr, Vec<Tracked>>,
     gateways: Vec<Eui64>,
     agenda: BinaryHeap<Reverse<Entry>>,
     order: u64,
@@ -155,8 +175,8 @@ impl Radio {
         let mut radio = Self {
             seed: fleet.seed(),
             loss,
-            tracks: vec![Track::default(); motes.len()],
-            by_address: (0..).zip(fleet.devices()).map(|(index, device)| (device.dev_addr, index)).collect(),
+            latest: vec![None; motes.len()],
+            by_address: BTreeMap::new(),
             gateways,
             agenda: BinaryHeap::new(),
             order: 0,
@@ -166,6 +186,9 @@ impl Radio {
             motes,
         };
         for mote in 0..radio.motes.len() {
+            if let Some(session) = radio.motes[mote].session().cloned() {
+                radio.track(mote, &session);
+            }
             let at_us = radio.motes[mote].next_reading_us();
             radio.plan(at_us, Happening::Mote { mote: u32::try_from(mote).unwrap_or(u32::MAX), event: Event::ReadingDue });
         }
@@ -216,7 +239,7 @@ impl Radio {
             let Some(Reverse(entry)) = self.agenda.pop() else { break };
             self.counts.lag_us_max = self.counts.lag_us_max.max(now_us - entry.at_us);
             match entry.happening {
-                Happening::Mote { event: Event::ReadingDue, .. } if !self.sending => {}
+                Happening::Mote { event: Event::ReadingDue | Event::JoinDue, .. } if !self.sending => {}
                 Happening::Mote { mote, event } => self.step_mote(mote, event, entry.at_us, &mut outputs),
                 Happening::DownlinkStart(transmission) => self.start_downlink(transmission, &mut outputs),
             }
@@ -250,6 +273,7 @@ impl Radio {
                 }
                 Effect::ConfirmedPending(false) => self.counts.confirmed_pending -= 1,
                 Effect::ReadingSkipped => self.counts.readings_skipped += 1,
+                Effect::Joined(session) => self.track(index, &session),
             }
         }
     }
@@ -258,13 +282,24 @@ impl Radio {
         match record {
             MoteRecord::Attempt(_) => self.counts.frames_on_air += 1,
             MoteRecord::UplinkEnd(end) => self.counts.confirmed_acknowledged += u64::from(end.acknowledged.is_some()),
+            MoteRecord::JoinAttempt(_) => {
+                self.counts.frames_on_air += 1;
+                self.counts.join_requests += 1;
+            }
+            MoteRecord::Joined(_) => self.counts.joined += 1,
+            MoteRecord::DownlinkReceived(_) => self.counts.downlinks_received += 1,
             MoteRecord::Start(_) | MoteRecord::AttemptEnd(_) | MoteRecord::DownlinkDropped(_) => {}
         }
     }
 
+    fn track(&mut self, mote: usize, session: &Session) {
+        let tracked = Tracked { mote, ordinal: session.ordinal, nwk_s_key: session.nwk_s_key, f_cnt_down_max: None };
+        self.by_address.entry(session.dev_addr).or_default().push(tracked);
+    }
+
     /// A frame left the air: every gateway hears it or not, independently.
     fn end_frame(&mut self, mote: u32, index: usize, exchange: &Exchange, outputs: &mut Vec<Output>) {
-        let parts = [u64::from(mote), u64::from(exchange.f_cnt), u64::from(exchange.attempt)];
+        let parts = [u64::from(mote), exchange.id().number(), u64::from(exchange.attempt)];
         let mut heard = Vec::new();
         for (gateway, eui) in self.gateways.iter().enumerate() {
             let link = [parts[0], parts[1], parts[2], eui.0];
@@ -285,20 +320,20 @@ impl Radio {
         }
         let frame = self.frame_next;
         self.frame_next += 1;
-        self.tracks[index].frame = Some((exchange.id(), frame));
+        self.latest[index] = Some((exchange.id(), frame));
         self.counts.frames_on_air -= 1;
-        self.counts.frames_sent += 1;
-        self.counts.frames_heard += u64::from(!heard.is_empty());
-        outputs.push(Output::Radio(RadioRecord::Frame(Frame {
-            frame,
-            mote,
-            dev_eui: self.motes[index].device().dev_eui,
-            f_cnt: exchange.f_cnt,
-            attempt: exchange.attempt,
-            confirmed: exchange.confirmed,
-            end_us: exchange.end_us,
-            gateways: heard,
-        })));
+        let dev_eui = self.motes[index].device().dev_eui;
+        let Exchange { session, f_cnt, attempt, confirmed, end_us, .. } = *exchange;
+        outputs.push(Output::Radio(match exchange.content {
+            Content::Join { dev_nonce } => {
+                RadioRecord::JoinFrame(JoinFrame { frame, mote, dev_eui, dev_nonce, end_us, gateways: heard })
+            }
+            Content::Reading(_) => {
+                self.counts.frames_sent += 1;
+                self.counts.frames_heard += u64::from(!heard.is_empty());
+                RadioRecord::Frame(Frame { frame, mote, dev_eui, session, f_cnt, attempt, confirmed, end_us, gateways: heard })
+            }
+        }));
     }
 
     fn start_downlink(&mut self, transmission: Transmission, outputs: &mut Vec<Output>) {
@@ -307,8 +342,10 @@ impl Radio {
         let eui = self.gateways.get(gateway).copied().unwrap_or(Eui64(0));
         let end_us = start_us + data_rate.airtime_us(bytes.len(), false);
         let header = parse_downlink(&bytes).ok();
-        let mote = header.and_then(|header| self.by_address.get(&header.dev_addr).copied());
-        let index = mote.and_then(|mote| self.index(mote));
+        let to = match header {
+            Some(header) => self.find_session(&bytes, header.dev_addr, header.f_cnt_low),
+            None => self.find_joining(&bytes),
+        };
         let mut record = Downlink {
             gateway: eui,
             start_us,
@@ -316,24 +353,27 @@ impl Radio {
             bytes: hex::encode(&bytes),
             dev_addr: header.map(|header| header.dev_addr),
             f_cnt_low: header.map(|header| header.f_cnt_low),
-            f_cnt: None,
+            f_cnt: to.f_cnt,
             ack: header.is_some_and(|header| header.ack),
-            mote,
-            dev_eui: index.map(|index| self.motes[index].device().dev_eui),
+            mote: to.mote.and_then(|index| u32::try_from(index).ok()),
+            dev_eui: to.mote.map(|index| self.motes[index].device().dev_eui),
+            session: to.session,
+            accept: to.accept,
+            data_rate,
+            frequency_hz,
             window: None,
             frame: None,
             reached: false,
         };
-        if let (Some(header), Some(mote), Some(index)) = (header, mote, index) {
-            record.f_cnt = self.reconstruct_counter(index, &bytes, header.f_cnt_low);
-            if let Some((id, window)) = self.motes[index].open_window(start_us, frequency_hz, data_rate) {
-                record.window = Some(window);
-                record.frame = self.tracks[index].frame.filter(|(latest, _)| *latest == id).map(|(_, frame)| frame);
-                record.reached = inverted && !self.loses_downlink(mote, id, window, eui);
-                if record.reached {
-                    self.step_mote(mote, Event::DownlinkBegan { id, end_us }, start_us, outputs);
-                    self.plan(end_us, Happening::Mote { mote, event: Event::DownlinkEnded { id, window, bytes } });
-                }
+        if let (Some(index), Some(mote)) = (to.mote, record.mote)
+            && let Some((id, window)) = self.motes[index].open_window(start_us, frequency_hz, data_rate)
+        {
+            record.window = Some(window);
+            record.frame = self.latest[index].filter(|(latest, _)| *latest == id).map(|(_, frame)| frame);
+            record.reached = inverted && !self.loses_downlink(mote, id, window, eui);
+            if record.reached {
+                self.step_mote(mote, Event::DownlinkBegan { id, end_us }, start_us, outputs);
+                self.plan(end_us, Happening::Mote { mote, event: Event::DownlinkEnded { id, window, bytes } });
             }
         }
         outputs.push(Output::Radio(RadioRecord::Downlink(record)));
@@ -344,24 +384,49 @@ impl Radio {
             Window::Rx1 => 1,
             Window::Rx2 => 2,
         };
-        let parts = [u64::from(mote), u64::from(id.f_cnt), u64::from(id.attempt), window, gateway.0];
+        let parts = [u64::from(mote), id.number(), u64::from(id.attempt), window, gateway.0];
         self.seed.happens(Topic::DownlinkLoss, &parts, self.loss.downlink_ppm)
     }
 
-    /// The judge has the keys, so it needs no guess: the full counter is the one under which the MIC is right, looked for in
-    /// the 65,536 values around the highest counter so far and in the two blocks beside it.
-    fn reconstruct_counter(&mut self, index: usize, bytes: &[u8], f_cnt_low: u16) -> Option<u32> {
-        let highest = self.tracks[index].f_cnt_down_max;
-        let block = highest.unwrap_or(0) >> 16;
-        let key = self.motes[index].device().nwk_s_key;
-        let found = [Some(block), block.checked_add(1), block.checked_sub(1)]
-            .into_iter()
-            .flatten()
-            .filter(|block| *block <= u32::from(u16::MAX))
-            .map(|block| (block << 16) | u32::from(f_cnt_low))
-            .find(|f_cnt| is_downlink_authentic(bytes, &key, *f_cnt))?;
-        self.tracks[index].f_cnt_down_max = Some(highest.map_or(found, |highest| highest.max(found)));
-        Some(found)
+    /// The judge has the keys, so it needs no guess: the session and the full counter are those under which the MIC is right, looked for in
+    /// the 65,536 values around the highest counter so far and in the two blocks beside it. The newest session with that address else.
+    fn find_session(&mut self, bytes: &[u8], dev_addr: DevAddr, f_cnt_low: u16) -> Addressee {
+        let Some(sessions) = self.by_address.get_mut(&dev_addr) else { return Addressee::default() };
+        for tracked in sessions.iter_mut().rev() {
+            let block = tracked.f_cnt_down_max.unwrap_or(0) >> 16;
+            let found = [Some(block), block.checked_add(1), block.checked_sub(1)]
+                .into_iter()
+                .flatten()
+                .filter(|block| *block <= u32::from(u16::MAX))
+                .map(|block| (block << 16) | u32::from(f_cnt_low))
+                .find(|f_cnt| is_downlink_authentic(bytes, &tracked.nwk_s_key, *f_cnt));
+            if let Some(f_cnt) = found {
+                tracked.f_cnt_down_max = Some(tracked.f_cnt_down_max.map_or(f_cnt, |highest| highest.max(f_cnt)));
+                return Addressee { mote: Some(tracked.mote), session: tracked.ordinal, f_cnt: Some(f_cnt), accept: None };
+            }
+        }
+        let newest = sessions.last();
+        Addressee {
+            mote: newest.map(|tracked| tracked.mote),
+            session: newest.map_or(0, |tracked| tracked.ordinal),
+            ..Addressee::default()
+        }
+    }
+
+    /// Whose key opens a join accept.
+    fn find_joining(&self, bytes: &[u8]) -> Addressee {
+        if !join::is_accept(bytes) {
+            return Addressee::default();
+        }
+        for (index, mote) in self.motes.iter().enumerate() {
+            // The nonce of the request decides about the keys only, not about what is read here.
+            let accept = mote.device().otaa.as_ref().and_then(|otaa| join::read_accept(&otaa.app_key, 0, bytes));
+            if let Some(accept) = accept {
+                let accept = AcceptOnAir { join_nonce: accept.join_nonce, dev_addr: accept.dev_addr };
+                return Addressee { mote: Some(index), accept: Some(accept), ..Addressee::default() };
+            }
+        }
+        Addressee::default()
     }
 
     fn index(&self, mote: u32) -> Option<usize> {

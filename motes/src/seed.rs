@@ -34,6 +34,14 @@ pub enum Topic {
     Token,
     /// Signal strength that a gateway reports.
     Signal,
+    /// Which motes join over the air, and their root keys.
+    Otaa,
+    /// `DevNonce` of a join request.
+    DevNonce,
+    /// Delay before the next join request.
+    JoinDelay,
+    /// Whether a mote asks for a link check or for the time.
+    Request,
 }
 
 /// The one number that decides a run.

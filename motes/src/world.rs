@@ -14,7 +14,7 @@ use crate::airtime::SpreadingFactor;
 use crate::fleet::{Eui64, Fleet};
 use crate::gateway::{self, Clock, Gateway};
 use crate::ledger::{self, GatewayRecord, Ledger, MoteRecord, RadioRecord, Start, Writer};
-use crate::mote::Policy;
+use crate::mote::{Depth, Policy};
 use crate::radio::{self, GATEWAYS_MAX, Loss, Output, Radio, Transmission};
 use crate::seed::PPM;
 
@@ -69,6 +69,10 @@ pub struct WorldConfig {
     pub rx2_data_rate: SpreadingFactor,
     /// Whether motes keep the 1 % duty cycle.
     pub duty_cycle: bool,
+    /// Motes that join over the air, parts per million.
+    pub otaa_ppm: u32,
+    /// What motes do beside sending readings.
+    pub depth: Depth,
     /// Where the ledgers are written; existing ones are replaced.
     pub ledger_directory: PathBuf,
 }
@@ -86,12 +90,14 @@ impl WorldConfig {
             downlink_loss_ppm: 50_000,
             rx2_data_rate: SpreadingFactor::SF12,
             duty_cycle: true,
+            otaa_ppm: 0,
+            depth: Depth::default(),
             ledger_directory,
         }
     }
 
     fn check(&self, gateways: usize) -> Result<(), Error> {
-        let shares = [self.confirmed_ppm, self.uplink_loss_ppm, self.downlink_loss_ppm];
+        let shares = [self.confirmed_ppm, self.uplink_loss_ppm, self.downlink_loss_ppm, self.otaa_ppm, self.depth.requests_ppm];
         if shares.iter().any(|share| *share > PPM) {
             return Err(Error::Config("a share is at most 1".to_owned()));
         }
@@ -191,7 +197,7 @@ impl World {
     ) -> Result<Self, Error> {
         config.check(gateways.len())?;
         let Ground { sockets, ledger, wall_us } = ground;
-        let fleet = Fleet::new(config.seed, config.motes)?;
+        let fleet = Fleet::with_otaa(config.seed, config.motes, config.otaa_ppm)?;
         let euis: Vec<Eui64> = gateways.iter().map(|gateway| gateway.eui).collect();
         if euis.iter().enumerate().any(|(index, eui)| euis[..index].contains(eui)) {
             return Err(Error::Config("two gateways have one identifier".to_owned()));
@@ -212,6 +218,7 @@ impl World {
             confirmed_ppm: config.confirmed_ppm,
             rx2_data_rate: config.rx2_data_rate,
             duty_cycle: config.duty_cycle,
+            depth: config.depth,
         };
         let radio = Radio::new(&fleet, policy, loss, euis.clone(), start_us);
         let (commands, command_queue) = mpsc::channel(COMMANDS_WAITING_MAX);

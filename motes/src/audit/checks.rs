@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::report::{Duplicate, ListedReading, Report, WrongValue, list};
-use super::{Alive, Delivered, Input, NodeLife};
+use super::{Alive, Delivered, Input, NodeLife, joins};
 use crate::fleet::Eui64;
 use crate::ledger::{Downlink, DropReason, Frame, GatewayRecord, MoteRecord, RadioRecord, UplinkEnd};
 
-/// A device and an uplink counter: one reading.
-type Key = (Eui64, u32);
+/// A device, its session and an uplink counter: one reading.
+type Key = (Eui64, u32, u32);
 
 /// What became of a frame at the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,14 +42,15 @@ pub fn audit(input: &Input<'_>) -> Report {
     judge_answers(input, &downlinks, &mut report);
     judge_confirmed(input, &uplinks, &mut report);
     judge_handback(input, &uplinks, &downlinks, &mut report);
+    joins::judge(input, &downlinks, &mut report);
     count_drops(input, &mut report);
     report
 }
 
-fn as_downlink(record: &RadioRecord) -> Option<&Downlink> {
+pub(super) fn as_downlink(record: &RadioRecord) -> Option<&Downlink> {
     match record {
         RadioRecord::Downlink(downlink) => Some(downlink),
-        RadioRecord::Start(_) | RadioRecord::Frame(_) => None,
+        RadioRecord::Start(_) | RadioRecord::Frame(_) | RadioRecord::JoinFrame(_) => None,
     }
 }
 
@@ -65,7 +66,7 @@ fn collect_uplinks<'a>(input: &Input<'a>, report: &mut Report) -> BTreeMap<Key, 
     for record in &input.ledgers.motes {
         match record {
             MoteRecord::Attempt(attempt) => {
-                let key = (attempt.dev_eui, attempt.f_cnt);
+                let key = (attempt.dev_eui, attempt.session, attempt.f_cnt);
                 let uplink = uplinks.entry(key).or_insert_with(|| Uplink {
                     reading: attempt.reading,
                     decicelsius: attempt.decicelsius,
@@ -74,32 +75,37 @@ fn collect_uplinks<'a>(input: &Input<'a>, report: &mut Report) -> BTreeMap<Key, 
                     end: None,
                 });
                 if (uplink.reading, uplink.decicelsius) != (attempt.reading, attempt.decicelsius) {
-                    fault(report, format!("{} {}: two values under one counter", key.0, key.1));
+                    fault(report, format!("{} {}: two values under one counter", key.0, key.2));
                 }
                 if !begun.insert((key, attempt.attempt)) {
-                    fault(report, format!("{} {}: attempt {} began twice", key.0, key.1, attempt.attempt));
+                    fault(report, format!("{} {}: attempt {} began twice", key.0, key.2, attempt.attempt));
                 }
             }
-            MoteRecord::UplinkEnd(end) => match uplinks.get_mut(&(end.dev_eui, end.f_cnt)) {
+            MoteRecord::UplinkEnd(end) => match uplinks.get_mut(&(end.dev_eui, end.session, end.f_cnt)) {
                 Some(uplink) => uplink.end = Some(end),
                 None => fault(report, format!("{} {}: ended without an attempt", end.dev_eui, end.f_cnt)),
             },
-            MoteRecord::Start(_) | MoteRecord::AttemptEnd(_) | MoteRecord::DownlinkDropped(_) => {}
+            MoteRecord::Start(_)
+            | MoteRecord::AttemptEnd(_)
+            | MoteRecord::DownlinkDropped(_)
+            | MoteRecord::DownlinkReceived(_)
+            | MoteRecord::JoinAttempt(_)
+            | MoteRecord::Joined(_) => {}
         }
     }
     for record in &input.ledgers.radio {
         let RadioRecord::Frame(frame) = record else { continue };
-        let key = (frame.dev_eui, frame.f_cnt);
+        let key = (frame.dev_eui, frame.session, frame.f_cnt);
         match uplinks.get_mut(&key).filter(|_| begun.remove(&(key, frame.attempt))) {
             Some(uplink) => uplink.frames.push(frame),
-            None => fault(report, format!("{} {}: a frame that its mote did not send", key.0, key.1)),
+            None => fault(report, format!("{} {}: a frame that its mote did not send", key.0, key.2)),
         }
     }
     uplinks.retain(|_, uplink| !uplink.frames.is_empty());
     uplinks
 }
 
-fn is_alive(node: &NodeLife, at_us: u64, margin_ms: u64) -> bool {
+pub(super) fn is_alive(node: &NodeLife, at_us: u64, margin_ms: u64) -> bool {
     let covers = |alive: &Alive| {
         alive.from_ms * 1_000 <= at_us && alive.to_ms.is_none_or(|to_ms| at_us + margin_ms * 1_000 < to_ms * 1_000)
     };
@@ -163,8 +169,9 @@ fn count_rows<'a>(input: &Input<'a>, uplinks: &BTreeMap<Key, Uplink<'_>>, report
     let mut ids = BTreeSet::new();
     let mut readings = BTreeSet::new();
     let mut first_rows: BTreeMap<Key, &Delivered> = BTreeMap::new();
+    let sessions = Sessions::of(uplinks);
     for row in rows {
-        let key = (row.device, row.f_cnt);
+        let key = sessions.key(row);
         let id_is_new = ids.insert(row.event_id.as_str());
         let reading_is_new = row.reading.is_none_or(|reading| readings.insert((row.device, reading)));
         let counter_is_new = !first_rows.contains_key(&key);
@@ -185,6 +192,28 @@ fn count_rows<'a>(input: &Input<'a>, uplinks: &BTreeMap<Key, Uplink<'_>>, report
     }
     first_rows.retain(|key, _| uplinks.contains_key(key));
     first_rows
+}
+
+/// Which session of a device a row of the store belongs to: counters begin anew with each, reading numbers do not.
+struct Sessions {
+    by_reading: BTreeMap<(Eui64, u32), Key>,
+    by_counter: BTreeMap<(Eui64, u32), u32>,
+}
+
+impl Sessions {
+    fn of(uplinks: &BTreeMap<Key, Uplink<'_>>) -> Self {
+        let by_reading = uplinks.iter().map(|(key, uplink)| ((key.0, uplink.reading), *key)).collect();
+        Self { by_reading, by_counter: uplinks.keys().map(|(device, session, f_cnt)| ((*device, *f_cnt), *session)).collect() }
+    }
+
+    fn key(&self, row: &Delivered) -> Key {
+        let by_reading = row.reading.and_then(|reading| self.by_reading.get(&(row.device, reading)));
+        let newest = || self.by_counter.get(&(row.device, row.f_cnt)).copied().unwrap_or(0);
+        match by_reading {
+            Some(key) if key.2 == row.f_cnt => *key,
+            Some(_) | None => (row.device, newest(), row.f_cnt),
+        }
+    }
 }
 
 fn judge_delivery(
@@ -210,7 +239,7 @@ fn judge_delivery(
         let delay_ms = row.map(|row| row.received_at_ms.saturating_sub(heard_ms));
         let listed = || ListedReading {
             device: key.0,
-            f_cnt: key.1,
+            f_cnt: key.2,
             reading: uplink.reading,
             confirmed: uplink.confirmed,
             heard_ms,
@@ -249,10 +278,11 @@ fn judge_takeover(input: &Input<'_>, uplinks: &BTreeMap<Key, Uplink<'_>>, report
     let (Some(kill_ms), Some(taker)) = (input.timeline.kill_ms, input.timeline.taker.as_ref()) else { return };
     let live_from_us = input.timeline.takeover_certificate_ms.unwrap_or(kill_ms).max(kill_ms) * 1_000;
     let gateways: Vec<Eui64> = input.nodes.iter().filter(|node| node.node == *taker).map(|node| node.gateway).collect();
+    let sessions = Sessions::of(uplinks);
     let is_live = |row: &&Delivered| {
         row.delivered_by == *taker
             && row.received_at_ms >= kill_ms
-            && uplinks.get(&(row.device, row.f_cnt)).is_some_and(|uplink| {
+            && uplinks.get(&sessions.key(row)).is_some_and(|uplink| {
                 // A reading that the taker had heard before could come from its buffer, even if it was sent again since.
                 let heard = uplink.frames.iter().filter(|frame| frame.gateways.iter().any(|gateway| gateways.contains(gateway)));
                 let first_us = heard.map(|frame| frame.end_us).min();
@@ -284,9 +314,14 @@ fn judge_counters(downlinks: &[&Downlink], report: &mut Report) {
     let mut in_order = downlinks.to_vec();
     // What starts at the same time has no order.
     in_order.sort_by_key(|downlink| (downlink.start_us, downlink.f_cnt));
-    let mut used: BTreeMap<Eui64, BTreeSet<u32>> = BTreeMap::new();
+    let mut used: BTreeMap<(Eui64, u32), BTreeSet<u32>> = BTreeMap::new();
     for downlink in in_order {
         report.downlinks_on_air += 1;
+        if downlink.accept.is_some() {
+            report.accepts_on_air += 1;
+            report.downlinks_outside_window += u64::from(downlink.window.is_none());
+            continue;
+        }
         let (Some(device), Some(_)) = (downlink.dev_eui, downlink.dev_addr) else {
             report.downlinks_unknown += 1;
             continue;
@@ -296,7 +331,7 @@ fn judge_counters(downlinks: &[&Downlink], report: &mut Report) {
             report.downlinks_unauthentic += 1;
             continue;
         };
-        let counters = used.entry(device).or_default();
+        let counters = used.entry((device, downlink.session)).or_default();
         let highest = counters.last().copied();
         if !counters.insert(f_cnt) {
             report.downlink_counters_reused += 1;
@@ -334,6 +369,7 @@ fn judge_answers(input: &Input<'_>, downlinks: &[&Downlink], report: &mut Report
         match record {
             GatewayRecord::Rejected { error, .. } => *report.tx_rejected.entry(error.clone()).or_default() += 1,
             GatewayRecord::Start(_)
+            | GatewayRecord::Queued { .. }
             | GatewayRecord::Malformed { .. }
             | GatewayRecord::Server { .. }
             | GatewayRecord::Totals { .. } => {}
@@ -406,7 +442,7 @@ fn count_drops(input: &Input<'_>, report: &mut Report) {
         match dropped.reason {
             DropReason::Replay => report.mote_drops_replay += 1,
             DropReason::Gap => report.mote_drops_gap += 1,
-            DropReason::Malformed | DropReason::Address | DropReason::Mic => report.mote_drops_other += 1,
+            DropReason::Malformed | DropReason::Address | DropReason::Mic | DropReason::JoinNonce => report.mote_drops_other += 1,
         }
     }
 }

@@ -5,7 +5,9 @@
 //! ([`Limits::loss_margin_ms`]). A frame all of whose living hearers were killed within these 50 ms is not owed, and has a column of its own; so has
 //! a frame that only gateways of dead nodes heard. A reading is owed when one of its frames is.
 
+pub mod answers;
 mod checks;
+mod joins;
 mod report;
 
 use serde::{Deserialize, Serialize};

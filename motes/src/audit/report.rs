@@ -189,6 +189,23 @@ pub struct Report {
     /// Of these, heard by the gateways of all living nodes and not answered: the holder heard it, whoever that was.
     pub handback_confirmed_frames_unanswered_though_heard_by_all: u64,
 
+    /// Join requests that left the air.
+    pub join_requests: u64,
+    /// Of these, heard by a gateway whose node was alive.
+    pub join_requests_heard: u64,
+    /// Of these, followed by an accept on air in a window of that request.
+    pub join_requests_accepted: u64,
+    /// Sessions that motes began.
+    pub joined: u64,
+    /// Join accepts on air.
+    pub accepts_on_air: u64,
+    /// Join accepts whose `JoinNonce` is not above an earlier one for that device.
+    pub join_nonces_not_risen: u64,
+    /// Join requests that two gateways accepted.
+    pub joins_by_two_gateways: u64,
+    /// Downlinks with a payload, with commands, or in want of an acknowledgement that motes accepted.
+    pub downlinks_received: u64,
+
     /// Contradictions between the ledgers themselves: the judge is at fault.
     pub ledger_faults: u64,
     /// Which.
@@ -209,8 +226,10 @@ pub enum Violation {
     CountersBackwards(u64),
     /// Downlinks that no mote can authenticate.
     Unauthentic(u64),
-    /// Two gateways answered one frame.
+    /// Two gateways answered one frame or one join request.
     TwoTransmitters(u64),
+    /// A `JoinNonce` was used twice, or went backwards.
+    JoinNonces(u64),
     /// Stored values are not what was sent.
     WrongValues(u64),
     /// Stored readings were never sent.
@@ -230,6 +249,7 @@ impl fmt::Display for Violation {
             Self::CountersBackwards(count) => write!(f, "{count} downlinks on air had a counter below an earlier one"),
             Self::Unauthentic(count) => write!(f, "{count} downlinks on air had a wrong integrity code"),
             Self::TwoTransmitters(count) => write!(f, "{count} frames were answered by two gateways"),
+            Self::JoinNonces(count) => write!(f, "{count} join accepts on air had a JoinNonce not above an earlier one"),
             Self::WrongValues(count) => write!(f, "{count} rows of the store differ from what the mote sent"),
             Self::Invented(count) => write!(f, "{count} rows of the store were never sent"),
             Self::Late(count) => write!(f, "{count} owed readings came after their bound"),
@@ -248,7 +268,8 @@ impl Report {
             Violation::CountersReused(self.downlink_counters_reused),
             Violation::CountersBackwards(self.downlink_counters_backwards),
             Violation::Unauthentic(self.downlinks_unauthentic),
-            Violation::TwoTransmitters(self.frames_answered_by_two_gateways),
+            Violation::TwoTransmitters(self.frames_answered_by_two_gateways + self.joins_by_two_gateways),
+            Violation::JoinNonces(self.join_nonces_not_risen),
             Violation::WrongValues(self.wrong_values),
             Violation::Invented(self.unknown_readings),
             Violation::Late(self.late),
@@ -271,6 +292,7 @@ impl Violation {
             | Self::CountersBackwards(count)
             | Self::Unauthentic(count)
             | Self::TwoTransmitters(count)
+            | Self::JoinNonces(count)
             | Self::WrongValues(count)
             | Self::Invented(count)
             | Self::Late(count)

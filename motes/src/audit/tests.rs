@@ -37,7 +37,7 @@ impl Run {
     fn downlinks(&mut self) -> impl Iterator<Item = &mut Downlink> {
         self.ledgers.radio.iter_mut().filter_map(|record| match record {
             RadioRecord::Downlink(downlink) => Some(downlink),
-            RadioRecord::Start(_) | RadioRecord::Frame(_) => None,
+            RadioRecord::Start(_) | RadioRecord::Frame(_) | RadioRecord::JoinFrame(_) => None,
         })
     }
 }
@@ -61,6 +61,7 @@ fn perfect_run(seed: u64) -> Run {
         confirmed_ppm: 100_000,
         rx2_data_rate: SpreadingFactor::SF12,
         duty_cycle: false,
+        depth: crate::mote::Depth::default(),
     };
     let loss = Loss { uplink_ppm: 50_000, downlink_ppm: 50_000 };
     let mut radio = Radio::new(&fleet, policy, loss, vec![A, B], START_MS * 1_000);
@@ -305,6 +306,7 @@ fn frames_around_the_kill_are_in_their_columns() {
         let f_cnt = 1_000 + u32::try_from(mote).expect("small");
         let attempt = crate::ledger::Attempt { f_cnt, attempt: 1, confirmed: false, ..attempt };
         run.ledgers.radio.push(RadioRecord::Frame(crate::ledger::Frame {
+            session: 0,
             frame: 1_000_000 + u64::from(f_cnt),
             mote: attempt.mote,
             dev_eui: attempt.dev_eui,
@@ -408,4 +410,41 @@ fn temperatures_are_read_exactly() {
         assert_eq!(decicelsius(&serde_json::from_str(value).expect("JSON")), Some(tenths), "{value}");
     }
     assert_eq!(decicelsius(&serde_json::Value::Null), None);
+}
+
+#[test]
+fn every_confirmed_transmission_has_its_fate() {
+    use answers::{Fate, Held, Service, judge};
+    let run = perfect_run(8);
+    let held = |node: &str, from_ms, to_ms| Held { node: node.to_owned(), from_ms, to_ms };
+    let periods =
+        [held("rio", START_MS, Some(KILL_MS)), held("patras", CERTIFICATE_MS, Some(HANDBACK_MS)), held("rio", HANDBACK_MS, None)];
+    let Run { ledgers, nodes, delivered, timeline } = &run;
+    let input = Input { ledgers, nodes, delivered, timeline, limits: Limits::default() };
+    let service = Service { held: &periods, kills_ms: &[KILL_MS] };
+    let found = judge(&input, &service);
+    assert_eq!((found.owed, found.answered), (found.fates[&Fate::Rx1], found.fates[&Fate::Rx1]), "{found:?}");
+    assert!(found.owed > 200 && found.unexplained.is_empty(), "{found:?}");
+    assert!(found.fates[&Fate::Outage] > 0 && found.fates[&Fate::NotByHolder] > 0, "{found:?}");
+    assert!(found.airtime_us.values().all(|used_us| *used_us > 0));
+    assert_eq!(judge(&input, &Service { held: &periods, kills_ms: &[] }).fates.get(&Fate::Outage), None);
+
+    // One answer taken away is found, whoever else was answered.
+    let mut spoiled = ledgers.clone();
+    let last = spoiled.radio.iter().rposition(|record| matches!(record, RadioRecord::Downlink(_))).expect("a downlink");
+    let RadioRecord::Downlink(taken) = spoiled.radio.remove(last) else { panic!("a downlink") };
+    let found = judge(&Input { ledgers: &spoiled, ..input }, &service);
+    assert_eq!(found.unexplained.len(), 1, "{found:?}");
+    assert_eq!((found.owed - found.answered, found.unexplained[0].0), (1, taken.dev_eui.expect("a mote")));
+    // Unless the gateway refused it.
+    let refusal = crate::ledger::GatewayRecord::Rejected {
+        gateway: taken.gateway,
+        at_us: taken.start_us - 900_000,
+        error: "COLLISION_PACKET".to_owned(),
+        tmst: 0,
+        counter: 0,
+        bytes: taken.bytes,
+    };
+    spoiled.gateways.push(refusal);
+    assert_eq!(judge(&Input { ledgers: &spoiled, ..input }, &service).fates[&Fate::Refused], 1);
 }

@@ -1,0 +1,235 @@
+//! Every transmission of a confirmed uplink: answered on air in a window of its own, or why not.
+//!
+//! What the motes and gateways wrote down decides; of the nodes only the times at which they held custody are believed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::checks::{as_downlink, is_alive};
+use super::report::{LIST_MAX, list};
+use super::{Input, NodeLife};
+use crate::fleet::Eui64;
+use crate::ledger::{Downlink, Frame, GatewayRecord, RadioRecord};
+use crate::mote::Window;
+
+/// Answers are owed again so long after a kill.
+const OUTAGE_MS: u64 = 1_500;
+/// Until then after an uplink its answer is decided: RX2 and some.
+const DECIDED_US: u64 = 2_100_000;
+/// The hour over which duty cycles count (ETSI EN 300 220-2, 4.3.3).
+const HOUR_US: u64 = 3_600_000_000;
+/// Smallest answer: 12 bytes at SF7 without CRC.
+const ANSWER_US_MIN: u64 = 41_216;
+
+/// A time in which a node held custody, wall-clock milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Its name, as in [`NodeLife::node`].
+    pub node: String,
+    /// From its custody on.
+    pub from_ms: u64,
+    /// To its release, its loss, or its death; nothing if it holds to the end.
+    pub to_ms: Option<u64>,
+}
+
+/// What is known beside the ledgers.
+#[derive(Clone, Copy, Debug)]
+pub struct Service<'a> {
+    /// Who held when, in order.
+    pub held: &'a [Held],
+    /// When the holder was killed, in order.
+    pub kills_ms: &'a [u64],
+}
+
+/// What became of a transmission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// Answered on air in RX1.
+    Rx1,
+    /// Answered on air in RX2.
+    Rx2,
+    /// Not judged: at most 1.5 s after a kill.
+    Outage,
+    /// No gateway of a living node heard it.
+    Unheard,
+    /// The gateway of the node that held custody did not hear it; the other node's frames are data, and are not answered.
+    NotByHolder,
+    /// The holder died before the answer could be with its gateway.
+    HolderDied,
+    /// Nobody held custody: it was being handed back.
+    InHandover,
+    /// The gateway refused the answer: its queue had another for that time.
+    Refused,
+    /// Neither window's band had air time left in that hour.
+    NoAirtime,
+    /// None of these: it should have been answered.
+    Unexplained,
+}
+
+/// The fates of all transmissions of confirmed uplinks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answers {
+    /// Transmissions by fate.
+    pub fates: BTreeMap<Fate, u64>,
+    /// Of the judged ones, those that were to be answered: heard by the holder, which lived on, with air time left.
+    pub owed: u64,
+    /// Of these, answered.
+    pub answered: u64,
+    /// Device, counter, end on air (wall-clock milliseconds) of those without an explanation.
+    pub unexplained: Vec<(Eui64, u32, u64)>,
+    /// Air time of each gateway per band, microseconds in the fullest hour.
+    pub airtime_us: BTreeMap<String, u64>,
+}
+
+/// A band of EU868 by a frequency in it: the share of an hour that a transmitter may use.
+fn band(frequency_hz: u32) -> (&'static str, u64) {
+    match frequency_hz {
+        865_000_000..=867_999_999 => ("865.0-868.0", HOUR_US / 100),
+        868_000_000..=868_600_000 => ("868.0-868.6", HOUR_US / 100),
+        868_700_000..=869_200_000 => ("868.7-869.2", HOUR_US / 1_000),
+        869_400_000..=869_650_000 => ("869.4-869.65", HOUR_US / 10),
+        869_700_000..=870_000_000 => ("869.7-870.0", HOUR_US / 100),
+        _ => ("other", HOUR_US / 1_000),
+    }
+}
+
+/// Air time of every gateway and band in the hour before a moment.
+struct Airtime<'a> {
+    /// End and length of each transmission, by gateway and band, in order.
+    used: BTreeMap<(Eui64, &'static str), Vec<(u64, u64)>>,
+    downlinks: &'a [&'a Downlink],
+}
+
+impl<'a> Airtime<'a> {
+    fn of(downlinks: &'a [&'a Downlink]) -> Self {
+        let mut used: BTreeMap<(Eui64, &'static str), Vec<(u64, u64)>> = BTreeMap::new();
+        for downlink in downlinks {
+            let length_us = downlink.end_us - downlink.start_us;
+            used.entry((downlink.gateway, band(downlink.frequency_hz).0)).or_default().push((downlink.end_us, length_us));
+        }
+        Self { used, downlinks }
+    }
+
+    fn in_hour_before(&self, gateway: Eui64, band: &'static str, at_us: u64) -> u64 {
+        let used = self.used.get(&(gateway, band)).map(Vec::as_slice).unwrap_or_default();
+        used.iter().filter(|(end_us, _)| *end_us <= at_us && end_us + HOUR_US > at_us).map(|(_, length_us)| length_us).sum()
+    }
+
+    /// Whether one more answer of the smallest size would have fitted into RX1's or RX2's band.
+    fn is_left(&self, gateway: Eui64, at_us: u64) -> bool {
+        [868_100_000, 869_525_000].into_iter().any(|frequency_hz| {
+            let (name, bound_us) = band(frequency_hz);
+            self.in_hour_before(gateway, name, at_us) + ANSWER_US_MIN <= bound_us
+        })
+    }
+
+    fn fullest(&self) -> BTreeMap<String, u64> {
+        let mut fullest: BTreeMap<String, u64> = BTreeMap::new();
+        for downlink in self.downlinks {
+            let name = band(downlink.frequency_hz).0;
+            let used_us = self.in_hour_before(downlink.gateway, name, downlink.end_us);
+            let most = fullest.entry(format!("{} {name}", downlink.gateway)).or_default();
+            *most = used_us.max(*most);
+        }
+        fullest
+    }
+}
+
+struct Judge<'a> {
+    input: &'a Input<'a>,
+    service: &'a Service<'a>,
+    answered: BTreeMap<u64, Window>,
+    /// Device address bytes and time of refused answers.
+    refused: BTreeSet<(u64, Eui64)>,
+    airtime: &'a Airtime<'a>,
+}
+
+/// Judges all transmissions of confirmed uplinks.
+#[must_use]
+pub fn judge(input: &Input<'_>, service: &Service<'_>) -> Answers {
+    let downlinks: Vec<&Downlink> = input.ledgers.radio.iter().filter_map(as_downlink).collect();
+    let airtime = Airtime::of(&downlinks);
+    let is_answer = |downlink: &&&Downlink| downlink.ack && downlink.window.is_some();
+    let answered = downlinks.iter().filter(is_answer).filter_map(|d| Some((d.frame?, d.window?))).collect();
+    let refused = input
+        .ledgers
+        .gateways
+        .iter()
+        .filter_map(|record| match record {
+            GatewayRecord::Rejected { gateway, at_us, .. } => Some((*at_us, *gateway)),
+            GatewayRecord::Start(_)
+            | GatewayRecord::Queued { .. }
+            | GatewayRecord::Malformed { .. }
+            | GatewayRecord::Server { .. }
+            | GatewayRecord::Totals { .. } => None,
+        })
+        .collect();
+    let judge = Judge { input, service, answered, refused, airtime: &airtime };
+    let mut answers = Answers { airtime_us: airtime.fullest(), ..Answers::default() };
+    for record in &input.ledgers.radio {
+        let RadioRecord::Frame(frame) = record else { continue };
+        if !frame.confirmed {
+            continue;
+        }
+        let fate = judge.fate(frame);
+        *answers.fates.entry(fate).or_default() += 1;
+        match fate {
+            Fate::Rx1 | Fate::Rx2 => {
+                answers.owed += 1;
+                answers.answered += 1;
+            }
+            Fate::Unexplained => {
+                answers.owed += 1;
+                if answers.unexplained.len() < LIST_MAX {
+                    list(&mut answers.unexplained, (frame.dev_eui, frame.f_cnt, frame.end_us / 1_000));
+                }
+            }
+            Fate::Outage
+            | Fate::Unheard
+            | Fate::NotByHolder
+            | Fate::HolderDied
+            | Fate::InHandover
+            | Fate::Refused
+            | Fate::NoAirtime => {}
+        }
+    }
+    answers
+}
+
+impl Judge<'_> {
+    fn fate(&self, frame: &Frame) -> Fate {
+        let at_ms = frame.end_us / 1_000;
+        let kills = self.service.kills_ms;
+        if kills.iter().any(|kill_ms| (*kill_ms..kill_ms + OUTAGE_MS).contains(&at_ms)) {
+            return Fate::Outage;
+        }
+        match self.answered.get(&frame.frame) {
+            Some(Window::Rx1) => return Fate::Rx1,
+            Some(Window::Rx2) => return Fate::Rx2,
+            None => {}
+        }
+        let hearers: Vec<&NodeLife> = self
+            .input
+            .nodes
+            .iter()
+            .filter(|node| frame.gateways.contains(&node.gateway) && is_alive(node, frame.end_us, 0))
+            .collect();
+        if hearers.is_empty() {
+            return Fate::Unheard;
+        }
+        let holds = |held: &&Held| held.from_ms <= at_ms && held.to_ms.is_none_or(|to_ms| at_ms < to_ms);
+        let Some(held) = self.service.held.iter().find(holds) else { return Fate::InHandover };
+        let Some(node) = hearers.into_iter().find(|node| node.node == held.node) else { return Fate::NotByHolder };
+        if kills.iter().any(|kill_ms| (at_ms..at_ms + DECIDED_US / 1_000).contains(kill_ms)) {
+            return Fate::HolderDied;
+        }
+        // A refused answer names its device only by address, so the time must do: a gateway refuses few.
+        let window = (frame.end_us, Eui64(0))..(frame.end_us + DECIDED_US, Eui64(u64::MAX));
+        if self.refused.range(window).any(|(_, gateway)| *gateway == node.gateway) {
+            return Fate::Refused;
+        }
+        if self.airtime.is_left(node.gateway, frame.end_us) { Fate::Unexplained } else { Fate::NoAirtime }
+    }
+}
