@@ -76,6 +76,25 @@ fn names(events: &[Event]) -> Vec<String> {
     names
 }
 
+/// The stakes and the premium are set aside, and the provider has every block and can open what is sealed to it.
+async fn assert_money_is_held_and_content_is_there(world: &World, customer: &Node, provider: &Node, contract: &Contract) {
+    let total = Amount::from_units(1_000);
+    let held = contract.money.payment_max().unwrap().checked_add(contract.money.customer_stake).unwrap();
+    assert_eq!(world.account(CUSTOMER).await, (total.checked_sub(held).unwrap(), held));
+    assert_eq!(world.account(PROVIDER).await.1, contract.money.provider_stake);
+
+    for cid in edge_node::readiness::content_of(contract).unwrap() {
+        assert!(provider.core.content.verify(&cid).await.unwrap().is_complete(), "{cid}");
+    }
+    let cid = storage::parse_cid(&contract.application_configuration).unwrap();
+    let unsealing = &provider.core.identity.unsealing;
+    let opened =
+        edge_node::migration::open_sealed(&provider.core.content, &cid, unsealing, edge_node::migration::PURPOSE_APPLICATION)
+            .await
+            .unwrap();
+    assert_eq!(opened, customer.core.own_service.as_ref().unwrap().configuration);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_that_never_met_insure_one_another() {
     let world = World::open().await;
@@ -98,21 +117,7 @@ async fn two_nodes_that_never_met_insure_one_another() {
     assert_eq!((contract.group, contract.devices.len(), contract.witnesses.as_slice()), (GROUP, 2, [arbitrator_id()].as_slice()));
     assert_eq!(contract.readings_to, CLOUD.id());
 
-    let total = Amount::from_units(1_000);
-    let held = contract.money.payment_max().unwrap().checked_add(contract.money.customer_stake).unwrap();
-    assert_eq!(world.account(CUSTOMER).await, (total.checked_sub(held).unwrap(), held));
-    assert_eq!(world.account(PROVIDER).await.1, contract.money.provider_stake);
-
-    for cid in edge_node::readiness::content_of(contract).unwrap() {
-        assert!(provider.core.content.verify(&cid).await.unwrap().is_complete(), "{cid}");
-    }
-    let cid = storage::parse_cid(&contract.application_configuration).unwrap();
-    let unsealing = &provider.core.identity.unsealing;
-    let opened =
-        edge_node::migration::open_sealed(&provider.core.content, &cid, unsealing, edge_node::migration::PURPOSE_APPLICATION)
-            .await
-            .unwrap();
-    assert_eq!(opened, customer.core.own_service.as_ref().unwrap().configuration);
+    assert_money_is_held_and_content_is_there(&world, &customer, &provider, contract).await;
 
     let market = world.marketplace.marketplace();
     until("the match is confirmed and the demand is gone", || async {
@@ -167,6 +172,7 @@ async fn two_nodes_that_never_met_insure_one_another() {
     let paid = contract.money.premium_per_day.checked_add(second.premium).unwrap();
     let sums = [world.account(CUSTOMER).await, world.account(PROVIDER).await]
         .map(|(available, reserved)| available.checked_add(reserved).unwrap());
+    let total = Amount::from_units(1_000);
     assert_eq!(sums, [total.checked_sub(paid).unwrap(), total.checked_add(paid).unwrap()]);
 }
 

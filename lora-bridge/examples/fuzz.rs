@@ -255,6 +255,22 @@ impl Fuzzer {
         self.datagram(&bytes);
     }
 
+    /// An answer to the newest downlink, or to none.
+    fn tx_ack(&mut self) {
+        let mut bytes = vec![2, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1];
+        if let Some(sent) = &self.sent {
+            bytes[1..3].copy_from_slice(&sent.bytes[1..3]);
+            bytes[4..12].copy_from_slice(&sent.gateway.0.to_be_bytes());
+        }
+        let bodies: [&[u8]; 4] =
+            [b"", b"\0", br#"{"txpk_ack":{"error":"TOO_LATE"}}"#, br#"{"txpk_ack":{"warn":"TX_POWER","value":27}}"#];
+        bytes.extend_from_slice(bodies[self.rng.random_range(0..bodies.len())]);
+        if self.rng.random_range(0..4) != 0 {
+            mutate(&mut self.rng, &mut bytes, JSON_PIECES);
+        }
+        self.datagram(&bytes);
+    }
+
     fn step(&mut self, n: u64) {
         self.now += u64::from(n.is_multiple_of(4));
         self.f_cnt = u32::try_from(n / 512).unwrap() % 100_000;
@@ -288,20 +304,7 @@ impl Fuzzer {
                 let bytes = push(&mut self.rng, &[phy]);
                 self.datagram(&bytes);
             }
-            "tx_ack" => {
-                let mut bytes = vec![2, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1];
-                if let Some(sent) = &self.sent {
-                    bytes[1..3].copy_from_slice(&sent.bytes[1..3]);
-                    bytes[4..12].copy_from_slice(&sent.gateway.0.to_be_bytes());
-                }
-                let bodies: [&[u8]; 4] =
-                    [b"", b"\0", br#"{"txpk_ack":{"error":"TOO_LATE"}}"#, br#"{"txpk_ack":{"warn":"TX_POWER","value":27}}"#];
-                bytes.extend_from_slice(bodies[self.rng.random_range(0..bodies.len())]);
-                if self.rng.random_range(0..4) != 0 {
-                    mutate(&mut self.rng, &mut bytes, JSON_PIECES);
-                }
-                self.datagram(&bytes);
-            }
+            "tx_ack" => self.tx_ack(),
             _ => {
                 let mut phy = self.good_frame();
                 mutate(&mut self.rng, &mut phy, &[]);

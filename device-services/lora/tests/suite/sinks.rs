@@ -64,6 +64,7 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port()
 }
 
+#[expect(clippy::disallowed_methods, reason = "a broker in another process tells nobody that it is ready; bounded")]
 fn wait_for<T>(what: &str, attempt: impl Fn() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
