@@ -1,8 +1,8 @@
 //! The demo and the takeover benchmark: real processes, real containers, real datagrams, judged by the sensors' own records.
 
 mod address;
+mod containers;
 mod cycle;
-mod descendants;
 mod faults;
 mod judge;
 mod observe;

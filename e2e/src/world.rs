@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::ChildStdin;
 
 use crate::address::{Addresses, PROCESSES};
-use crate::descendants;
+use crate::containers;
 use crate::process::{Process, Start};
 
 /// EUIs of the two gateways.
@@ -412,8 +412,7 @@ impl World {
 
     /// SIGKILL for the running containers of a node with the embedded engine; the node goes on.
     pub fn kill_containers(&self, name: &str) -> anyhow::Result<()> {
-        let node = self.processes.get(name).and_then(Process::id).with_context(|| format!("{name} does not run"))?;
-        let killed = descendants::kill(node, SERVICE_PROGRAM)?;
+        let killed = containers::kill(&self.directory.join(name), SERVICE_PROGRAM)?;
         anyhow::ensure!(killed > 0, "{name} runs no container");
         Ok(())
     }

@@ -265,7 +265,7 @@ impl Kind {
         matches!(self, Self::PowerRio | Self::FullRio | Self::FullPatras)
     }
 
-    /// Kinds that need to see the containers as processes below the node.
+    /// Kinds that need to see the containers as processes of this machine.
     pub const fn needs_embedded_engine(self) -> bool {
         matches!(self, Self::KillWorkload)
     }

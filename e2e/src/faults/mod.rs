@@ -134,7 +134,7 @@ impl<'a> Run<'a> {
             kinds.retain(|kind| !kind.needs_clock());
         }
         if common.engine == "docker" {
-            skipped.push("killed containers: only the embedded engine's are processes below the node".to_owned());
+            skipped.push("killed containers: only the embedded engine's can be told from others".to_owned());
             kinds.retain(|kind| !kind.needs_embedded_engine());
         }
         for what in &skipped {
