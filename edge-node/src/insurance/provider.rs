@@ -182,6 +182,7 @@ impl Guard<'_> {
         self.parts.leases.set_held(group, hold);
         self.parts.core.timeline.push(Event::Armed { contract: self.agreement.id, group });
         let mut view = self.parts.custody.subscribe(group).ok_or(peering::custody::Error::UnknownGroup(group))?;
+        let mut uplinks = self.parts.core.log.uplinks_changed(group);
         loop {
             let now = view.borrow_and_update().clone();
             match now.role {
@@ -208,7 +209,12 @@ impl Guard<'_> {
                     }
                 }
             }
-            view.changed().await.map_err(|_| peering::custody::Error::UnknownGroup(group))?;
+            tokio::select! {
+                biased;
+                changed = view.changed() => changed.map_err(|_| peering::custody::Error::UnknownGroup(group))?,
+                // What the bridge heard just before custody went may reach the disk only after the containers were put to rest.
+                Ok(()) = uplinks.changed(), if serving.is_none() => {}
+            }
         }
     }
 
