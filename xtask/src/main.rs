@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask demo | test | bench | simulate | lint`. Standard library only, so that it builds in a second.
 
+mod arduino;
 mod build;
 mod compare;
 mod docker;
@@ -15,6 +16,8 @@ cargo xtask demo [--engine embedded|docker|auto] [--motes N] [--seed N] [--json 
     builds Antirio and shows its whole job with real parts; needs root for the embedded engine
 cargo xtask test [--install]
     every test, then the demo as a test; --install fetches what tests need (apt), else what is missing is said and skipped
+cargo xtask arduino
+    the Arduino sketches: compiled for an Uno, and run here against a stand-in for the LMIC library (a part of the tests)
 cargo xtask bench takeover [--runs N] [--engine E] [--motes N] [--ttl-ms N] [--json FILE]
     kill, takeover, return, hand-back, N times: the distribution and its parts
 cargo xtask bench takeover --peer swarm [--runs N] [--json FILE]
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         ["demo", rest @ ..] => demo("demo", rest),
         ["test"] => tests::run(false),
         ["test", "--install"] => tests::run(true),
+        ["arduino"] => arduino::run(false),
         ["bench", "takeover", "--peer", "swarm", rest @ ..] => compare::run(rest),
         [compare::SWARM_ALONE, image, runs] => compare::swarm_alone(image, runs),
         ["bench", "takeover", rest @ ..] => demo("takeover", rest),

@@ -3,10 +3,18 @@
 use std::path::Path;
 use std::process::Command;
 
-/// A program and the Debian package that it comes in.
-const NEEDED: [(&str, &str); 3] = [("dockerd", "docker.io"), ("iptables", "iptables"), ("mosquitto", "mosquitto")];
+/// A program, or another file by its path, and the Debian package that it comes in.
+const NEEDED: [(&str, &str); 7] = [
+    ("dockerd", "docker.io"),
+    ("iptables", "iptables"),
+    ("mosquitto", "mosquitto"),
+    ("g++", "g++"),
+    ("avr-g++", "gcc-avr"),
+    ("/usr/lib/avr/include/avr/io.h", "avr-libc"),
+    ("/usr/share/arduino/hardware/arduino/avr/cores/arduino/Arduino.h", "arduino-core-avr"),
+];
 
-/// Whether the program is in a place where the system keeps programs.
+/// Whether the program is in a place where the system keeps programs, or the file is there.
 pub fn has(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     // Users that are not root may have no sbin in their path.

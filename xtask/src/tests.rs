@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use crate::arduino;
 use crate::build::{self, Built, cargo};
 use crate::docker::Docker;
 use crate::packages;
@@ -10,6 +11,7 @@ pub fn run(install: bool) -> Result<(), String> {
     if install {
         packages::install()?;
     }
+    arduino::run(install)?;
     let engine = Docker::start();
     let mut tests = Command::new(cargo());
     tests.args(["test", "--release", "--workspace", "--quiet", "--no-fail-fast"]);
