@@ -129,7 +129,7 @@ pub fn review(case: &Case, now: WallTime) -> Result<Review, Error> {
 fn is_excused(conviction: &Conviction, statements: &[Envelope], evidence: &[Received]) -> bool {
     match conviction.offence {
         Offence::BrokenPromise | Offence::EarlyClaim => {}
-        Offence::TwoVotes | Offence::VoteBackwards | Offence::TwoReleases => return false,
+        Offence::TwoVotes | Offence::VoteBackwards | Offence::TwoReleases | Offence::PromisedToSilence => return false,
     }
     let Ok(promise) = statements[conviction.proof[0]].verify::<Grant>() else { return false };
     let promise = promise.statement;

@@ -418,17 +418,20 @@ async fn bad_messages_are_counted_dropped_alone_and_change_nothing() {
         stranger.datagram(w.id(), Bytes::from_static(garbage)).expect("sent");
     }
     until("malformed ones counted", || w.handle.counts().dropped_malformed >= before.dropped_malformed + 4).await;
-    // A renewal in a stranger's datagram, and one for a group that is not driven here in a member's.
-    let renewal = |group: u8| {
+    // A renewal in a stranger's datagram; in a member's one without a sign of life, and an answer for a group that is not driven here.
+    let (renewal, answer) = ([0, 1, 1, 0].as_slice(), [3, 1, 1].as_slice());
+    let message = |group: u8, said: &[u8]| {
         let mut item = vec![group; 16];
-        item.extend([0, 1, 1, 0]);
+        item.extend(said);
         let mut bytes = u32::try_from(item.len()).expect("short").to_be_bytes().to_vec();
         bytes.extend(item);
         Bytes::from(bytes)
     };
-    stranger.datagram(w.id(), renewal(7)).expect("sent");
+    stranger.datagram(w.id(), message(7, renewal)).expect("sent");
     until("strangers counted", || w.handle.counts().dropped_strangers > before.dropped_strangers).await;
-    b.transport.datagram(w.id(), renewal(8)).expect("sent");
+    b.transport.datagram(w.id(), message(7, renewal)).expect("sent");
+    until("unproven ones counted", || w.handle.counts().dropped_unproven > before.dropped_unproven).await;
+    b.transport.datagram(w.id(), message(8, answer)).expect("sent");
     until("unknown groups counted", || w.handle.counts().dropped_unknown_group > before.dropped_unknown_group).await;
 
     let post = |bytes: usize| Request::post("/custody/messages").body(Body::from(vec![0; bytes])).expect("a request");

@@ -10,7 +10,8 @@ use contracts::envelope::{Envelope, Statement};
 use contracts::ids::{Epoch, GroupId, NodeId};
 use contracts::time::Millis;
 
-use super::statement::{Grant, MemberClock, Release};
+use super::life::{Proven, Shown};
+use super::statement::{Grant, MemberClock, RefusalStatement, Release};
 
 /// Statements looked at; what follows them is left out.
 pub const STATEMENTS_MAX: usize = 100_000;
@@ -38,6 +39,8 @@ pub enum Offence {
     EarlyClaim,
     /// Two releases of one epoch that say different things (rule 6).
     TwoReleases,
+    /// Refused custody for the sake of another member that it did not hear: no sign of life, or still the same one a ttl later, by its own clock.
+    PromisedToSilence,
 }
 
 /// A member, what it did, and the two statements that prove it (places in the list that was judged).
@@ -106,7 +109,56 @@ pub fn convict(terms: &Terms, statements: &[Envelope]) -> Vec<Conviction> {
             }
         }
     }
+    for conviction in silence(terms, statements()) {
+        note(conviction);
+    }
     found.into_values().collect()
+}
+
+/// A refusal for the sake of another member.
+struct ForAnother {
+    place: usize,
+    by: NodeId,
+    to: NodeId,
+    epoch: Epoch,
+    clock: MemberClock,
+    heard: Proven,
+}
+
+/// Who refused for the sake of a member that it did not hear. A promise ends one ttl after the renewal that it answers, and each renewal brings another
+/// sign of life: whoever shows nothing newer a ttl later is bound by nothing.
+fn silence<'a>(terms: &Terms, statements: impl Iterator<Item = (usize, &'a Envelope)>) -> Vec<Conviction> {
+    let convicted = |member, epoch, proof| Conviction { member, offence: Offence::PromisedToSilence, epoch, proof };
+    let mut found = Vec::new();
+    let mut refusals: Vec<ForAnother> = Vec::new();
+    for (place, envelope) in statements {
+        let Some((by, statement)) = read::<RefusalStatement>(terms, envelope) else { continue };
+        let RefusalStatement { group, voted_epoch: epoch, clock, promised: Some(promised), .. } = statement else { continue };
+        if group != terms.group {
+            continue;
+        }
+        let is_of_another = promised.to != by && terms.members.contains(&promised.to);
+        let heard = promised.life.as_ref().filter(|_| is_of_another).and_then(|life: &Shown| life.check(promised.to, by));
+        match heard {
+            Some(heard) => refusals.push(ForAnother { place, by, to: promised.to, epoch, clock, heard }),
+            None => found.push(convicted(by, epoch, [place, place])),
+        }
+    }
+    refusals.sort_by_key(|refusal| refusal.clock.ms);
+    // Per pair and boots, in time: the refusals that showed something newer than all before them.
+    let mut newest: BTreeMap<_, Vec<&ForAnother>> = BTreeMap::new();
+    for later in &refusals {
+        let newest = newest.entry((later.by, later.to, later.clock.boot.0, later.heard.began.boot.0)).or_default();
+        let first = newest.partition_point(|earlier| later.heard.is_after(&earlier.heard));
+        match newest.get(first) {
+            Some(earlier) if later.clock.ms - earlier.clock.ms >= terms.ttl.0 => {
+                found.push(convicted(later.by, later.epoch, [earlier.place, later.place]));
+            }
+            Some(_) => {}
+            None => newest.push(later),
+        }
+    }
+    found
 }
 
 /// The statement and the one member that signed it.

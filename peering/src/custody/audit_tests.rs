@@ -1,7 +1,7 @@
 //! Liars among real members: the product's own groups and machines, with one that forgets, breaks a rule or tells two stories. Whoever has
 //! the signed statements convicts it, and nobody else; its honest twin in the same story is acquitted.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use kit::clock::Clock;
 
 use super::super::group::{Attachment, Group, Signer};
 use super::super::hold::Hold;
+use super::super::life::{Lives, Taken};
 use super::super::statement::{BootId, RefusalStatement};
 use super::super::view::{GroupConfig, Stated};
 use super::super::wire::Said;
@@ -46,6 +47,8 @@ struct Cluster {
     cut: BTreeSet<(u8, u8)>,
     on_the_way: VecDeque<(u64, u8, u8, Said)>,
     kept: Arc<Mutex<Vec<Stated>>>,
+    /// Of each member for each other, by (whose, for whom): its signs of life, as both ends have them.
+    lives: BTreeMap<(u8, u8), (Lives, Lives)>,
     now: u64,
 }
 
@@ -61,6 +64,7 @@ impl Cluster {
             cut: BTreeSet::new(),
             on_the_way: VecDeque::new(),
             kept: Arc::default(),
+            lives: BTreeMap::new(),
             now: 10 * TTL,
         };
         cluster.groups = (0..3).map(|member| cluster.process(member)).collect();
@@ -126,7 +130,10 @@ impl Cluster {
     fn tell(&mut self, member: u8, event: Event, attachment: Attachment) {
         let sink = self.sink();
         let keypair = key(member);
-        let signer = Signer { keypair: &keypair, boot: BootId([1; 16]), now: BootTime(self.now), statements: Some(&sink) };
+        let lives = &self.lives;
+        let heard = |of: NodeId| (0..3).find(|it| node(*it) == of).and_then(|of| lives.get(&(of, member))?.1.show());
+        let signer =
+            Signer { keypair: &keypair, boot: BootId([1; 16]), now: BootTime(self.now), statements: Some(&sink), heard: &heard };
         let group = &mut self.groups[usize::from(member)];
         for effect in group.apply(event, attachment, BootTime(self.now), self.now) {
             match effect {
@@ -145,12 +152,26 @@ impl Cluster {
         self.groups[usize::from(member)].publish(BootTime(self.now), &[]);
     }
 
+    /// What the driver puts before a datagram with a claim or a renewal.
+    fn show_life(&mut self, from: u8, to: u8) {
+        let clock = MemberClock { boot: BootId([1; 16]), ms: self.now };
+        let (told, heard) = self.lives.entry((from, to)).or_default();
+        if let Some(anchor) = told.anchor(node(to), clock, || [u64::from(from), self.now]) {
+            assert!(heard.hear_anchor(Envelope::sign(anchor, &key(from)), node(from), node(to)));
+        }
+        assert_eq!(told.reveal().map(|life| heard.take(life)), Some(Taken::Fresh));
+        told.note_answer();
+    }
+
     fn step(&mut self) {
         self.now += 1;
         while self.on_the_way.front().is_some_and(|(due, ..)| *due <= self.now) {
             let Some((_, from, to, said)) = self.on_the_way.pop_front() else { return };
             if self.cut.contains(&(from, to)) {
                 continue;
+            }
+            if said.needs_life() {
+                self.show_life(from, to);
             }
             let (message, attachment) = self.group(to).open(node(from), said).expect("honest bytes");
             self.tell(to, Event::Received { from: MemberIndex(from), message }, attachment);
@@ -306,7 +327,8 @@ fn a_provider_that_claims_against_its_own_promise_is_convicted_by_its_certificat
 fn release_from_a(cluster: &mut Cluster, handover: &'static [u8]) {
     let sink = cluster.sink();
     let keypair = key(A);
-    let signer = Signer { keypair: &keypair, boot: BootId([1; 16]), now: BootTime(cluster.now), statements: Some(&sink) };
+    let now = BootTime(cluster.now);
+    let signer = Signer { keypair: &keypair, boot: BootId([1; 16]), now, statements: Some(&sink), heard: &|_| None };
     let group = &mut cluster.groups[usize::from(A)];
     group.set_handover(Bytes::from_static(handover));
     let message = Message::Release { epoch: Epoch(1), successor: Some(MemberIndex(B)) };
@@ -335,23 +357,58 @@ fn counters_that_differ_between_two_releases_convict_who_released() {
     assert_eq!(story(b"next 17"), NOBODY);
 }
 
-/// Renewals and promises that answer them are not signed: a witness that says that a dead holder renews cannot be told from one that hears it.
-#[test]
-fn renewals_for_a_dead_peer_prove_nothing() {
-    let mut cluster = Cluster::with(W, Rules::ALL);
-    cluster.first_custody();
-    cluster.is_ready(B);
-    cluster.run(TTL);
-    cluster.isolate(A);
+/// The customer is dead, and the witness keeps its place: it tells its own machine of renewals that nobody sent.
+fn renewals_are_made_up(cluster: &mut Cluster) {
     for seq in 500..520 {
         let message = Message::Renew { epoch: Epoch(1), seq, certified: false };
         cluster.tell(W, Event::Received { from: MemberIndex(A), message }, Attachment::None);
         cluster.run(TTL / 5);
     }
     assert_eq!((cluster.holds(A), cluster.holds(B)), (None, None), "the dead holder's place is kept");
-    let refusals = cluster.evidence().iter().filter(|envelope| envelope.payload_type == RefusalStatement::TYPE).count();
-    assert!(refusals > 2, "all that is signed is that it refused, {refusals} times");
-    assert_eq!(cluster.convictions(), NOBODY);
+}
+
+fn customer_holds_then_dies() -> Cluster {
+    let mut cluster = Cluster::with(W, Rules::ALL);
+    cluster.first_custody();
+    cluster.is_ready(B);
+    cluster.run(TTL);
+    cluster.isolate(A);
+    cluster
+}
+
+#[test]
+fn a_witness_that_makes_up_renewals_of_a_dead_holder_is_convicted() {
+    let mut liar = customer_holds_then_dies();
+    renewals_are_made_up(&mut liar);
+    assert_eq!(liar.convictions(), alone(W, Offence::PromisedToSilence));
+
+    // One that shows nothing at all, or what it heard of somebody else.
+    let mut silent = customer_holds_then_dies();
+    silent.lives.clear();
+    renewals_are_made_up(&mut silent);
+    assert_eq!(silent.convictions(), alone(W, Offence::PromisedToSilence));
+
+    // Its honest twin votes when its promise is over.
+    let mut honest = customer_holds_then_dies();
+    assert_eq!(honest.run_until_held_by(B), Epoch(2));
+    assert_eq!(honest.convictions(), NOBODY);
+}
+
+/// The provider alone is cut off from a customer that lives: the witness refuses it, again and again, and is right.
+#[test]
+fn a_witness_that_hears_the_holder_may_refuse_for_ever() {
+    let mut cluster = Cluster::with(W, Rules::ALL);
+    cluster.first_custody();
+    cluster.is_ready(B);
+    cluster.run(TTL);
+    cluster.cut_both(A, B);
+    cluster.run(10 * TTL);
+    let for_another = |envelope: &&Envelope| {
+        envelope.verify::<RefusalStatement>().is_ok_and(|it| it.statement.promised.is_some_and(|promised| promised.to == node(A)))
+    };
+    let refusals = cluster.evidence().iter().filter(for_another).count();
+    assert!(refusals > 5, "{refusals}");
+    assert_eq!((cluster.convictions(), cluster.holds(A)), (NOBODY, Some(Epoch(1))));
 }
 
 /// A member that lost a duel, follows its winner and votes again: three votes that only the certificate between them explains.

@@ -2,12 +2,16 @@
 //!
 //! One turn of its loop takes whatever waits (commands, messages, time), lets the machines decide, then syncs the votes of all groups
 //! in one write, and only then sends, packed so that all groups between two nodes share datagrams. It never waits for a peer.
+//!
+//! - [`receiving`] — from datagrams to events of machines
+//! - [`sending`] — from what the machines want said to datagrams
+
+mod receiving;
+mod sending;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use axum::body::Body;
-use axum::http::Request;
 use bytes::Bytes;
 use contracts::custody::{Config, Disk, Durable, Effect, Event, Machine, MemberIndex, MemberSet, Message, Readiness};
 use contracts::ids::{Epoch, GroupId, NodeId};
@@ -15,12 +19,12 @@ use contracts::time::{BootTime, Millis};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::agenda::Agenda;
-use super::group::{Attachment, Group, Signer, drop_reasons};
+use super::group::{Attachment, Group, drop_reasons};
 use super::hold::Hold;
-use super::members::{Admission, Members, Ttls};
+use super::members::{Members, Ttls};
 use super::statement::BootId;
 use super::view::{Alarm, GroupConfig};
-use super::wire::{self, ATTACHMENT_BYTES_MAX, Item, Renewal};
+use super::wire::ATTACHMENT_BYTES_MAX;
 use super::{Error, Setup, Shared};
 use crate::transport::Datagram;
 
@@ -28,8 +32,6 @@ use crate::transport::Datagram;
 pub(super) const MESSAGES_PATH: &str = "/custody/messages";
 /// Datagrams taken in one turn.
 const DATAGRAMS_PER_TURN_MAX: usize = 64;
-/// Long messages on their way out at a time; more are dropped, the protocol repeats them.
-const STREAMS_OUT_MAX: usize = 16;
 /// The loop looks around at least so often: at peers that went missing, and at a clock that was suspended.
 const LOOK_AROUND_MS_MAX: Millis = Millis(250);
 /// While much is said it looks at its peers no more often than this: there may be a thousand.
@@ -73,13 +75,6 @@ struct Outgoing {
     form: Form,
 }
 
-/// What leaves for one node.
-#[derive(Default)]
-struct Parcel {
-    items: Vec<Bytes>,
-    renewals: Vec<Renewal>,
-}
-
 pub(super) struct Driver {
     setup: Setup,
     shared: Arc<Shared>,
@@ -99,6 +94,8 @@ pub(super) struct Driver {
     sends: Vec<Outgoing>,
     touched: BTreeSet<GroupId>,
     released: Vec<Released>,
+    /// Whose signs of life cannot be checked, and a group shared with it.
+    anchors_wanted: BTreeMap<NodeId, GroupId>,
     /// Groups that were stopped because a vote could not be synced, and when they are tried again.
     stopped: BTreeMap<GroupId, BootTime>,
 }
@@ -124,11 +121,12 @@ impl Driver {
             looked_around_at: BootTime(0),
             ttls: Ttls::default(),
             first_seq,
-            streams_out: Arc::new(Semaphore::new(STREAMS_OUT_MAX)),
+            streams_out: Arc::new(Semaphore::new(sending::STREAMS_OUT_MAX)),
             persists: BTreeMap::new(),
             sends: Vec::new(),
             touched: BTreeSet::new(),
             released: Vec::new(),
+            anchors_wanted: BTreeMap::new(),
             stopped: BTreeMap::new(),
         }
     }
@@ -236,75 +234,6 @@ impl Driver {
             self.shared.counters.machine_dropped.add_one();
         }
         effects
-    }
-
-    fn receive(&mut self, message: &Datagram) {
-        let now = self.now();
-        let content = wire::read(message.bytes.clone());
-        self.shared.counters.malformed.add(content.malformed);
-        for item in content.items {
-            if self.admits(message.from, now) {
-                self.receive_item(message.from, item);
-            }
-        }
-        for renewal in content.renewals {
-            if self.admits(message.from, now) {
-                self.receive_renewal(message.from, renewal);
-            }
-        }
-    }
-
-    /// Counts one thing that `from` said; false if it is not listened to.
-    fn admits(&mut self, from: NodeId, now: BootTime) -> bool {
-        let counters = &self.shared.counters;
-        counters.received.add_one();
-        match self.members.admit(from, now) {
-            Admission::Admitted => true,
-            Admission::Stranger => {
-                counters.strangers.add_one();
-                false
-            }
-            Admission::TooMany => {
-                counters.rate.add_one();
-                false
-            }
-        }
-    }
-
-    fn receive_item(&mut self, from: NodeId, item: Item) {
-        let counters = &self.shared.counters;
-        let id = item.group();
-        let Some(group) = self.groups.get(&id) else {
-            counters.unknown_group.add_one();
-            return;
-        };
-        let Some(member) = group.member(from) else {
-            counters.strangers.add_one();
-            return;
-        };
-        match group.open(from, item.said) {
-            Ok((message, attachment)) => {
-                self.apply(id, Event::Received { from: member, message }, attachment);
-            }
-            Err(_) => counters.forged.add_one(),
-        }
-    }
-
-    /// A renewal in short form is answered in short form; who does not understand that asks again with the whole id.
-    fn receive_renewal(&mut self, from: NodeId, renewal: Renewal) {
-        let named = self.members.named(from, renewal.group);
-        let member = named.and_then(|id| self.groups.get(&id)?.member(from).map(|member| (id, member)));
-        let Some((id, from)) = member else {
-            self.shared.counters.unknown_group.add_one();
-            return;
-        };
-        let Renewal { epoch, seq, is_answer, .. } = renewal;
-        let message = if is_answer { Message::Renewed { epoch, seq } } else { Message::Renew { epoch, seq, certified: false } };
-        let already = self.sends.len();
-        self.apply(id, Event::Received { from, message }, Attachment::None);
-        for outgoing in self.sends.iter_mut().skip(already) {
-            outgoing.form = Form::Short;
-        }
     }
 
     async fn command(&mut self, command: Command) {
@@ -482,99 +411,11 @@ impl Driver {
             }
         }
     }
-
-    fn send(&mut self) {
-        let now = self.now();
-        let statements = self.setup.statements.as_ref();
-        let signer = Signer { keypair: &self.setup.keypair, boot: self.boot, now, statements };
-        let mut parcels: BTreeMap<NodeId, Parcel> = BTreeMap::new();
-        for Outgoing { group: id, to, message, form } in std::mem::take(&mut self.sends) {
-            let Some(group) = self.groups.get_mut(&id) else { continue };
-            let Some(peer) = group.node(to) else { continue };
-            let in_block = in_block(group, message, form, now);
-            if let Some(renewal) = in_block.filter(|renewal| self.members.named(peer, renewal.group) == Some(id)) {
-                parcels.entry(peer).or_default().renewals.push(renewal);
-                continue;
-            }
-            let said = group.say(to, message, &signer, &*self.setup.records);
-            match said.and_then(|said| Item::new(id, said).write()) {
-                Some(item) => parcels.entry(peer).or_default().items.push(item),
-                None => {
-                    tracing::error!(group = %id, peer = %peer.short(), "a custody message cannot be sent: its attachment is too long");
-                    self.shared.counters.sends_dropped.add_one();
-                }
-            }
-        }
-        for (peer, parcel) in parcels {
-            self.send_to(peer, parcel);
-        }
-    }
-
-    fn send_to(&self, peer: NodeId, parcel: Parcel) {
-        let counters = &self.shared.counters;
-        let Parcel { mut items, renewals } = parcel;
-        let Some(bytes_max) = self.setup.transport.datagram_bytes_max(peer) else {
-            counters.sends_dropped.add((items.len() + renewals.len()) as u64);
-            return;
-        };
-        items.extend(wire::write_renewals(&renewals, bytes_max));
-        let (datagrams, too_long) = wire::pack(items, bytes_max);
-        for datagram in datagrams {
-            match self.setup.transport.datagram(peer, datagram) {
-                Ok(()) => counters.datagrams_sent.add_one(),
-                Err(_) => counters.sends_dropped.add_one(),
-            }
-        }
-        for item in too_long {
-            self.send_over_stream(peer, item);
-        }
-    }
-
-    fn send_over_stream(&self, peer: NodeId, item: Bytes) {
-        let Ok(permit) = Arc::clone(&self.streams_out).try_acquire_owned() else {
-            self.shared.counters.sends_dropped.add_one();
-            return;
-        };
-        let (transport, shared) = (Arc::clone(&self.setup.transport), Arc::clone(&self.shared));
-        kit::task::spawn(async move {
-            let request = Request::post(MESSAGES_PATH).body(Body::from(item));
-            let answered = match request {
-                Ok(request) => transport.request(peer, request).await.is_ok_and(|response| response.status().is_success()),
-                Err(_) => false,
-            };
-            let counter = if answered { &shared.counters.streams_sent } else { &shared.counters.sends_dropped };
-            counter.add_one();
-            drop(permit);
-        });
-    }
 }
 
 /// Random, and far below the largest number that is taken, so that it cannot run out.
 fn fresh_seq(setup: &Setup) -> u64 {
     (setup.entropy)() >> 24
-}
-
-/// A renewal or its answer in short form, if it may take that: a holder whose renewals were not answered in time repeats them whole.
-fn in_block(group: &Group, message: Message, form: Form, now: BootTime) -> Option<Renewal> {
-    let name = wire::short(group.id);
-    match message {
-        Message::Renew { epoch, seq, certified: false } if group.is_well_held(now) => {
-            Some(Renewal { group: name, epoch, seq, is_answer: false })
-        }
-        Message::Renewed { epoch, seq } if form == Form::Short => Some(Renewal { group: name, epoch, seq, is_answer: true }),
-        Message::Renew { .. }
-        | Message::Renewed { .. }
-        | Message::RenewRefused { .. }
-        | Message::Ask { .. }
-        | Message::AskYes { .. }
-        | Message::AskNo { .. }
-        | Message::Claim { .. }
-        | Message::Grant { .. }
-        | Message::ClaimRefused { .. }
-        | Message::Release { .. }
-        | Message::Query { .. }
-        | Message::QueryAnswer { .. } => None,
-    }
 }
 
 fn member_set(group: &GroupConfig, nodes: &[NodeId]) -> Result<MemberSet, Error> {

@@ -14,7 +14,8 @@ use super::StatementSink;
 use super::agenda::Due;
 use super::certificate::{self, Certificate};
 use super::hold::Hold;
-use super::statement::{Ask, BootId, Digest, Grant, MemberClock, RefusalStatement, Refused, Release};
+use super::life;
+use super::statement::{Ask, BootId, Digest, Grant, MemberClock, Promised, RefusalStatement, Refused, Release};
 use super::view::{Alarm, CustodyView, Gained, GroupConfig, ReceivedRelease, Role, Stated};
 use super::wire::{Blob, Said, Signed};
 
@@ -24,6 +25,8 @@ pub(super) struct Signer<'a> {
     pub(super) boot: BootId,
     pub(super) now: BootTime,
     pub(super) statements: Option<&'a StatementSink>,
+    /// The newest sign of life that was heard of another member.
+    pub(super) heard: &'a dyn Fn(NodeId) -> Option<life::Shown>,
 }
 
 impl Signer<'_> {
@@ -185,7 +188,17 @@ impl Group {
             }
             Said::Query { seq } => bare(Message::Query { seq }),
             Said::QueryAnswer { seq, voted_epoch } => bare(Message::QueryAnswer { seq, voted_epoch }),
+            // Of two nodes, not of a group: the driver takes them.
+            Said::Anchor(_) | Said::AnchorWanted => Err(Forged),
         }
+    }
+
+    /// For whose sake `candidate` is refused, if it is a promise: with what shows that this member had reason to make it.
+    fn promised_to_another(&self, candidate: MemberIndex, signer: &Signer<'_>) -> Option<Promised> {
+        let to = self.machine.view(signer.now).promised_to?;
+        let another = to != candidate && to != self.machine.config().me;
+        let to = self.node(to).filter(|_| another)?;
+        Some(Promised { to, life: (signer.heard)(to) })
     }
 
     fn verify<T: Statement>(&self, signed: Signed, from: NodeId) -> Result<(T, Envelope), Forged> {
@@ -287,6 +300,7 @@ impl Group {
                 seq,
                 voted_epoch: refusal.voted_epoch,
                 retry_after: refusal.retry_after,
+                promised: group.promised_to_another(to, signer),
                 clock: signer.clock(),
             };
             Some(Said::Refusal(signer.sign(group.id, &statement)))

@@ -45,7 +45,7 @@ fn group_of(me: u8, group: GroupId) -> Group {
 /// What `from` says to `to`, as the driver would send it.
 fn say(from: u8, to: u8, message: Message) -> Said {
     let keypair = key(from);
-    let signer = Signer { keypair: &keypair, boot: BootId([1; 16]), now: BootTime(5), statements: None };
+    let signer = Signer { keypair: &keypair, boot: BootId([1; 16]), now: BootTime(5), statements: None, heard: &|_| None };
     let records = |_| Bytes::from_static(b"records");
     group_of(from, GROUP).say(MemberIndex(to), message, &signer, &records).expect("can be said")
 }

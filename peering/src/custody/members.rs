@@ -7,6 +7,7 @@ use contracts::time::{BootTime, Millis};
 use tokio::sync::watch;
 
 use super::Shared;
+use super::life::Lives;
 use super::view::GroupConfig;
 use super::wire::{ShortGroup, short};
 use crate::rate::TokenBucket;
@@ -18,6 +19,7 @@ const ITEMS_PER_SECOND_MAX: u32 = 4_000;
 struct Member {
     state: watch::Receiver<PeerState>,
     items: TokenBucket,
+    lives: Lives,
     /// The groups shared with it, by the short form of their ids.
     groups: BTreeMap<ShortGroup, BTreeSet<GroupId>>,
     /// Of those groups: it is pinged once per the shortest.
@@ -43,7 +45,13 @@ impl Members {
             let member = self.0.entry(*node).or_insert_with(|| {
                 shared.add_member(*node);
                 let items = TokenBucket::new(ITEMS_PER_SECOND_MAX, now);
-                Member { state: transport.peer(*node), items, groups: BTreeMap::new(), ttls: Ttls::default() }
+                Member {
+                    state: transport.peer(*node),
+                    items,
+                    lives: Lives::default(),
+                    groups: BTreeMap::new(),
+                    ttls: Ttls::default(),
+                }
             });
             let before = member.ttls.shortest();
             member.groups.entry(short(group.group)).or_default().insert(group.group);
@@ -88,6 +96,15 @@ impl Members {
     pub(super) fn named(&self, node: NodeId, name: ShortGroup) -> Option<GroupId> {
         let groups = self.0.get(&node)?.groups.get(&name)?;
         if groups.len() == 1 { groups.first().copied() } else { None }
+    }
+
+    /// Signs of life between this node and `node`.
+    pub(super) fn lives(&self, node: NodeId) -> Option<&Lives> {
+        self.0.get(&node).map(|member| &member.lives)
+    }
+
+    pub(super) fn lives_mut(&mut self, node: NodeId) -> Option<&mut Lives> {
+        self.0.get_mut(&node).map(|member| &mut member.lives)
     }
 
     /// Counts one item of `node`.

@@ -19,6 +19,7 @@ mod group;
 #[cfg(test)]
 mod group_tests;
 pub mod hold;
+pub mod life;
 mod members;
 pub mod statement;
 pub mod view;
@@ -137,6 +138,8 @@ pub struct Counts {
     pub dropped_unknown_group: u64,
     /// A signature, certificate or attachment that does not verify.
     pub dropped_forged: u64,
+    /// Claims and renewals without a fresh sign of life.
+    pub dropped_unproven: u64,
     pub dropped_rate: u64,
     pub dropped_busy: u64,
     /// The machine made nothing of them: late, repeated, out of turn.
@@ -155,6 +158,7 @@ struct Counters {
     strangers: Counter,
     unknown_group: Counter,
     forged: Counter,
+    unproven: Counter,
     rate: Counter,
     busy: Counter,
     machine_dropped: Counter,
@@ -324,6 +328,7 @@ impl CustodyHandle {
             dropped_strangers: counters.strangers.get(),
             dropped_unknown_group: counters.unknown_group.get(),
             dropped_forged: counters.forged.get(),
+            dropped_unproven: counters.unproven.get(),
             dropped_rate: counters.rate.get(),
             dropped_busy: counters.busy.get(),
             dropped_by_machine: counters.machine_dropped.get(),

@@ -9,8 +9,13 @@ use contracts::time::Millis;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::life::Shown;
+
 /// Largest number of a request; later ones would not survive every JSON reader.
 pub const SEQ_MAX: u64 = EPOCH_MAX.0;
+
+/// Payload of an anchor within a refusal.
+const ANCHOR_BYTES_MAX: usize = 1_024;
 
 /// The speaking member's own clock, so that two of its statements can be put in order by anybody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +115,15 @@ pub enum Refused {
     Renewal,
 }
 
+/// For whose sake a member refuses, and the newest that it heard of that node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Promised {
+    pub to: NodeId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub life: Option<Shown>,
+}
+
 /// "No, not now."
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -123,6 +137,9 @@ pub struct RefusalStatement {
     pub voted_epoch: Epoch,
     /// Milliseconds.
     pub retry_after: Millis,
+    /// Where a promise to another is the reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promised: Option<Promised>,
     pub clock: MemberClock,
 }
 
@@ -170,7 +187,10 @@ impl Statement for RefusalStatement {
     const TYPE: &'static str = "application/vnd.antirio.custody-refusal.v1+json";
 
     fn validate(&self) -> Result<(), Invalid> {
-        numbers_fit(&[self.epoch, self.voted_epoch], &[self.seq, self.retry_after.0, self.clock.ms])
+        numbers_fit(&[self.epoch, self.voted_epoch], &[self.seq, self.retry_after.0, self.clock.ms])?;
+        let anchor = self.promised.as_ref().and_then(|promised| promised.life.as_ref()).map(|life| &life.anchor);
+        let is_small = anchor.is_none_or(|anchor| anchor.payload.len() <= ANCHOR_BYTES_MAX && anchor.signatures.len() == 1);
+        Invalid::unless(is_small, "promised", "one small signed anchor")
     }
 }
 

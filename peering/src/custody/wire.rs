@@ -1,9 +1,11 @@
 //! How custody messages travel: items, each for one group, back to back in a datagram or in the body of a request.
 //!
-//! An item is its length (4 bytes, big-endian) and its postcard form. A bad item is counted and dropped alone.
+//! An item is its length (4 bytes, big-endian, highest bit clear) and its postcard form. A bad item is counted and dropped alone.
 //!
-//! Renewals and their answers are nearly all that is ever said, so many of them share one block: a length with its highest bit set,
-//! then whether they are answers, a number to count from, and for each group the last bytes of its id, the epoch and the number's
+//! A sign of life ([`super::life`]) is its index (2 bytes, the two highest bits set) and its link. It stands for the whole datagram, at its begin.
+//!
+//! Renewals and their answers are nearly all that is ever said, so many of them share one block: a length (2 bytes, of the two highest bits only the
+//! first set), then whether they are answers, a number to count from, and for each group the last bytes of its id, the epoch and the number's
 //! distance from the first. The short name means a group among those that both nodes share; a renewal that is not answered in time
 //! is repeated with the whole id, so two groups with one short name lose nothing but bytes.
 
@@ -13,6 +15,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use contracts::envelope::{Envelope, KeySignature, Statement};
 use contracts::ids::{Epoch, GroupId, NodeId};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::life::{LINK_BYTES, Life};
 
 /// Items in one datagram or request; what follows them is dropped.
 pub const ITEMS_MAX: usize = 64;
@@ -25,8 +29,15 @@ pub const ATTACHMENT_BYTES_MAX: usize = 2 << 20;
 pub const RENEWALS_MAX: usize = 256;
 
 const LENGTH_BYTES: usize = 4;
-/// In a length: what follows is a block of renewals.
-const IS_RENEWALS: u32 = 1 << 31;
+const SHORT_LENGTH_BYTES: usize = 2;
+/// In the first two bytes: this is not an item.
+const IS_SHORT: u16 = 1 << 15;
+/// Then: what follows is a sign of life, not a block of renewals.
+const IS_LIFE: u16 = 1 << 14;
+/// What the rest of the two bytes can say.
+const SHORT_MAX: usize = (1 << 14) - 1;
+/// A sign of life, written.
+pub(super) const LIFE_BYTES: usize = SHORT_LENGTH_BYTES + LINK_BYTES;
 
 /// Bytes in one piece, not number by number as serde would have them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +129,29 @@ pub(super) enum Said {
         seq: u64,
         voted_epoch: Epoch,
     },
+    /// A [`super::life::LifeAnchor`]; of two nodes, not of the group that it travels under.
+    Anchor(Signed),
+    /// "What you sent binds nobody here: I cannot check its sign of life."
+    AnchorWanted,
+}
+
+impl Said {
+    /// Whether it binds only whoever hears a sign of life of its sender.
+    pub(super) const fn needs_life(&self) -> bool {
+        match self {
+            Self::Renew { .. } | Self::Claim { .. } => true,
+            Self::Renewed { .. }
+            | Self::Ask(_)
+            | Self::AskYes { .. }
+            | Self::Grant { .. }
+            | Self::Refusal(_)
+            | Self::Release { .. }
+            | Self::Query { .. }
+            | Self::QueryAnswer { .. }
+            | Self::Anchor(_)
+            | Self::AnchorWanted => false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,7 +225,7 @@ struct Block {
 impl Block {
     fn new(is_answer: bool, first_seq: u64) -> Option<Self> {
         let head = postcard::to_allocvec(&BlockHead { is_answer, first_seq }).ok()?;
-        let mut bytes = BytesMut::zeroed(LENGTH_BYTES);
+        let mut bytes = BytesMut::zeroed(SHORT_LENGTH_BYTES);
         bytes.put_slice(&head);
         Some(Self { is_answer, first_seq, bytes, count: 0 })
     }
@@ -201,6 +235,7 @@ impl Block {
         let distance = renewal.seq.wrapping_sub(self.first_seq).cast_signed();
         let entry = BlockEntry { group: renewal.group, epoch: renewal.epoch, distance };
         let Ok(entry) = postcard::to_allocvec(&entry) else { return false };
+        let bytes_max = bytes_max.min(SHORT_MAX);
         let is_full = self.count >= RENEWALS_MAX || self.bytes.len() + entry.len() > bytes_max;
         if is_full || self.is_answer != renewal.is_answer {
             return false;
@@ -211,8 +246,8 @@ impl Block {
     }
 
     fn close(mut self) -> Bytes {
-        let length = u32::try_from(self.bytes.len() - LENGTH_BYTES).unwrap_or_default();
-        self.bytes[..LENGTH_BYTES].copy_from_slice(&(length | IS_RENEWALS).to_be_bytes());
+        let length = u16::try_from(self.bytes.len() - SHORT_LENGTH_BYTES).unwrap_or_default();
+        self.bytes[..SHORT_LENGTH_BYTES].copy_from_slice(&(length | IS_SHORT).to_be_bytes());
         self.bytes.freeze()
     }
 }
@@ -256,6 +291,7 @@ pub(super) struct Content {
     pub(super) items: Vec<Item>,
     /// At most [`RENEWALS_MAX`].
     pub(super) renewals: Vec<Renewal>,
+    pub(super) life: Option<Life>,
     /// Items and blocks that could not be read.
     pub(super) malformed: u64,
 }
@@ -267,26 +303,55 @@ pub(super) fn read(mut bytes: Bytes) -> Content {
         if bytes.is_empty() {
             return content;
         }
-        let length = bytes.first_chunk::<LENGTH_BYTES>().map(|length| u32::from_be_bytes(*length));
-        let is_block = length.is_some_and(|length| length & IS_RENEWALS != 0);
-        let length = length.and_then(|length| usize::try_from(length & !IS_RENEWALS).ok());
-        let Some(length) = length.filter(|length| *length <= bytes.len() - LENGTH_BYTES) else {
+        let head = bytes.first_chunk::<SHORT_LENGTH_BYTES>().map_or(0, |head| u16::from_be_bytes(*head));
+        let is_read =
+            if head & IS_SHORT == 0 { read_item(&mut bytes, &mut content) } else { read_short(head, &mut bytes, &mut content) };
+        if is_read.is_none() {
             content.malformed += 1;
             return content;
-        };
-        let _ = bytes.split_to(LENGTH_BYTES);
-        let item = bytes.split_to(length);
-        if is_block {
-            content.malformed += u64::from(!read_renewals(&item, &mut content.renewals));
-            continue;
-        }
-        match postcard::take_from_bytes::<Item>(&item) {
-            Ok((item, [])) => content.items.push(item),
-            Ok(_) | Err(_) => content.malformed += 1,
         }
     }
     content.malformed += u64::from(!bytes.is_empty());
     content
+}
+
+/// A sign of life or a block; none if it is cut short.
+fn read_short(head: u16, bytes: &mut Bytes, content: &mut Content) -> Option<()> {
+    let number = head & !(IS_SHORT | IS_LIFE);
+    let length = if head & IS_LIFE == 0 { usize::from(number) } else { LINK_BYTES };
+    if length > bytes.len() - SHORT_LENGTH_BYTES {
+        return None;
+    }
+    let _head = bytes.split_to(SHORT_LENGTH_BYTES);
+    let rest = bytes.split_to(length);
+    if head & IS_LIFE == 0 {
+        content.malformed += u64::from(!read_renewals(&rest, &mut content.renewals));
+    } else {
+        content.malformed += u64::from(content.life.is_some());
+        content.life = rest.first_chunk().map(|link| Life { index: number, link: *link });
+    }
+    Some(())
+}
+
+/// None if it is cut short.
+fn read_item(bytes: &mut Bytes, content: &mut Content) -> Option<()> {
+    let length = bytes.first_chunk::<LENGTH_BYTES>().map(|length| u32::from_be_bytes(*length))?;
+    let length = usize::try_from(length).ok().filter(|length| *length <= bytes.len() - LENGTH_BYTES)?;
+    let _head = bytes.split_to(LENGTH_BYTES);
+    match postcard::take_from_bytes::<Item>(&bytes.split_to(length)) {
+        Ok((item, [])) => content.items.push(item),
+        Ok(_) | Err(_) => content.malformed += 1,
+    }
+    Some(())
+}
+
+/// A datagram that begins with a sign of life.
+pub(super) fn with_life(life: Life, datagram: &Bytes) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(LIFE_BYTES + datagram.len());
+    bytes.put_u16(life.index | IS_SHORT | IS_LIFE);
+    bytes.put_slice(&life.link);
+    bytes.put_slice(datagram);
+    bytes.freeze()
 }
 
 /// Puts written items together into as few datagrams of at most `bytes_max` as their order allows; too long ones come back apart.
@@ -366,7 +431,7 @@ mod tests {
         bytes.put_slice(&written(&[renew(1, 1)])[0]);
         bytes.put_slice(&[0, 0, 0, 3, 0xff, 0xff, 0xff]);
         bytes.put_slice(&written(&[renew(2, 2)])[0]);
-        let content = |malformed| Content { items: vec![renew(1, 1), renew(2, 2)], renewals: Vec::new(), malformed };
+        let content = |malformed| Content { items: vec![renew(1, 1), renew(2, 2)], malformed, ..Content::default() };
         assert_eq!(read(bytes.clone().freeze()), content(1));
         bytes.put_slice(&[0, 0, 1]);
         assert_eq!(read(bytes.freeze()), content(2), "cut short");
@@ -394,7 +459,7 @@ mod tests {
         assert!(blocks[0].len() <= 330, "{} bytes", blocks[0].len());
         let (datagrams, _) = pack([written(&[renew(1, 1)]), blocks].concat(), 1_100);
         assert_eq!(datagrams.len(), 1);
-        assert_eq!(read(datagrams[0].clone()), Content { items: vec![renew(1, 1)], renewals, malformed: 0 });
+        assert_eq!(read(datagrams[0].clone()), Content { items: vec![renew(1, 1)], renewals, ..Content::default() });
     }
 
     #[test]
@@ -411,6 +476,18 @@ mod tests {
         fn garbage_never_panics_and_is_counted(garbage in proptest::collection::vec(any::<u8>(), 0..400)) {
             let content = read(Bytes::from(garbage.clone()));
             prop_assert!(content != Content::default() || garbage.is_empty() || garbage[0] & 0x80 != 0);
+        }
+
+        #[test]
+        fn a_sign_of_life_reads_back(index in 0..1_u16 << 14, link in any::<[u8; LINK_BYTES]>()) {
+            let life = Life { index, link };
+            let item = written(&[renew(1, 1)])[0].clone();
+            let bytes = with_life(life, &item);
+            prop_assert_eq!(bytes.len(), LIFE_BYTES + item.len());
+            let expected = Content { items: vec![renew(1, 1)], life: Some(life), ..Content::default() };
+            prop_assert_eq!(read(bytes.clone()), expected);
+            prop_assert_eq!(read(with_life(life, &bytes)).malformed, 1, "one is enough");
+            prop_assert_eq!(read(bytes.slice(..LIFE_BYTES - 1)).malformed, 1, "cut short");
         }
 
         #[test]
