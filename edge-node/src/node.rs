@@ -289,6 +289,7 @@ pub async fn assemble<S: Socket>(host: Host, gateways: Option<S>) -> Result<Runn
     let records = reserved.clone();
     setup.records = Arc::new(move |group| records.bytes(group));
     setup.entropy = entropy;
+    setup.statements = Some(insurance::statements::keep(&core.config.state_directory, core.clock.clone()));
     let (custody, custody_router) = peering::custody::start(setup)?;
     let inbox = (core.config.role == Role::Cloud).then(|| Inbox::start(core.store.clone(), core.clock.clone()));
     let parts = gateways.map(|socket| {

@@ -23,6 +23,7 @@
 pub mod check;
 pub mod clock;
 pub mod engine;
+mod evidence;
 pub mod generate;
 pub mod machine;
 mod market;

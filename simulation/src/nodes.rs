@@ -58,6 +58,9 @@ impl Hardware {
     }
 }
 
+/// A node's state directory, below its machine's directory.
+pub(crate) const STATE: &str = "state";
+
 /// What a process takes along from the world.
 struct Parts {
     machine: Machine,
@@ -258,7 +261,7 @@ fn config(parts: &Parts, state_directory: std::path::PathBuf) -> Config {
 
 async fn run_node(parts: Parts, socket: Option<udp::Socket>) -> Result<Running, node::Error> {
     let machine = parts.machine;
-    let config = config(&parts, parts.hardware.3.join("state"));
+    let config = config(&parts, parts.hardware.3.join(STATE));
     let (clock, disk, votes, content) = parts.hardware;
     let keypair = parties::keypair(machine.number());
     let transport: Arc<dyn Transport> = Arc::new(parts.network.join(keypair.node_id()));

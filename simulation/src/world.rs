@@ -523,6 +523,7 @@ impl World {
                 self.checker.violate(format!("{} {contradiction}", hardware.machine.name()));
             }
         }
+        let statements = self.judge_statements();
         let report = report.unwrap_or_default();
         for (what, count) in [
             ("owed readings lost", report.lost),
@@ -543,7 +544,7 @@ impl World {
         let (takeover_ms, virtual_ms) = (self.takeover_ms(), self.now_ms());
         let (downlinks, looks) = (self.checker.downlinks(), self.checker.looks());
         self.checker.log(format!(
-            "{} frames, {} owed readings, {} delivered, {downlinks} downlinks",
+            "{} frames, {} owed readings, {} delivered, {downlinks} downlinks, {statements} statements kept",
             report.frames_sent, report.readings_owed, report.readings_delivered
         ));
         for hardware in self.machines.values() {

@@ -12,6 +12,7 @@
 //! - [`reserved`] — what this node knows to be reserved, for votes
 //! - [`returning`] — the customer's way back to level
 //! - `self_check` — hands over while it still can
+//! - [`statements`] — what members signed about custody, kept as evidence
 
 pub mod customer;
 pub mod hysteresis;
@@ -23,6 +24,7 @@ pub mod reservations;
 pub mod reserved;
 pub mod returning;
 mod self_check;
+pub mod statements;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
