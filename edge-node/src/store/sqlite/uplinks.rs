@@ -117,15 +117,10 @@ async fn forget(connection: &mut SqliteConnection, event: EventId) -> Result<()>
 
 /// What is buffered for a group, behind the cursor, in order.
 pub(super) async fn list_kept(store: &Sqlite, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
-    let rows = sqlx::query(
-        "SELECT seq, body FROM uplink WHERE group_id = ? AND seq > ? AND deliver = 0 AND settled = 0 ORDER BY seq LIMIT ?",
-    )
-    .bind(group.as_bytes().as_slice())
-    .bind(signed(after))
-    .bind(limit)
-    .fetch_all(&store.reader)
-    .await?;
-    rows.iter().map(|row| Ok(StoredUplink { seq: unsigned(TABLE, row.try_get("seq")?)?, uplink: body(row)? })).collect()
+    let query =
+        "SELECT seq, body FROM uplink WHERE group_id = ? AND seq > ? AND deliver = 0 AND settled = 0 ORDER BY seq LIMIT ?";
+    let rows = page(store, query, group, after, limit).await?;
+    rows.iter().map(stored).collect()
 }
 
 /// Drops settled rows that were heard before `before`. Returns how many went.
@@ -148,26 +143,17 @@ pub(super) async fn wipe(store: &Sqlite, group: GroupId) -> Result<()> {
 
 /// Uplinks that the tenant of `group` still has to decode, behind the cursor, in order.
 pub(super) async fn list_undecoded(store: &Sqlite, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
-    let rows = sqlx::query(
-        "SELECT seq, body FROM uplink WHERE group_id = ? AND seq > ? AND decoded IS NULL AND deliver = 1 ORDER BY seq LIMIT ?",
-    )
-    .bind(group.as_bytes().as_slice())
-    .bind(signed(after))
-    .bind(limit)
-    .fetch_all(&store.reader)
-    .await?;
-    rows.iter().map(|row| Ok(StoredUplink { seq: unsigned(TABLE, row.try_get("seq")?)?, uplink: body(row)? })).collect()
+    let query =
+        "SELECT seq, body FROM uplink WHERE group_id = ? AND seq > ? AND decoded IS NULL AND deliver = 1 ORDER BY seq LIMIT ?";
+    let rows = page(store, query, group, after, limit).await?;
+    rows.iter().map(stored).collect()
 }
 
 /// Uplinks for the tenant of `group`, decoded or not, behind the cursor, in order.
 pub(super) async fn list_delivered(store: &Sqlite, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
-    let rows = sqlx::query("SELECT seq, body FROM uplink WHERE seq > ? AND group_id = ? AND deliver = 1 ORDER BY seq LIMIT ?")
-        .bind(signed(after))
-        .bind(group.as_bytes().as_slice())
-        .bind(limit)
-        .fetch_all(&store.reader)
-        .await?;
-    rows.iter().map(|row| Ok(StoredUplink { seq: unsigned(TABLE, row.try_get("seq")?)?, uplink: body(row)? })).collect()
+    let query = "SELECT seq, body FROM uplink WHERE group_id = ? AND seq > ? AND deliver = 1 ORDER BY seq LIMIT ?";
+    let rows = page(store, query, group, after, limit).await?;
+    rows.iter().map(stored).collect()
 }
 
 /// All deliverable uplinks of a group that the customer's cloud has not acknowledged, with their reading if there is one, in order.
@@ -177,20 +163,10 @@ pub(super) async fn list_open(
     after: u64,
     limit: u32,
 ) -> Result<Vec<(StoredUplink, Option<String>)>> {
-    let rows = sqlx::query(
-        "SELECT seq, body, decoded FROM uplink WHERE group_id = ? AND seq > ? AND settled = 0 AND deliver = 1 ORDER BY seq LIMIT ?",
-    )
-    .bind(group.as_bytes().as_slice())
-    .bind(signed(after))
-    .bind(limit)
-    .fetch_all(&store.reader)
-    .await?;
-    rows.iter()
-        .map(|row| {
-            let stored = StoredUplink { seq: unsigned(TABLE, row.try_get("seq")?)?, uplink: body(row)? };
-            Ok((stored, row.try_get("decoded")?))
-        })
-        .collect()
+    let query = "SELECT seq, body, decoded FROM uplink
+         WHERE group_id = ? AND seq > ? AND settled = 0 AND deliver = 1 ORDER BY seq LIMIT ?";
+    let rows = page(store, query, group, after, limit).await?;
+    rows.iter().map(|row| Ok((stored(row)?, row.try_get("decoded")?))).collect()
 }
 
 /// Readings that are not settled, in the order in which they were published.
@@ -204,6 +180,18 @@ pub(super) async fn list_unsettled(store: &Sqlite, after: u64, limit: u32) -> Re
     .fetch_all(&store.reader)
     .await?;
     rows.iter().map(|row| Ok((unsigned(TABLE, row.try_get("reading_seq")?)?, reading(TABLE, row)?))).collect()
+}
+
+/// Rows of a group behind the cursor. `query` takes group, cursor and limit, in this order.
+async fn page(store: &Sqlite, query: &'static str, group: GroupId, after: u64, limit: u32) -> Result<Vec<SqliteRow>> {
+    let rows =
+        sqlx::query(query).bind(group.as_bytes().as_slice()).bind(signed(after)).bind(limit).fetch_all(&store.reader).await?;
+    Ok(rows)
+}
+
+/// An uplink from a row with `seq` and `body`.
+fn stored(row: &SqliteRow) -> Result<StoredUplink> {
+    Ok(StoredUplink { seq: unsigned(TABLE, row.try_get("seq")?)?, uplink: body(row)? })
 }
 
 fn body(row: &SqliteRow) -> Result<Uplink> {
