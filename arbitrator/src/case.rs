@@ -8,9 +8,11 @@ use contracts::evidence::{Evidence, Item, Verdict};
 use contracts::ids::{ContractId, StatementId};
 use contracts::time::WallTime;
 use peering::custody::audit::{self, Conviction, Offence, Terms};
+use peering::custody::certificate;
 use peering::custody::statement::Grant;
-use peering::custody::{Certificate, certificate};
 use serde::{Deserialize, Serialize};
+
+use crate::custody_report::certificate_of;
 
 /// Statements beside the evidence that are looked at.
 pub const STATEMENTS_MAX: usize = 10_000;
@@ -94,13 +96,8 @@ pub fn review(case: &Case, now: WallTime) -> Result<Review, Error> {
     let mut received: Vec<Received> = Vec::with_capacity(case.evidence.len());
     for (index, exhibit) in case.evidence.iter().enumerate() {
         let evidence = Evidence::read(&exhibit.envelope).map_err(|source| Error::Evidence { index, source })?;
-        if let Some((bytes, epoch)) = certificate_of(&evidence.item) {
-            let proven = Certificate::from_bytes(bytes).and_then(|it| {
-                certificate::verify(&it, &contract.members(), contract.group, epoch)?;
-                Ok(it)
-            });
-            statements.extend(proven.map_err(|source| Error::Certificate { index, source })?.grants);
-        }
+        let proven = certificate_of(&evidence.item, &contract).map_err(|source| Error::Certificate { index, source })?;
+        statements.extend(proven.into_iter().flat_map(|proven| proven.certificate.grants));
         received.push((evidence, exhibit.received_at));
     }
 
@@ -144,19 +141,4 @@ fn is_excused(conviction: &Conviction, statements: &[Envelope], evidence: &[Rece
         | Item::Cancellation(_)
         | Item::Dispute(_) => false,
     })
-}
-
-/// The grants that a report of custody carries.
-fn certificate_of(item: &Item) -> Option<(&[u8], contracts::ids::Epoch)> {
-    match item {
-        Item::Takeover(report) => Some((&report.certificate, report.epoch)),
-        Item::Handback(report) => Some((&report.certificate, report.epoch)),
-        Item::Release(_)
-        | Item::Challenge(_)
-        | Item::Answer(_)
-        | Item::Delivery(_)
-        | Item::Witness(_)
-        | Item::Cancellation(_)
-        | Item::Dispute(_) => None,
-    }
 }

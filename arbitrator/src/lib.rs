@@ -15,6 +15,7 @@
 pub mod case;
 pub mod client;
 pub mod config;
+mod custody_report;
 pub mod http;
 pub mod metrics;
 pub mod resource;

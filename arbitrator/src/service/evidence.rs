@@ -4,11 +4,11 @@ use contracts::contract::Contract;
 use contracts::envelope::Envelope;
 use contracts::evidence::judge;
 use contracts::evidence::{EVIDENCE_PER_AUTHOR_MAX, Evidence, Item};
-use contracts::ids::{ContractId, Epoch, NodeId};
+use contracts::ids::ContractId;
 use contracts::time::WallTime;
-use peering::custody::{Certificate, certificate};
 
 use super::{Error, Result, Service};
+use crate::custody_report::certificate_of;
 use crate::metrics::Metrics;
 use crate::store::{Changes, ContractRow, EventBody, EvidenceRow};
 
@@ -66,19 +66,10 @@ fn kind(envelope: &Envelope) -> &str {
 
 /// Reports of custody carry the grants of a majority of the group's members.
 fn check_certificate(contract: &Contract, item: &Item) -> Result<()> {
-    let (bytes, epoch, node): (&[u8], Epoch, NodeId) = match item {
-        Item::Takeover(report) => (&report.certificate, report.epoch, report.node),
-        Item::Handback(report) => (&report.certificate, report.epoch, report.node),
-        Item::Release(_)
-        | Item::Challenge(_)
-        | Item::Answer(_)
-        | Item::Delivery(_)
-        | Item::Witness(_)
-        | Item::Cancellation(_)
-        | Item::Dispute(_) => return Ok(()),
-    };
     let refuse = |why: &dyn std::fmt::Display| Error::Certificate(why.to_string());
-    let certificate = Certificate::from_bytes(bytes).map_err(|error| refuse(&error))?;
-    let holder = certificate::verify(&certificate, &contract.members(), contract.group, epoch).map_err(|error| refuse(&error))?;
-    if holder == node { Ok(()) } else { Err(refuse(&format_args!("it elects {holder}"))) }
+    match certificate_of(item, contract).map_err(|error| refuse(&error))? {
+        None => Ok(()),
+        Some(proven) if proven.holder == proven.reporter => Ok(()),
+        Some(proven) => Err(refuse(&format_args!("it elects {}", proven.holder))),
+    }
 }
