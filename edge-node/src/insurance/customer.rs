@@ -1,7 +1,6 @@
 //! The insured node's guard: serves while it holds custody, follows while the provider does, and comes back.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use contracts::contract::{Contract, State};
 use contracts::envelope::Envelope;
@@ -12,7 +11,7 @@ use peering::custody::{CustodyView, Role};
 use tokio::sync::watch;
 
 use super::records;
-use super::reservations::{self, Members};
+use super::reservations::{self, Members, Writer};
 use super::{Error, Parts, Won, begin_serving, ended, join, leave, presence, progress, restore, returning, self_check};
 use crate::agreements::Agreement;
 use crate::tenants;
@@ -41,10 +40,9 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         let (members, members_taken) = watch::channel(Members::default());
         let (serves, serves_taken) = watch::channel(false);
         let mut side_tasks = tokio::task::JoinSet::new();
-        let seq = Arc::new(AtomicU64::new(0));
-        let reserve = reservations::run(parts.clone(), group, ends.reserve, members_taken.clone(), Arc::clone(&seq));
-        side_tasks.spawn(kit::task::belong(reserve));
-        side_tasks.spawn(kit::task::belong(records::run(parts.clone(), group, ends.records, members_taken, seq)));
+        let writer = Writer::new(parts, group, members_taken);
+        side_tasks.spawn(kit::task::belong(reservations::run(writer.clone(), ends.reserve)));
+        side_tasks.spawn(kit::task::belong(records::run(writer, ends.records)));
         side_tasks.spawn(kit::task::belong(progress::run(
             parts.clone(),
             group,
@@ -113,9 +111,9 @@ pub(crate) async fn alone(parts: &Parts, group: GroupId, epoch: Epoch, registrat
         let _members = members;
         while ends.outgoing.recv().await.is_some() {}
     });
-    let seq = Arc::new(AtomicU64::new(0));
-    kit::task::spawn(reservations::run(parts.clone(), group, ends.reserve, members_taken.clone(), Arc::clone(&seq)));
-    kit::task::spawn(records::run(parts.clone(), group, ends.records, members_taken, seq));
+    let writer = Writer::new(parts, group, members_taken);
+    kit::task::spawn(reservations::run(writer.clone(), ends.reserve));
+    kit::task::spawn(records::run(writer, ends.records));
     restore(parts, group, registration).await?;
     parts.leases.set_alone(group);
     parts.links.set_epoch(group, epoch);

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -17,7 +16,7 @@ use tokio::sync::watch;
 
 use super::hysteresis::Takeovers;
 use super::records;
-use super::reservations::{self, Members};
+use super::reservations::{self, Members, Writer};
 use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, presence, progress, restore, self_check};
 use crate::agreements::Agreement;
 use crate::edge2edge::messages::{Handover, LevelAnswer};
@@ -83,10 +82,9 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         let (members, members_taken) = watch::channel(Members::default());
         let (serves, serves_taken) = watch::channel(false);
         let mut side_tasks = tokio::task::JoinSet::new();
-        let seq = Arc::new(AtomicU64::new(0));
-        let reserve = reservations::run(parts.clone(), contract.group, ends.reserve, members_taken.clone(), Arc::clone(&seq));
-        side_tasks.spawn(kit::task::belong(reserve));
-        side_tasks.spawn(kit::task::belong(records::run(parts.clone(), contract.group, ends.records, members_taken, seq)));
+        let writer = Writer::new(parts, contract.group, members_taken);
+        side_tasks.spawn(kit::task::belong(reservations::run(writer.clone(), ends.reserve)));
+        side_tasks.spawn(kit::task::belong(records::run(writer, ends.records)));
         side_tasks.spawn(kit::task::belong(progress::run(
             parts.clone(),
             contract.group,

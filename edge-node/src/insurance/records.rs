@@ -13,9 +13,9 @@ use contracts::sealed::Sealed;
 use contracts::write_ahead::{Bound, JOINS, RecordsView, RecordsWrite, Reserved, SealedRecord};
 use lora_bridge::mac::downlink::BLOCK;
 use lora_bridge::mac::join::DeviceRecord;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
-use super::reservations::Members;
+use super::reservations::{Members, Writer};
 use super::{Error, Parts};
 
 /// A record is sealed for this.
@@ -36,13 +36,8 @@ fn key(device: DevEui) -> String {
 }
 
 /// Writes records ahead until the link is closed. A join whose record does not get through is over; the device tries again.
-pub async fn run(
-    parts: Parts,
-    group: GroupId,
-    mut wanted: mpsc::UnboundedReceiver<Wanted>,
-    members: watch::Receiver<Members>,
-    seq: Arc<AtomicU64>,
-) {
+pub async fn run(writer: Writer, mut wanted: mpsc::UnboundedReceiver<Wanted>) {
+    let Writer { parts, group, members, seq } = writer;
     let mut writes = tokio::task::JoinSet::new();
     while let Some((epoch, record)) = wanted.recv().await {
         while writes.len() >= WRITES_MAX {

@@ -33,14 +33,25 @@ impl Members {
     }
 }
 
+/// What the writers of a group have in common.
+#[derive(Debug, Clone)]
+pub struct Writer {
+    pub parts: Parts,
+    pub group: GroupId,
+    pub members: watch::Receiver<Members>,
+    /// Reservations and records are numbered together.
+    pub seq: Arc<AtomicU64>,
+}
+
+impl Writer {
+    pub fn new(parts: &Parts, group: GroupId, members: watch::Receiver<Members>) -> Self {
+        Self { parts: parts.clone(), group, members, seq: Arc::default() }
+    }
+}
+
 /// Serves a group's wishes until the link is closed. What cannot be written ahead now is asked for again by the bridge.
-pub async fn run(
-    parts: Parts,
-    group: GroupId,
-    mut wishes: mpsc::UnboundedReceiver<Wish>,
-    members: watch::Receiver<Members>,
-    seq: Arc<AtomicU64>,
-) {
+pub async fn run(writer: Writer, mut wishes: mpsc::UnboundedReceiver<Wish>) {
+    let Writer { parts, group, members, seq } = writer;
     while let Some(first) = wishes.recv().await {
         let mut wanted = Wanted::default();
         wanted.add(first);
