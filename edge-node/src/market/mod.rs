@@ -123,6 +123,7 @@ struct Memory {
     alarms: BTreeSet<String>,
     accounts: Vec<AccountView>,
     failures: BTreeMap<Step, Failing>,
+    looks: u64,
 }
 
 /// A step that does not succeed yet.
@@ -151,6 +152,8 @@ pub struct Status {
     pub evidence_dropped: u64,
     /// Steps that are tried again, with the last reason.
     pub failing: Vec<String>,
+    /// How often the planner has looked at everything since the agent started; at least once a second while it is well.
+    pub looks: u64,
 }
 
 impl Agent {
@@ -285,6 +288,7 @@ impl Inner {
                 .iter()
                 .map(|(step, failing)| format!("{step:?}, {} times: {}", failing.times, failing.last))
                 .collect(),
+            looks: memory.looks,
         }
     }
 }

@@ -52,6 +52,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
                 );
             }
         }
+        inner.memory().looks += 1;
         let next_retry = retries.iter().filter(|(step, _)| !running.contains_key(step)).map(|(_, retry)| retry.not_before).min();
         let wake_at = next_retry.unwrap_or(now + INTERVAL).clamp(now, now + INTERVAL);
         tokio::select! {
