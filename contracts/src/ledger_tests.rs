@@ -1,3 +1,6 @@
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+
 use super::*;
 
 fn currency() -> Currency {
@@ -115,19 +118,6 @@ fn transfers_read_back_from_json() {
     }
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): random numbers that depend on the seed alone.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-}
-
 /// Knows the truth another way: from the list of everything that was accepted, it works out each balance anew.
 #[derive(Default)]
 struct Checker {
@@ -161,29 +151,33 @@ impl Checker {
     }
 }
 
-fn random_transfer(random: &mut Random) -> Transfer {
-    let holder = |random: &mut Random| match random.below(5) {
+fn random_transfer(random: &mut ChaCha8Rng) -> Transfer {
+    let holder = |random: &mut ChaCha8Rng| match random.random_range(0..5) {
         0 => Holder::External,
         n => owner(u8::try_from(n).expect("small")),
     };
-    let amount = if random.below(10) == 0 { random.below(SUPPLY_MICROS_MAX) } else { random.below(500) };
+    let amount =
+        if random.random_range(0..10) == 0 { random.random_range(0..SUPPLY_MICROS_MAX) } else { random.random_range(0..500) };
     let movement = movement(holder(random), holder(random), amount);
-    let pending = id(random.below(60));
-    let operation = match random.below(6) {
+    let pending = id(random.random_range(0..60));
+    let operation = match random.random_range(0..6) {
         0 | 1 => Operation::Immediate { movement },
-        2 | 3 => Operation::Pending { movement, expires_at: (random.below(2) == 0).then(|| WallTime(random.below(200))) },
-        4 => Operation::Post { pending, amount: (random.below(2) == 0).then(|| micros(random.below(500))) },
-        _ if random.below(2) == 0 => Operation::Void { pending },
+        2 | 3 => Operation::Pending {
+            movement,
+            expires_at: (random.random_range(0..2) == 0).then(|| WallTime(random.random_range(0..200))),
+        },
+        4 => Operation::Post { pending, amount: (random.random_range(0..2) == 0).then(|| micros(random.random_range(0..500))) },
+        _ if random.random_range(0..2) == 0 => Operation::Void { pending },
         _ => Operation::Expire { pending },
     };
-    transfer(random.below(60), operation)
+    transfer(random.random_range(0..60), operation)
 }
 
 #[test]
 fn money_is_conserved_through_random_sequences() {
     let mut accepted = 0;
     for seed in 0..300 {
-        let (mut random, mut ledger, mut checker) = (Random(seed), Ledger::default(), Checker::default());
+        let (mut random, mut ledger, mut checker) = (ChaCha8Rng::seed_from_u64(seed), Ledger::default(), Checker::default());
         for step in 0..150 {
             let transfer = random_transfer(&mut random);
             match apply(&mut ledger, &transfer, WallTime(step)) {

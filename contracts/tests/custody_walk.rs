@@ -28,7 +28,7 @@ struct Walk {
 
 impl Walk {
     fn new(seed: u64, rules: Rules) -> Self {
-        let mut random = stage::Random(seed);
+        let mut random = stage::Random::new(seed);
         let members = if random.below(4) == 0 { 5 } else { 3 };
         let mut stage = Stage::new(members, rules, seed);
         for member in stage.members() {

@@ -72,9 +72,36 @@ impl Seed {
     }
 }
 
-/// The SplitMix64 step (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
-fn mix(value: u64) -> u64 {
-    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+/// A sequence of draws from one seed: SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
+#[derive(Debug, Clone)]
+pub struct Sequence(u64);
+
+/// What SplitMix64 adds to its state at each step.
+const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Sequence {
+    /// The sequence of a seed, from its beginning.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// 64 evenly distributed bits.
+    pub const fn draw(&mut self) -> u64 {
+        let drawn = mix(self.0);
+        self.0 = self.0.wrapping_add(GAMMA);
+        drawn
+    }
+
+    /// An even draw from `0..bound`; 0 when `bound` is 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.draw().checked_rem(bound).unwrap_or(0)
+    }
+}
+
+/// The output of SplitMix64 in state `value`.
+const fn mix(value: u64) -> u64 {
+    let mut z = value.wrapping_add(GAMMA);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
@@ -124,6 +151,17 @@ mod tests {
             (0..400_000u64).filter(|n| (0..2).all(|gateway| seed.happens(Topic::UplinkLoss, &[*n, gateway], 50_000))).count();
         // 0.25 % of 400,000 with a standard deviation of 32.
         assert!((870..1_130).contains(&both), "{both}");
+    }
+
+    /// The first outputs for seed 1234567, as other implementations give them.
+    #[test]
+    fn sequences_are_split_mix_64() {
+        let mut sequence = Sequence::new(1_234_567);
+        let first = [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423_u64];
+        for expected in first {
+            assert_eq!(sequence.draw(), expected);
+        }
+        assert_eq!(sequence.below(0), 0);
     }
 
     #[test]

@@ -8,27 +8,29 @@ use std::collections::BTreeMap;
 use contracts::custody::{Config, Disk, Durable, Effect, Event, Machine, MemberIndex, MemberSet, Message, Readiness, Rules};
 use contracts::ids::Epoch;
 use contracts::time::{BootTime, Millis};
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
 
 pub const TTL: u64 = 1_000;
 pub const A: MemberIndex = MemberIndex(0);
 pub const B: MemberIndex = MemberIndex(1);
 pub const W: MemberIndex = MemberIndex(2);
 
-/// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, good enough to pick faults.
+/// Seeded: the same histories for the same seed.
 #[derive(Debug, Clone)]
-pub struct Random(pub u64);
+pub struct Random(ChaCha8Rng);
 
 impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(ChaCha8Rng::seed_from_u64(seed))
+    }
+
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.random()
     }
 
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.0.random_range(0..bound)
     }
 
     pub fn permille(&mut self, chance: u64) -> bool {
@@ -104,7 +106,7 @@ impl Stage {
             processes: (0..members).map(process).collect(),
             now: 0,
             rules,
-            random: Random(seed),
+            random: Random::new(seed),
             link: Link::GOOD,
             cut: vec![vec![false; count]; count],
             hold_back: None,

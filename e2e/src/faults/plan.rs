@@ -2,30 +2,9 @@
 
 use clap::ValueEnum as _;
 
+pub use motes::seed::Sequence as Dice;
+
 use super::kind::Kind;
-
-/// `SplitMix64` (Steele, Lea, Flood 2014): the same sequence for the same seed, everywhere.
-#[derive(Debug, Clone)]
-pub struct Dice(u64);
-
-impl Dice {
-    pub const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// 0 to `end`, exclusive; 0 if `end` is.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next().checked_rem(end).unwrap_or(0)
-    }
-}
 
 /// Messages of a takeover and a hand-back after which a fault may strike: who says them, and what.
 pub const MESSAGES: [(&str, &str); 8] = [
@@ -92,7 +71,7 @@ pub fn plan(seed: u64, count: usize, kinds: &[Kind], ttl_ms: u64) -> Vec<Planned
         } else {
             Moment::Steady { delay_ms: dice.below(ttl_ms) }
         };
-        planned.push(Planned { kind, moment, dice: Dice::new(dice.next()) });
+        planned.push(Planned { kind, moment, dice: Dice::new(dice.draw()) });
     }
     planned
 }
