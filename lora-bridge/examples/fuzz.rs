@@ -20,6 +20,10 @@ use lora_bridge::{Bridge, Config, GatewayEui, Input, Mode, Now, NwkSKey, Offered
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+#[path = "../tests/common/mutate.rs"]
+mod mutate;
+use mutate::mutate;
+
 const GROUP: GroupId = GroupId::from_bytes([1; 16]);
 const STANDBY: GroupId = GroupId::from_bytes([2; 16]);
 const KEY: [u8; 16] = [0x2b; 16];
@@ -68,35 +72,6 @@ fn join_request(rng: &mut ChaCha8Rng) -> Vec<u8> {
     let code = mic(&[], &phy);
     phy.extend_from_slice(&code);
     phy
-}
-
-fn mutate(rng: &mut ChaCha8Rng, bytes: &mut Vec<u8>, pieces: &[&[u8]]) {
-    for _ in 0..rng.random_range(1..6) {
-        if bytes.is_empty() {
-            bytes.push(rng.random());
-        }
-        let at = rng.random_range(0..bytes.len());
-        match rng.random_range(0..8) {
-            0 => bytes[at] ^= 1 << rng.random_range(0..8),
-            1 => bytes[at] = rng.random(),
-            2 => bytes.truncate(at),
-            3 => {
-                bytes.remove(at);
-            }
-            4 if !pieces.is_empty() => {
-                let piece = pieces[rng.random_range(0..pieces.len())];
-                bytes.splice(at..at, piece.iter().copied());
-            }
-            5 => {
-                let end = rng.random_range(at..bytes.len()).min(at + 200);
-                let piece = bytes[at..end].to_vec();
-                let to = rng.random_range(0..bytes.len());
-                bytes.splice(to..to, piece);
-            }
-            6 => bytes[at] = [0x00, 0x7f, 0x80, 0xff][rng.random_range(0..4)],
-            _ => bytes.push(rng.random()),
-        }
-    }
 }
 
 const JSON_PIECES: &[&[u8]] = &[

@@ -1,46 +1,22 @@
 //! Whatever arrives: no panic, bounded state, and the next good datagram is served. Seeded; the seed is in every message.
 
 mod common;
+#[path = "common/mutate.rs"]
+mod mutate;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::{GATEWAY, GROUP, Mote, OTHER_GATEWAY, Rig, address, downlinks, pull, push, tx_ack, uplinks};
 use contracts::time::WallTime;
 use lora_bridge::{Config, Input, Mode, OfferedFrame};
+use mutate::mutate;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 const CASES: u32 = 120_000;
 
-fn mutate(rng: &mut ChaCha8Rng, bytes: &mut Vec<u8>) {
-    const PIECES: &[&[u8]] =
-        &[b"{", b"}", b"[", b"]", b"\"", b"\\", b",", b":", b"null", b"-1", b"1e999", b"\0", b"\xff", b"\"rxpk\":["];
-    for _ in 0..rng.random_range(1..6) {
-        if bytes.is_empty() {
-            return;
-        }
-        let at = rng.random_range(0..bytes.len());
-        match rng.random_range(0..7) {
-            0 => bytes[at] ^= 1 << rng.random_range(0..8),
-            1 => bytes[at] = rng.random(),
-            2 => bytes.truncate(at),
-            3 => {
-                bytes.remove(at);
-            }
-            4 => {
-                let piece = PIECES[rng.random_range(0..PIECES.len())];
-                bytes.splice(at..at, piece.iter().copied());
-            }
-            5 => {
-                let end = rng.random_range(at..bytes.len()).min(at + 200);
-                let piece = bytes[at..end].to_vec();
-                let to = rng.random_range(0..bytes.len());
-                bytes.splice(to..to, piece);
-            }
-            _ => bytes.push(rng.random()),
-        }
-    }
-}
+const PIECES: &[&[u8]] =
+    &[b"{", b"}", b"[", b"]", b"\"", b"\\", b",", b":", b"null", b"-1", b"1e999", b"\0", b"\xff", b"\"rxpk\":["];
 
 #[test]
 fn no_datagram_harms_the_bridge() {
@@ -60,7 +36,7 @@ fn no_datagram_harms_the_bridge() {
         let mut frames: Vec<(u32, Vec<u8>)> = vec![(rng.random(), mote.frame(f_cnt, rng.random()))];
         if rng.random() {
             let mut second = mote.frame(f_cnt, rng.random());
-            mutate(&mut rng, &mut second);
+            mutate(&mut rng, &mut second, PIECES);
             second.truncate(255);
             frames.push((rng.random(), second));
         }
@@ -71,7 +47,7 @@ fn no_datagram_harms_the_bridge() {
             }
             _ => push(GATEWAY, &frames),
         };
-        mutate(&mut rng, &mut bytes);
+        mutate(&mut rng, &mut bytes, PIECES);
         let out = rig.apply(Input::Datagram { from: address(1_001), bytes: &bytes });
         let events = uplinks(&out).iter().map(|uplink| uplink.event).collect();
         let out = rig.commit(events);
@@ -105,7 +81,7 @@ fn no_offered_frame_harms_the_bridge() {
             rig.custody(Mode::Following);
         }
         let mut phy = mote.frame(case, rng.random());
-        mutate(&mut rng, &mut phy);
+        mutate(&mut rng, &mut phy, PIECES);
         let rx = serde_json::from_str(
             r#"{"tmst":null,"frequency_hz":null,"data_rate":"other","rssi_dbm":null,"snr_decibel_tenths":null}"#,
         );
