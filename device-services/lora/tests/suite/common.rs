@@ -17,8 +17,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
+use lora_device_service::decrypt::{Direction, apply_key_stream};
 use serde_json::json;
-use tenant::{Accepted, EventId, Problem, Reading, ReadingBatch, Registered, Registration, Uplink};
+use tenant::{
+    Accepted, DevEui, EventId, HexBytes, Problem, Reading, ReadingBatch, Reception, Registered, Registration, Uplink, UplinkKind,
+};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_stream::{StreamExt as _, wrappers::UnboundedReceiverStream};
 
@@ -27,6 +30,35 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Of the device in the tests' configurations.
 pub const DEV_ADDR: tenant::DevAddr = tenant::DevAddr([0x26, 0x01, 0x1b, 0xda]);
 pub const APP_S_KEY: tenant::Key = tenant::Key([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+/// Of the uplink with this counter.
+pub fn event_id(number: u32) -> EventId {
+    let mut id = [0x11; 16];
+    id[12..].copy_from_slice(&number.to_be_bytes());
+    EventId(id)
+}
+
+/// Uplink number `number` of the configured device, with this payload in clear.
+pub fn uplink(number: u32, payload: &[u8]) -> Uplink {
+    let mut payload = payload.to_vec();
+    apply_key_stream(&APP_S_KEY, Direction::Up, DEV_ADDR, number, &mut payload);
+    Uplink {
+        cursor: u64::from(number) + 1,
+        event_id: event_id(number),
+        dev_eui: DevEui([1; 8]),
+        dev_addr: DEV_ADDR,
+        session: "session".to_owned(),
+        joined: None,
+        f_cnt: number,
+        f_port: Some(1),
+        confirmed: false,
+        frm_payload: HexBytes(payload),
+        heard_at_ms: 1_700_000_000_000 + u64::from(number),
+        kind: UplinkKind::Live,
+        epoch: 1,
+        rx: Reception { frequency_hz: 868_100_000, data_rate: "SF7BW125".to_owned(), ..Reception::default() },
+    }
+}
+
 /// The first counter for which the node wants downlinks.
 pub const F_CNT_FIRST: u32 = 70_000;
 

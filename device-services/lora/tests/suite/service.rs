@@ -2,35 +2,13 @@
 
 use std::time::Duration;
 
-use super::common::{Node, Place, Service, Shared};
-use lora_device_service::decrypt::{Direction, apply_key_stream};
+use super::common::{self, Node, Place, Service, Shared};
 use serde_json::json;
-use tenant::{DevAddr, DevEui, EventId, HexBytes, Key, READINGS_MAX, Reception, Uplink, UplinkKind};
+use tenant::{DevEui, HexBytes, Key, READINGS_MAX, Uplink};
 
 /// Uplink number `number` of the configured device: generic sensor 2 with that number.
 fn uplink(number: u32) -> Uplink {
-    let mut payload = [&[2, 100][..], &number.to_be_bytes()].concat();
-    let (key, dev_addr): (Key, DevAddr) =
-        ("000102030405060708090a0b0c0d0e0f".parse().expect("a key"), DevAddr([0x26, 0x01, 0x1b, 0xda]));
-    apply_key_stream(&key, Direction::Up, dev_addr, number, &mut payload);
-    let mut event_id = [0; 16];
-    event_id[12..].copy_from_slice(&number.to_be_bytes());
-    Uplink {
-        cursor: u64::from(number),
-        event_id: EventId(event_id),
-        dev_eui: DevEui([1; 8]),
-        dev_addr,
-        session: "session".to_owned(),
-        joined: None,
-        f_cnt: number,
-        f_port: Some(1),
-        confirmed: false,
-        frm_payload: HexBytes(payload),
-        heard_at_ms: 1_700_000_000_000 + u64::from(number),
-        kind: UplinkKind::Live,
-        epoch: 1,
-        rx: Reception { frequency_hz: 868_100_000, data_rate: "SF7BW125".to_owned(), ..Reception::default() },
-    }
+    common::uplink(number, &[&[2, 100][..], &number.to_be_bytes()].concat())
 }
 
 fn assert_values(shared: &Shared, numbers: std::ops::Range<u32>) {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::common::{APP_S_KEY, DEV_ADDR, F_CNT_FIRST, Node, Place, Service};
+use super::common::{self, APP_S_KEY, DEV_ADDR, F_CNT_FIRST, Node, Place, Service, event_id};
 use super::edgex_shapes::{Metadata, check_event, check_response};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lora_device_service::{
@@ -19,7 +19,7 @@ use lora_device_service::{
     mqtt::{Event, Login, Session},
 };
 use serde_json::{Value, json};
-use tenant::{DevEui, EventId, HexBytes, Reception, Uplink, UplinkKind};
+use tenant::{DevEui, Reception, Uplink};
 use tokio::net::TcpStream;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -138,37 +138,15 @@ fn up_topic() -> String {
 }
 
 fn uplink(number: u32) -> Uplink {
-    let mut payload = [&[3, 103, 0, 235, 2, 100][..], &number.to_be_bytes()].concat();
-    let dev_addr = DEV_ADDR;
-    apply_key_stream(&APP_S_KEY, Direction::Up, dev_addr, number, &mut payload);
-    Uplink {
-        cursor: u64::from(number) + 1,
-        event_id: event_id(number),
-        dev_eui: DevEui([1; 8]),
-        dev_addr,
-        session: "session".to_owned(),
-        joined: None,
-        f_cnt: number,
-        f_port: Some(1),
-        confirmed: number == 1,
-        frm_payload: HexBytes(payload),
-        heard_at_ms: 1_700_000_000_000 + u64::from(number),
-        kind: UplinkKind::Live,
-        epoch: 1,
-        rx: Reception {
-            gateway: Some("aa555a0000000000".to_owned()),
-            frequency_hz: 868_100_000,
-            data_rate: "SF7BW125".to_owned(),
-            rssi_dbm: -57,
-            snr_tenths_db: 95,
-        },
-    }
-}
-
-fn event_id(number: u32) -> EventId {
-    let mut id = [0x11; 16];
-    id[12..].copy_from_slice(&number.to_be_bytes());
-    EventId(id)
+    let payload = [&[3, 103, 0, 235, 2, 100][..], &number.to_be_bytes()].concat();
+    let rx = Reception {
+        gateway: Some("aa555a0000000000".to_owned()),
+        frequency_hz: 868_100_000,
+        data_rate: "SF7BW125".to_owned(),
+        rssi_dbm: -57,
+        snr_tenths_db: 95,
+    };
+    Uplink { confirmed: number == 1, rx, ..common::uplink(number, &payload) }
 }
 
 const CODEC: &str = "function decodeUplink(input) {
