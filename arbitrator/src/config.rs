@@ -1,14 +1,13 @@
 //! Configuration: one TOML table, every field with a default but the secret key.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use contracts::envelope::{Key, Keypair};
+use contracts::envelope::Key;
 use contracts::node_record::{ADDRESSES_MAX, NAME_BYTES_MAX};
-use serde::ser::SerializeMap as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+pub use kit::secret_key::SecretKey;
+use serde::{Deserialize, Serialize};
 
 /// How an arbitrator runs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -45,13 +44,6 @@ pub struct Config {
 pub enum StoreConfig {
     Memory,
     Sqlite(PathBuf),
-}
-
-/// `secret_key = { file = "PATH" }` (64 hexadecimal digits) or `secret_key = { hex = "…" }`.
-#[derive(Clone)]
-pub enum SecretKey {
-    File(PathBuf),
-    Bytes([u8; 32]),
 }
 
 /// What this process takes at most.
@@ -100,10 +92,6 @@ const fn default_tick_ms() -> u64 {
 pub enum Error {
     #[error("{field} must be {wanted}")]
     Range { field: &'static str, wanted: &'static str },
-    #[error("cannot read the secret key file {path}")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("the secret key file {path} does not hold 64 hexadecimal digits")]
-    Key { path: PathBuf },
 }
 
 impl Config {
@@ -138,68 +126,10 @@ impl Config {
     }
 }
 
-impl SecretKey {
-    /// # Errors
-    /// If the file cannot be read or holds no key.
-    pub fn load(&self) -> Result<Keypair, Error> {
-        match self {
-            Self::Bytes(bytes) => Ok(Keypair::from_secret(bytes)),
-            Self::File(path) => read(path),
-        }
-    }
-}
-
-fn read(path: &Path) -> Result<Keypair, Error> {
-    let content = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    let mut bytes = [0; 32];
-    hex::decode_to_slice(content.trim_ascii(), &mut bytes).map_err(|_| Error::Key { path: path.to_owned() })?;
-    Ok(Keypair::from_secret(&bytes))
-}
-
-impl fmt::Debug for SecretKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => write!(f, "SecretKey({})", path.display()),
-            Self::Bytes(_) => f.write_str("SecretKey(hidden)"),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum SecretKeyText {
-    File(PathBuf),
-    Hex(String),
-}
-
-impl<'de> Deserialize<'de> for SecretKey {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match SecretKeyText::deserialize(deserializer)? {
-            SecretKeyText::File(path) => Ok(Self::File(path)),
-            SecretKeyText::Hex(digits) => {
-                let mut bytes = [0; 32];
-                hex::decode_to_slice(&digits, &mut bytes)
-                    .map_err(|_| serde::de::Error::custom("a secret key has 64 hexadecimal digits"))?;
-                Ok(Self::Bytes(bytes))
-            }
-        }
-    }
-}
-
-/// For showing a configuration: never the secret.
-impl Serialize for SecretKey {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(1))?;
-        match self {
-            Self::File(path) => map.serialize_entry("file", path)?,
-            Self::Bytes(_) => map.serialize_entry("hex", "(hidden)")?,
-        }
-        map.end()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use contracts::envelope::Keypair;
+
     use super::*;
 
     #[test]

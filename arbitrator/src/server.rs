@@ -1,24 +1,20 @@
 //! The running arbitrator: store, endpoint, witness, time rules, connections, and their orderly end.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::body::Body;
 use contracts::envelope::{Envelope, Keypair};
 use contracts::node_record::{NodeRecord, Role};
 use contracts::sealed::UnsealingKey;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use kit::clock::Clock;
+use kit::connections;
 use peering::custody::os_entropy;
 use peering::{AddressBook, Endpoint, endpoint};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tower::ServiceExt as _;
 
 use crate::config::{self, Config, StoreConfig};
 use crate::http::{self, App};
@@ -26,10 +22,6 @@ use crate::service::{self, Parts, Service};
 use crate::store::{self, Memory, Sqlite, Store};
 use crate::witness::{self, Admitted};
 
-/// A client sends its request's head within this time.
-pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Open requests are given this long when the process drains.
-pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// HTTP connections at a time; more wait.
 pub const CONNECTIONS_MAX: usize = 4_096;
 
@@ -38,6 +30,8 @@ pub const CONNECTIONS_MAX: usize = 4_096;
 pub enum Error {
     #[error("the configuration cannot be used")]
     Config(#[from] config::Error),
+    #[error("there is no secret key")]
+    SecretKey(#[from] kit::secret_key::Error),
     #[error("the store cannot be opened")]
     Store(#[from] store::Error),
     #[error("the service cannot start")]
@@ -94,7 +88,7 @@ pub async fn run_with(
     let id = service.me();
     tracing::info!(%id, http = ?listener.local_addr().ok(), peering = ?endpoint.local_address(), "the arbitrator is open");
     let app = App::new(service, config.limits, stopping.clone());
-    let mut connections = pin!(serve(listener, http::router(app), stopping));
+    let mut connections = pin!(connections::serve(listener, http::router(app), CONNECTIONS_MAX, |_open| {}, stopping));
     tokio::select! {
         biased;
         () = shutdown => {}
@@ -155,71 +149,5 @@ impl Service {
                 tracing::error!(error = &error as &dyn std::error::Error, "what is due could not be done");
             }
         }
-    }
-}
-
-/// Accepts until `stopping`, then waits for open connections.
-async fn serve(listener: TcpListener, router: Router, mut stopping: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut open = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            _ = stopping.wait_for(|stop| *stop) => break,
-            Some(_) = open.join_next() => continue,
-            accepted = accept(&listener, &places) => accepted,
-        };
-        let (stream, place) = accepted;
-        let (router, stopping) = (router.clone(), stopping.clone());
-        open.spawn(async move {
-            handle(stream, router, stopping).await;
-            drop(place);
-        });
-    }
-    drop(listener);
-    if tokio::time::timeout(DRAIN_TIMEOUT, async { while open.join_next().await.is_some() {} }).await.is_err() {
-        tracing::warn!(connections = open.len(), "connections are cut: they did not end in time");
-    }
-}
-
-/// A connection, once there is room for one.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, Option<tokio::sync::OwnedSemaphorePermit>) {
-    let place = Arc::clone(places).acquire_owned().await.ok(); // the semaphore is never closed
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return (stream, place),
-            Err(error) => {
-                // Out of file descriptors, most likely: others must end first.
-                tracing::warn!(%error, "a connection was not accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn handle(stream: TcpStream, router: Router, mut stopping: watch::Receiver<bool>) {
-    let _ = stream.set_nodelay(true); // only a hint
-    let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        let answer = router.clone().oneshot(request.map(Body::new));
-        async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
-    });
-    let builder = &mut hyper::server::conn::http1::Builder::new();
-    let connection =
-        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        biased;
-        ended = &mut connection => Some(ended),
-        _ = stopping.wait_for(|stop| *stop) => None,
-    };
-    let ended = match ended {
-        Some(ended) => ended,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection broke");
     }
 }

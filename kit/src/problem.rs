@@ -104,6 +104,29 @@ impl IntoResponse for Problem {
     }
 }
 
+/// What handlers fail with: a problem that leaves its name beside the response, see [`Name`].
+#[derive(Debug)]
+pub struct Refusal(Problem);
+
+/// The name of the problem that a response carries, for metrics.
+#[derive(Debug, Clone)]
+pub struct Name(pub String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let name = Name(self.0.name().to_owned());
+        let mut response = self.0.into_response();
+        response.extensions_mut().insert(name);
+        response
+    }
+}
+
+impl<T: Into<Problem>> From<T> for Refusal {
+    fn from(problem: T) -> Self {
+        Self(problem.into())
+    }
+}
+
 impl From<contracts::envelope::Error> for Problem {
     fn from(error: contracts::envelope::Error) -> Self {
         use contracts::envelope::Error as E;

@@ -1,12 +1,11 @@
 //! Configuration: one TOML table, every field with a default but the secret key.
 
-use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use contracts::envelope::Keypair;
 use contracts::time::Millis;
-use serde::{Deserialize, Deserializer, Serialize};
+pub use kit::secret_key::SecretKey;
+use serde::{Deserialize, Serialize};
 
 /// How a marketplace runs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -35,13 +34,6 @@ pub struct Config {
 pub enum StoreConfig {
     Memory,
     Sqlite(PathBuf),
-}
-
-/// `secret_key = { file = "PATH" }` (64 hexadecimal digits or 32 raw bytes) or `secret_key = { hex = "…" }`.
-#[derive(Clone)]
-pub enum SecretKey {
-    File(PathBuf),
-    Bytes([u8; 32]),
 }
 
 /// What one caller, node, owner or process may use.
@@ -100,10 +92,6 @@ const fn default_hold_ms() -> u64 {
 pub enum Error {
     #[error("{field} must be {wanted}")]
     Range { field: &'static str, wanted: &'static str },
-    #[error("cannot read the secret key file {path}")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("the secret key file {path} holds neither 64 hexadecimal digits nor 32 bytes")]
-    Key { path: PathBuf },
 }
 
 impl Config {
@@ -140,69 +128,5 @@ impl Config {
     #[must_use]
     pub const fn hold(&self) -> Millis {
         Millis(self.hold_ms)
-    }
-}
-
-impl SecretKey {
-    /// # Errors
-    /// If the file cannot be read or holds no key.
-    pub fn load(&self) -> Result<Keypair, Error> {
-        match self {
-            Self::Bytes(bytes) => Ok(Keypair::from_secret(bytes)),
-            Self::File(path) => Self::read(path).map(|bytes| Keypair::from_secret(&bytes)),
-        }
-    }
-
-    fn read(path: &Path) -> Result<[u8; 32], Error> {
-        let content = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        if let Ok(raw) = <[u8; 32]>::try_from(content.as_slice()) {
-            return Ok(raw);
-        }
-        let mut bytes = [0; 32];
-        hex::decode_to_slice(content.trim_ascii(), &mut bytes).map_err(|_| Error::Key { path: path.to_owned() })?;
-        Ok(bytes)
-    }
-}
-
-impl fmt::Debug for SecretKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => write!(f, "SecretKey({})", path.display()),
-            Self::Bytes(_) => f.write_str("SecretKey(hidden)"),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum SecretKeyText {
-    File(PathBuf),
-    Hex(String),
-}
-
-impl<'de> Deserialize<'de> for SecretKey {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match SecretKeyText::deserialize(deserializer)? {
-            SecretKeyText::File(path) => Ok(Self::File(path)),
-            SecretKeyText::Hex(digits) => {
-                let mut bytes = [0; 32];
-                hex::decode_to_slice(&digits, &mut bytes)
-                    .map_err(|_| serde::de::Error::custom("a secret key has 64 hexadecimal digits"))?;
-                Ok(Self::Bytes(bytes))
-            }
-        }
-    }
-}
-
-/// For showing a configuration: never the secret.
-impl Serialize for SecretKey {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeMap as _;
-        let mut map = serializer.serialize_map(Some(1))?;
-        match self {
-            Self::File(path) => map.serialize_entry("file", path)?,
-            Self::Bytes(_) => map.serialize_entry("hex", "(hidden)")?,
-        }
-        map.end()
     }
 }

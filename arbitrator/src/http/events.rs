@@ -10,14 +10,14 @@ use axum::http::HeaderMap;
 use axum::response::sse::{self, KeepAlive, Sse};
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use kit::problem::Problem;
+use kit::input::Params;
+use kit::problem::{Problem, Refusal};
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa::IntoParams;
 
 use super::App;
-use super::input::{Params, window};
-use super::problem::Refusal;
+use super::input::window;
 use crate::resource::{EventView, ProblemSchema};
 
 /// A comment is sent this often on a quiet stream, so that dead connections are noticed.

@@ -8,13 +8,13 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use contracts::envelope::Envelope;
 use contracts::ids::{ContractId, GroupId, NodeId, OwnerId};
-use kit::problem::Problem;
+use kit::input::{Id, Params};
+use kit::problem::{Problem, Refusal};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::App;
-use super::input::{Body, Id, Params, window};
-use super::problem::Refusal;
+use super::input::{Body, window};
 use crate::resource::{
     AccountView, ArbitratorView, ContractView, EvidenceView, NodeView, OrderView, Page, ProblemSchema, ReputationView,
     Submission, TransferView, VerdictView,

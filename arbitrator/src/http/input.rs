@@ -1,16 +1,12 @@
 //! What comes in: JSON bodies, ids in paths, query strings.
 
-use std::str::FromStr;
-
 use axum::body::Bytes;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use axum::http::request::Parts;
+use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
-use kit::problem::Problem;
+use kit::problem::{Problem, Refusal};
 use serde::de::DeserializeOwned;
 
 use super::BODY_BYTES_MAX;
-use super::problem::Refusal;
 
 /// Items in a page if the caller does not say.
 const PAGE_DEFAULT: u32 = 50;
@@ -42,30 +38,6 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             let problem = Problem::new(StatusCode::BAD_REQUEST, "malformed-body", "the body is not what this path takes");
             problem.detail(error).into()
         })
-    }
-}
-
-/// The id in a path such as `/v1/nodes/{id}`.
-pub(crate) struct Id<T>(pub(crate) T);
-
-impl<T: FromStr<Err: std::fmt::Display>, S: Send + Sync> FromRequestParts<S> for Id<T> {
-    type Rejection = Refusal;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let Path(text) = Path::<String>::from_request_parts(parts, state).await?;
-        text.parse().map(Self).map_err(|error| Problem::invalid("id", error).into())
-    }
-}
-
-/// A query string; its rejection is a problem.
-pub(super) struct Params<T>(pub(super) T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
-    type Rejection = Refusal;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let Query(params) = Query::from_request_parts(parts, state).await?;
-        Ok(Self(params))
     }
 }
 

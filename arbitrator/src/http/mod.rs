@@ -13,7 +13,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
-use kit::problem::Problem;
+use kit::problem::{Name, Problem};
 use kit::work::Uninterrupted;
 use tokio::sync::{Semaphore, watch};
 use utoipa::OpenApi as _;
@@ -24,8 +24,7 @@ use crate::config::Limits;
 use crate::metrics::Metrics;
 use crate::service::Service;
 
-pub(crate) use input::{Body, Id};
-pub use problem::Refusal;
+pub(crate) use input::Body;
 
 /// A body is at most this long: a contract of the largest payload in base64 with signatures and node records.
 pub const BODY_BYTES_MAX: usize = 1_600_000;
@@ -115,7 +114,7 @@ async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
         }),
     };
     app.service.metrics.requests.inc();
-    if let Some(name) = response.extensions().get::<problem::Name>() {
+    if let Some(name) = response.extensions().get::<Name>() {
         Metrics::count(&app.service.metrics.problems, &name.0);
     }
     response

@@ -1,36 +1,12 @@
 //! The service's errors as problem documents.
 
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use contracts::evidence::judge::Refused;
 use contracts::ledger::Rejected;
 use kit::problem::Problem;
 
 use crate::service::Error;
 use crate::store::RecordsError;
-
-/// What handlers fail with.
-#[derive(Debug)]
-pub struct Refusal(pub(super) Problem);
-
-/// The problem's name, put beside the response for the metrics.
-#[derive(Debug, Clone)]
-pub(super) struct Name(pub(super) String);
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let name = Name(self.0.name().to_owned());
-        let mut response = self.0.into_response();
-        response.extensions_mut().insert(name);
-        response
-    }
-}
-
-impl<T: Into<Problem>> From<T> for Refusal {
-    fn from(problem: T) -> Self {
-        Self(problem.into())
-    }
-}
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {

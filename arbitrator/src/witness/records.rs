@@ -12,10 +12,12 @@ use contracts::envelope::Invalid;
 use contracts::ids::{GroupId, NodeId};
 use contracts::resources::INTEGER_MAX;
 use contracts::write_ahead::{Reservation, SESSIONS_MAX};
+use kit::input::Id;
+use kit::problem::Refusal;
 use peering::PeerIdentity;
 
 use super::{Driven, Witness, lock};
-use crate::http::{Body, Id, Refusal};
+use crate::http::Body;
 use crate::resource::{RecordsView, RecordsWrite, Sealed};
 use crate::service::Error;
 use crate::store::RecordsError;

@@ -11,14 +11,13 @@ use axum::response::sse::{self, KeepAlive, Sse};
 use contracts::ids::NodeId;
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use kit::problem::Problem;
+use kit::input::Params;
+use kit::problem::{Problem, Refusal};
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa::IntoParams;
 
 use super::App;
-use super::input::Params;
-use super::problem::Refusal;
 use crate::resource::{Event, ProblemSchema};
 
 /// A comment is sent this often on a quiet stream, so that dead connections are noticed.

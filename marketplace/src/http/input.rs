@@ -1,20 +1,15 @@
 //! What comes in: envelopes as bodies, ids in paths, cursors.
 
-use std::str::FromStr;
-
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use axum::http::request::Parts;
+use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use contracts::envelope::Envelope;
-use kit::problem::Problem;
+use kit::problem::{Problem, Refusal};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use utoipa::IntoParams;
 
 use super::BODY_BYTES_MAX;
-use super::problem::Refusal;
 use crate::store::Window;
 
 /// Items in a page if the caller does not say.
@@ -50,30 +45,6 @@ fn too_large(rejection: BytesRejection) -> Refusal {
         return problem.detail(format_args!("at most {BODY_BYTES_MAX} bytes are taken")).into();
     }
     rejection.into()
-}
-
-/// The id in a path such as `/v1/nodes/{id}`.
-pub(super) struct Id<T>(pub(super) T);
-
-impl<T: FromStr<Err: std::fmt::Display>, S: Send + Sync> FromRequestParts<S> for Id<T> {
-    type Rejection = Refusal;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let Path(text) = Path::<String>::from_request_parts(parts, state).await?;
-        text.parse().map(Self).map_err(|error| Problem::invalid("id", error).into())
-    }
-}
-
-/// A query string; its rejection is a problem.
-pub(super) struct Params<T>(pub(super) T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
-    type Rejection = Refusal;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let Query(params) = Query::from_request_parts(parts, state).await?;
-        Ok(Self(params))
-    }
 }
 
 /// Which page of a list: `cursor` is the `next` of the page before.

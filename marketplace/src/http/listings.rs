@@ -6,13 +6,14 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use contracts::ids::{NodeId, OwnerId, StatementId};
+use kit::input::{Id, Params};
+use kit::problem::Refusal;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::App;
-use super::input::{Id, Params, Signed, window};
+use super::input::{Signed, window};
 use super::nodes::put;
-use super::problem::Refusal;
 use crate::resource::{EnvelopeSchema, Listing, ListingKind, ListingState, Page, ProblemSchema};
 use crate::store::ListingFilter;
 

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use contracts::ids::{NodeId, StatementId};
+use kit::input::{Id, Params};
+use kit::problem::Refusal;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::App;
-use super::input::{Id, Params, Signed, window};
-use super::problem::Refusal;
+use super::input::{Signed, window};
 use crate::resource::{EnvelopeSchema, Match, MatchState, Page, ProblemSchema};
 use crate::store::MatchFilter;
 

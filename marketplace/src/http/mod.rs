@@ -8,7 +8,7 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
-use kit::problem::Problem;
+use kit::problem::{Name, Problem};
 use kit::work::Uninterrupted;
 use tokio::sync::{Semaphore, watch};
 use utoipa::OpenApi as _;
@@ -134,7 +134,7 @@ async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
         }),
     };
     app.service.metrics.requests.get_or_create(&RequestLabels { method, status: response.status().as_u16() }).inc();
-    if let Some(problem) = response.extensions().get::<problem::Name>() {
+    if let Some(problem) = response.extensions().get::<Name>() {
         app.service.metrics.problems.get_or_create(&NameLabel { name: problem.0.clone() }).inc();
     }
     response

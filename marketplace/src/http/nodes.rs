@@ -7,12 +7,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use contracts::ids::OwnerId;
 use contracts::node_record::Role;
+use kit::input::{Id, Params};
+use kit::problem::Refusal;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::App;
-use super::input::{Id, Params, Signed, window};
-use super::problem::Refusal;
+use super::input::{Signed, window};
 use crate::resource::{EnvelopeSchema, Node, Page, ProblemSchema};
 use crate::service::Put;
 use crate::store::NodeFilter;

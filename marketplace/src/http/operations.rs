@@ -7,11 +7,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
-use kit::problem::Problem;
+use kit::input::Params;
+use kit::problem::{Problem, Refusal};
 
 use super::App;
-use super::input::{PAGE_MAX, PageParams, Params, window};
-use super::problem::Refusal;
+use super::input::{PAGE_MAX, PageParams, window};
 use crate::resource::{Marketplace, ProblemSchema, Statistics};
 use crate::store::Window;
 

@@ -1,33 +1,9 @@
 //! The service's errors as problem documents.
 
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use kit::problem::Problem;
 
 use crate::service::Error;
-
-/// What handlers fail with.
-#[derive(Debug)]
-pub(super) struct Refusal(Problem);
-
-/// The problem's name, put beside the response for the metrics.
-#[derive(Debug, Clone)]
-pub(super) struct Name(pub(super) String);
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let name = Name(self.0.name().to_owned());
-        let mut response = self.0.into_response();
-        response.extensions_mut().insert(name);
-        response
-    }
-}
-
-impl<T: Into<Problem>> From<T> for Refusal {
-    fn from(problem: T) -> Self {
-        Self(problem.into())
-    }
-}
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
