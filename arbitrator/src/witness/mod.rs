@@ -78,8 +78,26 @@ struct Driven {
     config: GroupConfig,
     devices: BTreeSet<DevEui>,
     grace: Millis,
-    /// No contract in force any more: driven without the provider until then, so that the customer can take custody back.
-    remove_at: Option<BootTime>,
+    take_back: Millis,
+    /// None while a contract is in force.
+    ending: Option<Ending>,
+}
+
+/// No contract in force any more: driven without the provider, so that the customer can take custody back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// The provider may go on serving until then.
+    Grace { until: BootTime },
+    /// It gave nothing back: nothing is promised to it any more, and the customer may take custody until then.
+    TakeBack { until: BootTime },
+}
+
+impl Ending {
+    const fn until(self) -> BootTime {
+        match self {
+            Self::Grace { until } | Self::TakeBack { until } => until,
+        }
+    }
 }
 
 /// The running witness.
@@ -185,7 +203,7 @@ impl Witness {
     /// The same for the groups of contracts that changed, and for what is over by now.
     async fn follow(&self, changed: Changed) -> Result<(), Error> {
         let now = self.clock.boot();
-        let over = |driven: &Driven| driven.remove_at.is_some_and(|at| at <= now);
+        let over = |driven: &Driven| driven.ending.is_some_and(|ending| ending.until() <= now);
         // Groups stop only when a vote cannot be stored; as long as that never happened nobody has to look.
         let stop = self.custody.counts().persist_failed > 0;
         let mut groups: BTreeSet<GroupId> = lock(&self.driven)
@@ -297,24 +315,38 @@ impl Witness {
         Ok(())
     }
 
-    /// The contract ended: no votes for the provider any more; after the grace the group is left.
+    /// The contract ended: no votes for the provider any more, after the grace no promises either. When the customer has custody, or had time enough to
+    /// take it, the group is left.
     async fn retire(&self, id: GroupId, mut driven: Driven) -> Result<(), Error> {
         let now = self.clock.boot();
-        match driven.remove_at {
+        match driven.ending {
             None => {
                 driven.config.eligible.truncate(1);
                 self.custody.set_eligible(id, driven.config.eligible.clone()).await?;
-                driven.remove_at = Some(now + driven.grace);
+                driven.ending = Some(Ending::Grace { until: now + driven.grace });
                 lock(&self.driven).insert(id, driven);
             }
-            Some(at) if at <= now => {
+            Some(ending) if ending.until() > now => {}
+            Some(Ending::Grace { .. }) if !self.has_customer(id, &driven) => {
+                let epoch = self.custody.subscribe(id).map(|view| view.borrow().voted_epoch);
+                if let Some(epoch) = epoch {
+                    tracing::info!(group = %id, %epoch, "the grace is over: the provider is promised nothing more");
+                    self.custody.set_hand_back_overdue(id, epoch).await?;
+                }
+                driven.ending = Some(Ending::TakeBack { until: now + driven.take_back });
+                lock(&self.driven).insert(id, driven);
+            }
+            Some(Ending::Grace { .. } | Ending::TakeBack { .. }) => {
                 self.leave(id, &driven.config.members).await?;
                 lock(&self.reserved.0).remove(&id);
                 tracing::info!(group = %id, "no longer a witness");
             }
-            Some(_) => {}
         }
         Ok(())
+    }
+
+    fn has_customer(&self, id: GroupId, driven: &Driven) -> bool {
+        self.custody.subscribe(id).is_some_and(|view| view.borrow().voted_for == Some(driven.config.first_holder))
     }
 }
 
@@ -339,5 +371,11 @@ fn driven(row: &ContractRow) -> Driven {
         readiness: Readiness::Unready,
         restored: false,
     };
-    Driven { config, devices: contract.devices.clone(), grace: contract.terms.grace, remove_at: None }
+    Driven {
+        config,
+        devices: contract.devices.clone(),
+        grace: contract.terms.grace,
+        take_back: contract.terms.take_back(),
+        ending: None,
+    }
 }

@@ -14,7 +14,7 @@ use arbitrator::witness::{self, Admitted};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use contracts::contract::Contract;
-use contracts::evidence::{Evidence, Item};
+use contracts::evidence::{Cancellation, Evidence, Item};
 use contracts::ids::{DevEui, Epoch, GroupId, NodeId, SessionId};
 use contracts::node_record::NodeRecord;
 use contracts::write_ahead::{Bound, Reserved};
@@ -210,6 +210,42 @@ async fn when_the_holder_dies_the_grant_brings_what_it_wrote_ahead() {
     assert_eq!(kept.bounds.iter().map(|b| b.upto).collect::<Vec<_>>(), [64, 48]);
     patras.custody.stop().await;
     patras.endpoint.close().await;
+    arbitrator.stop().await;
+}
+
+/// The contract ended while the provider served; it never hears of that, and goes on. After the grace nothing is promised to it any more, and the
+/// customer's own custody brings it what the provider had reserved.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_the_grace_the_customer_gets_custody_and_the_counters_of_a_provider_that_does_not_answer() {
+    let arbitrator = run::start(StoreConfig::Memory).await;
+    let client = arbitrator.client.clone();
+    let (rio, patras, contract, first) = insured(&client).await;
+    let group = contract.group;
+    rio.custody.remove_group(group).await.unwrap();
+    let holds = move |view: &CustodyView| matches!(view.role, Role::Holder { epoch } if epoch.0 > first);
+    let Role::Holder { epoch: taken } = patras.until(group, "patras takes over", holds).await.role else { panic!("just seen") };
+    patras.ask(Method::PUT, group, Some(&write(taken.0, 1, 1, 80))).await.unwrap();
+    let id = contracts::ids::ContractId::from(signed(&contract).id());
+    let mut cancellation = statement(&Cancellation { contract: id, reason: "sold".to_owned() }, CUSTOMER);
+    cancellation.cosign(&key(PROVIDER));
+    client.add_evidence(id, &cancellation).await.unwrap();
+
+    let both = vec![node(CUSTOMER), node(PROVIDER)];
+    rio.custody.add_group(group_config(&contract, both)).await.unwrap();
+    // It knows that the provider should have given custody back: it promises it nothing, and votes for nobody else.
+    rio.custody.set_hand_back_overdue(group, taken).await.unwrap();
+    rio.custody.set_eligible(group, vec![node(CUSTOMER)]).await.unwrap();
+    let holds = move |view: &CustodyView| matches!(view.role, Role::Holder { epoch } if epoch > taken);
+    let view = rio.until(group, "rio takes custody back", holds).await;
+    let (_, bytes) = view.records.iter().find(|(from, _)| *from == node(ARBITRATOR)).expect("the witness's records").clone();
+    let reserved = Reserved::from_bytes(&bytes).unwrap();
+    assert_eq!(reserved.upto(DevEui::from_u64(1), SessionId::from_bytes([8; 8])), Some(80));
+    let lost = |view: &CustodyView| !matches!(view.role, Role::Holder { .. });
+    patras.until(group, "patras holds no longer", lost).await;
+    for member in [rio, patras] {
+        member.custody.stop().await;
+        member.endpoint.close().await;
+    }
     arbitrator.stop().await;
 }
 

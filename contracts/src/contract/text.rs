@@ -154,7 +154,17 @@ impl Statement for Contract {
     }
 }
 
+/// Shortest time for the customer to take custody back when contract and grace are over.
+const TAKE_BACK_MIN: Millis = Millis(60_000);
+
 impl Terms {
+    /// When a contract and its grace are over members promise nothing more to the provider, and so long the witnesses go on voting: the customer's
+    /// next custody brings it the downlink counters that the provider reserved, whether or not the provider can be asked.
+    #[must_use]
+    pub fn take_back(&self) -> Millis {
+        TAKE_BACK_MIN.max(self.ttl * 10)
+    }
+
     fn validate(&self) -> Result<(), Invalid> {
         Invalid::unless((TTL_MIN..=TTL_MAX).contains(&self.ttl), "terms.ttl", "200 ms to ten minutes")?;
         Invalid::unless(self.deadline >= self.ttl.scaled(3, 2), "terms.deadline", "at least one and a half ttl")?;

@@ -80,8 +80,8 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
 }
 
 /// Waits until the contract has ended and this node serves in an epoch of its own: above the downlink counters that came with the votes, which
-/// the provider may have used. The provider serves for the grace and gives custody back meanwhile; false if it did not: then, without this
-/// node's promise, nobody has a majority any more.
+/// the provider may have used. The provider serves for the grace and gives custody back meanwhile; if it does not, nobody promises it anything
+/// more, and this node takes custody. False if it could not: then neither provider nor witness was to be reached.
 async fn until_over(parts: &Parts, agreement: &Agreement, mut is_served: watch::Receiver<bool>) -> Result<bool, Error> {
     let terms = &agreement.contract.terms;
     let group = agreement.contract.group;
@@ -89,9 +89,21 @@ async fn until_over(parts: &Parts, agreement: &Agreement, mut is_served: watch::
     if parts.leases.is_alone(group) {
         return Ok(true);
     }
+    let grace = terms.grace + terms.ttl * 2;
+    if tokio::time::timeout(grace.to_duration(), is_served.wait_for(|is_served| *is_served)).await.is_ok() {
+        return Ok(true);
+    }
+    returning::refuse_renewals(parts, &agreement.contract).await;
+    if let Err(error) = parts.custody.set_eligible(group, vec![parts.core.me()]).await {
+        tracing::debug!(%group, %error, "nobody asks for votes here now");
+    }
     let is_back = is_served.wait_for(|is_served| *is_served);
-    let patience = terms.grace + terms.ttl * 2;
-    Ok(tokio::time::timeout(patience.to_duration(), is_back).await.is_ok())
+    let is_back = tokio::time::timeout(terms.take_back().to_duration(), is_back).await.is_ok();
+    if !is_back {
+        let what = format!("{group} is served without the downlink counters of its insurer: neither it nor a witness answers");
+        parts.core.timeline.push(Event::Alarm { what });
+    }
+    Ok(is_back)
 }
 
 /// The contract is over: nobody else may serve these devices, so no lease is needed.

@@ -69,7 +69,7 @@ pub(super) async fn catch_up(parts: &Parts, contract: &Contract, provider_holds:
 }
 
 /// The provider should have given custody back: this member promises nothing more to its present epoch.
-async fn refuse_renewals(parts: &Parts, contract: &Contract) {
+pub(super) async fn refuse_renewals(parts: &Parts, contract: &Contract) {
     let group = contract.group;
     let Some(epoch) = parts.custody.subscribe(group).map(|view| view.borrow().voted_epoch) else { return };
     parts.core.timeline.push(Event::Alarm { what: format!("{group} is not given back in time: epoch {epoch} is refused here") });
