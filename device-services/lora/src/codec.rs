@@ -1,13 +1,16 @@
-//! Payload formats: [`cayenne_lpp`] here and now, [`javascript`] in a thread of its own ([`scripts`]).
+//! Payload formats: [`cayenne_lpp`] here and now, [`javascript`] in a process of its own ([`worker`]), of which a thread takes care
+//! ([`scripts`]).
 
 pub mod cayenne_lpp;
 pub mod javascript;
 pub mod scripts;
+pub mod worker;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// What a payload says, as far as it could be read.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Decoded {
     /// Values by name.
     pub values: Map<String, Value>,
@@ -26,7 +29,7 @@ impl Decoded {
 }
 
 /// What a codec made of values: a payload, not yet encrypted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Encoded {
     /// The port that the codec chose.
     pub f_port: Option<u8>,

@@ -4,13 +4,15 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use lora_device_service::{outside::Outside, service, sinks::Sinks};
+use lora_device_service::{codec::worker, outside::Outside, service, sinks::Sinks};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// `EX_CONFIG` of sysexits.h.
 const EXIT_CONFIG: u8 = 78;
 /// `EX_USAGE` of sysexits.h.
 const EXIT_USAGE: u8 = 64;
+/// This program, wherever it is and whatever it is called.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 
 struct Arguments {
     socket: PathBuf,
@@ -31,8 +33,16 @@ fn arguments() -> Option<Arguments> {
     (sockets <= 1).then_some(arguments)
 }
 
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == worker::ARGUMENT) && arguments.next().is_none() {
+        return worker::run();
+    }
+    serve()
+}
+
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+async fn serve() -> ExitCode {
     let Some(Arguments { socket, is_direct }) = arguments() else {
         eprintln!("usage: lora-device-service [--direct] [SOCKET]");
         return ExitCode::from(EXIT_USAGE);
@@ -48,11 +58,12 @@ async fn main() -> ExitCode {
     let client = tenant::Client::new(&socket);
     let outside = if is_direct { Outside::Direct } else { Outside::through_node(&socket) };
     let report = |line: &str| eprintln!("lora-device-service: {line}");
+    let options = service::Options { sinks: Some(Sinks::new(socket, outside)), worker: Some(PathBuf::from(THIS_PROGRAM)) };
     tokio::select! {
         biased;
         _ = terminate.recv() => ExitCode::SUCCESS,
         _ = interrupt.recv() => ExitCode::SUCCESS,
-        fatal = service::run_with(&client, Some(Sinks::new(socket, outside)), &report) => {
+        fatal = service::run_with(&client, options, &report) => {
             report(&service::describe(&fatal));
             ExitCode::from(EXIT_CONFIG)
         }

@@ -1,6 +1,6 @@
 //! The loop: connect, follow uplinks, hand in readings, start again when the node went away.
 
-use std::{collections::VecDeque, pin::Pin, sync::Arc};
+use std::{collections::VecDeque, path::PathBuf, pin::Pin, sync::Arc};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tenant::{Backoff, Client, Error, Line, READINGS_MAX, Reading, ReadingBatch, Uplink, Uplinks};
@@ -47,17 +47,26 @@ enum Ended {
 /// Told about what an operator should see, in one line without values or keys.
 pub type Report<'a> = &'a (dyn Fn(&str) + Send + Sync);
 
-/// Serves until something cannot be mended by trying again; readings only.
-pub async fn run(client: &Client, report: Report<'_>) -> Fatal {
-    run_with(client, None, report).await
+/// What the service does beside readings of the formats that it knows itself.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Started once readings flow; they never hold them up.
+    pub sinks: Option<Sinks>,
+    /// The program that runs the customer's codecs, see [`crate::codec::worker`]; without it their readings carry the bytes.
+    pub worker: Option<PathBuf>,
 }
 
-/// Serves until something cannot be mended by trying again. The sinks are started once readings flow, and never hold them up.
-pub async fn run_with(client: &Client, mut sinks: Option<Sinks>, report: Report<'_>) -> Fatal {
+/// Serves until something cannot be mended by trying again; no sinks, no codecs of the customer's.
+pub async fn run(client: &Client, report: Report<'_>) -> Fatal {
+    run_with(client, Options::default(), report).await
+}
+
+/// Serves until something cannot be mended by trying again.
+pub async fn run_with(client: &Client, mut options: Options, report: Report<'_>) -> Fatal {
     let mut backoff = Backoff::default();
     let mut faults = Faults::new(report);
     loop {
-        match serve(client, &mut sinks, &mut backoff, &mut faults).await {
+        match serve(client, &mut options, &mut backoff, &mut faults).await {
             Ended::Fatal(fatal) => return fatal,
             Ended::Interrupted(error) => faults.interrupted(&error),
         }
@@ -66,19 +75,19 @@ pub async fn run_with(client: &Client, mut sinks: Option<Sinks>, report: Report<
 }
 
 /// One connection, from the configuration to its end.
-async fn serve(client: &Client, sinks: &mut Option<Sinks>, backoff: &mut Backoff, faults: &mut Faults<'_>) -> Ended {
+async fn serve(client: &Client, options: &mut Options, backoff: &mut Backoff, faults: &mut Faults<'_>) -> Ended {
     let opened = async {
         let json = client.config().await.map_err(|error| ended("reading the configuration", error))?;
         let config = config::parse(&json).map_err(|error| Ended::Fatal(error.into()))?;
         client.register(&config.registration).await.map_err(|error| ended("registering the devices", error))?;
         // Without a cursor: the node knows what has no reading yet, this process does not.
         let uplinks = client.uplinks(None).await.map_err(|error| ended("opening the stream of uplinks", error))?;
-        let scripts = start_scripts(&config).map_err(|error| Ended::Fatal(Fatal::Codecs(error)))?;
+        let scripts = start_scripts(&config, options.worker.as_ref()).map_err(|error| Ended::Fatal(Fatal::Codecs(error)))?;
         Ok((json, Arc::new(config), scripts, uplinks))
     };
     match opened.await {
         Ok((json, config, scripts, uplinks)) => {
-            if let Some(sinks) = sinks {
+            if let Some(sinks) = &mut options.sinks {
                 sinks.start(json, &config, &scripts);
             }
             Ended::Interrupted(follow(client, &config, &scripts, uplinks, backoff, faults).await)
@@ -87,10 +96,10 @@ async fn serve(client: &Client, sinks: &mut Option<Sinks>, backoff: &mut Backoff
     }
 }
 
-/// No thread where no codec needs one.
-fn start_scripts(config: &Config) -> std::io::Result<Option<Scripts>> {
+/// Nothing is started where no codec needs it.
+fn start_scripts(config: &Config, worker: Option<&PathBuf>) -> std::io::Result<Option<Scripts>> {
     let is_needed = config.devices.values().any(|device| matches!(device.codec, Codec::Script(_)));
-    is_needed.then(Scripts::start).transpose()
+    worker.filter(|_| is_needed).cloned().map(Scripts::start).transpose()
 }
 
 fn ended(action: &'static str, source: Error) -> Ended {

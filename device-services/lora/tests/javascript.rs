@@ -1,12 +1,14 @@
 //! JavaScript codecs: both forms, and what hostile code costs.
 
-use std::{sync::Arc, time::Instant};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use lora_device_service::codec::{
     Encoded,
     javascript::{CPU_MAX, Error, OUTPUT_BYTES_MAX, Payload, decode, encode},
     scripts::{Script, Scripts},
+    worker::Worker,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Map, Value, json};
 
 fn payload(bytes: &[u8]) -> Payload {
@@ -136,13 +138,54 @@ fn nothing_is_left_for_the_next_call() {
     }
 }
 
+fn program() -> PathBuf {
+    env!("CARGO_BIN_EXE_lora-device-service").into()
+}
+
+/// One operation that the interpreter does not interrupt, of several seconds: digits of a number of a million bits, again and again.
+const UNINTERRUPTED: &str =
+    "function decodeUplink() { const a = 3n ** 600000n; let n = 0; const digits = [a, a, a, a, a, a, a, a, a, a].join();
+    return {data: {n: digits.length}}; }";
+
+/// What the interpreter cannot end is ended with its process, and the next call has another.
+#[test]
+fn a_step_without_end_is_ended_with_its_process() {
+    let mut worker = Worker::new(program());
+    let good = "function decodeUplink(input) { return {data: {n: input.bytes.length}, warnings: ['w']} }";
+    let expected = decode(good, &payload(&[1, 2])).expect("it decodes");
+    assert_eq!(worker.decode(good, payload(&[1, 2])), Ok(expected.clone()), "as here");
+    let process = worker.process().expect("it is kept");
+    assert_eq!(
+        (worker.decode(good, payload(&[1, 2])), worker.process()),
+        (Ok(expected.clone()), Some(process)),
+        "for the next call"
+    );
+
+    let begun = Instant::now();
+    let ended = worker.decode(UNINTERRUPTED, payload(&[]));
+    println!("ended after {} ms", begun.elapsed().as_millis());
+    assert_eq!((ended, worker.process()), (Err(Error::TimedOut), None));
+    assert!(!PathBuf::from(format!("/proc/{process}")).exists(), "ended and waited for");
+    assert_eq!(worker.decode(good, payload(&[1, 2])), Ok(expected.clone()));
+
+    // Ended by somebody else, it is missed once.
+    let process = worker.process().and_then(|process| Pid::from_raw(process.cast_signed())).expect("a process");
+    kill_process(process, Signal::KILL).expect("it runs");
+    assert!(matches!(worker.decode(good, payload(&[1, 2])), Err(Error::Lost(_))));
+    assert_eq!(worker.decode(good, payload(&[1, 2])), Ok(expected));
+    let data = json!({"n": 7}).as_object().expect("an object").clone();
+    let encoded = worker.encode("function encodeDownlink(i) { return {fPort: 3, bytes: [i.data.n]} }", data, None, Map::new());
+    assert_eq!(encoded, Ok(Encoded { f_port: Some(3), bytes: vec![7] }));
+    assert!(matches!(Worker::new("/nonexistent".into()).decode(good, payload(&[])), Err(Error::Lost(_))));
+}
+
 /// One that never returns costs itself, not the others.
 #[tokio::test]
 async fn an_endless_codec_pauses_and_others_go_on() {
     let script = |name: &str, index, source: &str| Arc::new(Script { name: name.to_owned(), index, source: source.to_owned() });
     let endless = script("endless", 0, "function decodeUplink() { while (true) {} }");
     let good = script("good", 1, "function decodeUplink() { return {data: {ok: true}} }");
-    let scripts = Scripts::start().expect("a thread");
+    let scripts = Scripts::start(program()).expect("a thread");
     let first = scripts.decode(Arc::clone(&endless), payload(&[])).await;
     assert!(first.error.is_some_and(|text| text.contains("longer than")));
     let begun = Instant::now();

@@ -16,13 +16,13 @@ use std::time::Duration;
 
 use rquickjs::context::EvalOptions;
 use rquickjs::{CatchResultExt as _, CaughtError, Context, Ctx, Function, Runtime, Value as Js};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{Decoded, Encoded};
 
-/// Processor time of a call. It is looked at between steps of the interpreter; one step on huge integers may take longer, see
-/// [`super::scripts`] for what that costs a codec.
+/// Processor time of a call. It is looked at between steps of the interpreter; one step on huge integers may take longer, for which there is
+/// [`super::worker`].
 pub const CPU_MAX: Duration = Duration::from_millis(100);
 /// Memory of a call, the interpreter itself included.
 pub const MEMORY_BYTES_MAX: usize = 8 << 20;
@@ -71,7 +71,7 @@ const ENCODERS: &str =
     "[typeof encodeDownlink === 'function' ? encodeDownlink : null, typeof Encoder === 'function' ? Encoder : null]";
 
 /// Why a call has no result.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Error {
     /// It used up [`CPU_MAX`].
     #[error("the codec took longer than {} ms", CPU_MAX.as_millis())]
@@ -88,10 +88,13 @@ pub enum Error {
     /// What was to be encoded is too large.
     #[error("the values to encode are too large")]
     Input,
+    /// Its process ended or could not be started.
+    #[error("the codec's process failed: {0}")]
+    Lost(String),
 }
 
 /// A payload to decode.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Payload {
     /// Decrypted.
     pub bytes: Vec<u8>,

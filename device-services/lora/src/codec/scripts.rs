@@ -1,9 +1,11 @@
-//! The thread that runs JavaScript codecs, so that a slow one holds up neither readings of other formats nor connections.
+//! The thread that has JavaScript codecs run by a [`Worker`], so that a slow one holds up neither readings of other formats nor connections.
 //!
-//! A codec that does not return costs what one call may cost, and then has to wait [`PAUSE_FACTOR`] times as long as it took: meanwhile
-//! its payloads are answered at once with an error, and its readings carry the bytes. So it never gets more than a fiftieth of one processor.
+//! A codec that does not return costs what one call may cost (at most [`super::worker::KILL_AFTER`] of processor time and a look), and then has to
+//! wait [`PAUSE_FACTOR`] times as long as it took: meanwhile its payloads are answered at once with an error, and its readings carry the
+//! bytes. So it never gets more than a fiftieth of one processor.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,17 +13,15 @@ use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot};
 
 use super::javascript::{self, Payload};
+use super::worker::Worker;
 use super::{Decoded, Encoded};
 
-/// After a call that timed out, its codec pauses for so many times the time it took.
+/// After a call that timed out or ended its process, its codec pauses for so many times the time it took.
 pub const PAUSE_FACTOR: u32 = 50;
 /// Calls that wait; beyond, callers wait.
 const QUEUE_MAX: usize = 64;
 /// Codecs of one configuration.
 pub const SCRIPTS_MAX: usize = 16;
-/// Of the thread; what a codec may use of it is [`javascript::STACK_BYTES_MAX`].
-const STACK_BYTES: usize = 2 << 20;
-
 const PAUSED: &str = "the codec pauses: it took too long before";
 const STOPPED: &str = "the codecs have stopped";
 
@@ -62,14 +62,13 @@ impl std::fmt::Debug for Work {
 }
 
 impl Scripts {
-    /// Starts the thread.
+    /// Starts the thread, for a [`Worker`] of that program.
     ///
     /// # Errors
     /// The system has no thread for it.
-    pub fn start() -> io::Result<Self> {
+    pub fn start(program: PathBuf) -> io::Result<Self> {
         let (work, queue) = mpsc::channel(QUEUE_MAX);
-        let thread = std::thread::Builder::new().name("codecs".to_owned()).stack_size(STACK_BYTES);
-        thread.spawn(move || serve(queue))?;
+        std::thread::Builder::new().name("codecs".to_owned()).spawn(move || serve(queue, Worker::new(program)))?;
         Ok(Scripts { work })
     }
 
@@ -100,13 +99,13 @@ impl Scripts {
     }
 }
 
-fn serve(mut queue: mpsc::Receiver<(Arc<Script>, Work)>) {
+fn serve(mut queue: mpsc::Receiver<(Arc<Script>, Work)>, mut worker: Worker) {
     let mut paused_until: [Option<Instant>; SCRIPTS_MAX] = [None; SCRIPTS_MAX];
     while let Some((script, work)) = queue.blocking_recv() {
         let begun = Instant::now();
         let is_paused = paused_until.get(script.index).is_some_and(|until| until.is_some_and(|until| begun < until));
-        let timed_out = do_work(&script.source, work, is_paused);
-        if timed_out && let Some(until) = paused_until.get_mut(script.index) {
+        let was_costly = do_work(&mut worker, &script.source, work, is_paused);
+        if was_costly && let Some(until) = paused_until.get_mut(script.index) {
             *until = Some(begun + pause(begun.elapsed()));
         }
     }
@@ -116,25 +115,38 @@ fn pause(took: Duration) -> Duration {
     took.max(javascript::CPU_MAX) * PAUSE_FACTOR
 }
 
+const fn is_costly(error: &javascript::Error) -> bool {
+    match error {
+        javascript::Error::TimedOut | javascript::Error::Lost(_) => true,
+        javascript::Error::Threw(_) | javascript::Error::TooLarge | javascript::Error::Form(_) | javascript::Error::Input => {
+            false
+        }
+    }
+}
+
 /// Says whether the codec took too long.
-fn do_work(source: &str, work: Work, is_paused: bool) -> bool {
+fn do_work(worker: &mut Worker, source: &str, work: Work, is_paused: bool) -> bool {
+    // Whoever asked may have gone.
     match work {
+        Work::Decode { reply, .. } if is_paused => {
+            let _gone = reply.send(Decoded::failed(PAUSED));
+            false
+        }
+        Work::Encode { reply, .. } if is_paused => {
+            let _gone = reply.send(Err(PAUSED.to_owned()));
+            false
+        }
         Work::Decode { payload, reply } => {
-            let done = if is_paused { Ok(Decoded::failed(PAUSED)) } else { javascript::decode(source, &payload) };
-            let timed_out = done == Err(javascript::Error::TimedOut);
-            // Whoever asked may have gone.
+            let done = worker.decode(source, payload);
+            let was_costly = done.as_ref().is_err_and(is_costly);
             let _gone = reply.send(done.unwrap_or_else(|error| Decoded::failed(error.to_string())));
-            timed_out
+            was_costly
         }
         Work::Encode { data, f_port, variables, reply } => {
-            let done = if is_paused {
-                Err(PAUSED.to_owned())
-            } else {
-                javascript::encode(source, &data, f_port, &variables).map_err(|error| error.to_string())
-            };
-            let timed_out = done.as_ref().is_err_and(|error| *error == javascript::Error::TimedOut.to_string());
-            let _gone = reply.send(done);
-            timed_out
+            let done = worker.encode(source, data, f_port, variables);
+            let was_costly = done.as_ref().is_err_and(is_costly);
+            let _gone = reply.send(done.map_err(|error| error.to_string()));
+            was_costly
         }
     }
 }

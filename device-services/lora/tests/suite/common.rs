@@ -26,7 +26,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio_stream::{StreamExt as _, wrappers::UnboundedReceiverStream};
 
 /// How long a test waits for what must happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Of the device in the tests' configurations.
 pub const DEV_ADDR: tenant::DevAddr = tenant::DevAddr([0x26, 0x01, 0x1b, 0xda]);
 pub const APP_S_KEY: tenant::Key = tenant::Key([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
@@ -61,6 +61,18 @@ pub fn uplink(number: u32, payload: &[u8]) -> Uplink {
 
 /// The first counter for which the node wants downlinks.
 pub const F_CNT_FIRST: u32 = 70_000;
+
+#[expect(clippy::disallowed_methods, reason = "another process tells nobody that it is ready, or over; bounded")]
+pub fn wait_for<T>(what: &str, attempt: impl Fn() -> Option<T>) -> T {
+    let begun = std::time::Instant::now();
+    loop {
+        if let Some(done) = attempt() {
+            return done;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
 
 #[derive(Default)]
 pub struct Memory {

@@ -239,3 +239,62 @@ fn it_connects_right_after_its_start() {
     println!("start of the process to its connection: p50 {:?}, max {:?}", waits[10], waits[19]);
     assert!(waits[10] < Duration::from_millis(50));
 }
+
+/// Processes that the service started and that still run.
+fn children(service: &Service) -> Vec<u32> {
+    let id = service.child.id();
+    let tasks = std::fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
+fn has_ended(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // Gone, or nobody has asked for its status yet.
+    stat.rsplit_once(')').is_none_or(|(_, fields)| fields.trim_start().starts_with('Z'))
+}
+
+/// Whatever two bad codecs do, every uplink gets its reading, and those of other devices get their values.
+#[test]
+fn codecs_that_never_return_hold_up_nobody_else() {
+    let place = Place::new();
+    let device = |n: u8, codec: &str| {
+        let key = "000102030405060708090a0b0c0d0e0f";
+        json!({"dev_eui": format!("{:02x}", n).repeat(8), "dev_addr": "26011bda", "nwk_s_key": "0f".repeat(16), "app_s_key": key, "codec": codec})
+    };
+    let codecs = json!({
+        "endless": {"javascript": "function decodeUplink() { for (;;) {} }"},
+        "huge": {"javascript": "function decodeUplink() { const a = 3n ** 600000n; return {data: {n: [a, a, a, a, a, a, a, a, a, a].join().length}} }"},
+        "good": {"javascript": "function decodeUplink(input) { return {data: {n: input.bytes[5]}} }"},
+    });
+    let devices = [device(1, "cayenne-lpp"), device(2, "endless"), device(3, "huge"), device(4, "good")];
+    let config = json!({"devices": devices, "codecs": codecs});
+    place.shared.change(|memory| memory.config = config.to_string().into_bytes());
+    let _node = Node::start(&place.socket(), &place.shared);
+    let mut service = Service::start(&place.socket());
+    for round in 0..25 {
+        place.shared.hear((0..4).map(|n| Uplink { dev_eui: DevEui([n + 1; 8]), ..uplink(4 * round + u32::from(n)) }));
+    }
+    place.shared.wait_until("a reading of each", |memory| memory.readings.len() == 100);
+    let memory = place.shared.lock();
+    for number in 0..100_u32 {
+        let reading = &memory.readings[&uplink(number).event_id];
+        match number % 4 {
+            0 => assert_eq!((&reading.decoded["generic_2"], &reading.error), (&json!(number), &None)),
+            3 => assert_eq!((&reading.decoded["n"], &reading.error), (&json!(number), &None)),
+            _ => {
+                let error = reading.error.as_deref().expect("an error");
+                assert!(error.contains("longer than") || error.contains("pauses"), "{number}: {error}");
+                assert!(reading.decoded.contains_key("raw"), "the bytes are kept");
+            }
+        }
+    }
+    drop(memory);
+    place.shared.hear([Uplink { dev_eui: DevEui([4; 8]), ..uplink(103) }]);
+    place.shared.wait_until("one more", |memory| memory.readings.len() == 101);
+    let workers = children(&service);
+    assert_eq!(workers.len(), 1, "{workers:?}");
+    drop(service.child.kill());
+    drop(service.child.wait());
+    common::wait_for("the workers' end", || workers.iter().all(|worker| has_ended(*worker)).then_some(()));
+}

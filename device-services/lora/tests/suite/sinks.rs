@@ -8,10 +8,9 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
 };
 
-use super::common::{self, APP_S_KEY, DEV_ADDR, F_CNT_FIRST, Node, Place, Service, event_id};
+use super::common::{self, APP_S_KEY, DEV_ADDR, F_CNT_FIRST, Node, PATIENCE, Place, Service, event_id, wait_for};
 use super::edgex_shapes::{Metadata, check_event, check_response};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lora_device_service::{
@@ -22,7 +21,6 @@ use serde_json::{Value, json};
 use tenant::{DevEui, Reception, Uplink};
 use tokio::net::TcpStream;
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const SERVICE: &str = "device-lora-antirio";
 
 /// A broker on a port of its own; killed when dropped.
@@ -62,18 +60,6 @@ impl Drop for Mosquitto {
 
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port()
-}
-
-#[expect(clippy::disallowed_methods, reason = "a broker in another process tells nobody that it is ready; bounded")]
-fn wait_for<T>(what: &str, attempt: impl Fn() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(done) = attempt() {
-            return done;
-        }
-        assert!(begun.elapsed() < PATIENCE, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 type Messages = Arc<Mutex<Vec<(String, Value)>>>;
