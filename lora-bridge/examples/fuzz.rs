@@ -16,7 +16,10 @@ use cmac::{Cmac, Mac};
 use contracts::ids::{DevAddr, DevEui, Epoch, GroupId};
 use contracts::time::{BootTime, WallTime};
 use lora_bridge::gwmp::sources::Rate;
-use lora_bridge::{Bridge, Config, GatewayEui, Input, Mode, Now, NwkSKey, OfferedFrame, Output, Session, Transmit, UplinkRules};
+use lora_bridge::mac::join::{AppKey, DeviceRecord, JoiningDevice, NonceRule};
+use lora_bridge::{
+    Bridge, Config, GatewayEui, Input, Mode, Now, NwkSKey, OfferedFrame, Output, ReceiveWindows, Session, UplinkRules,
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -28,13 +31,16 @@ const GROUP: GroupId = GroupId::from_bytes([1; 16]);
 const STANDBY: GroupId = GroupId::from_bytes([2; 16]);
 const KEY: [u8; 16] = [0x2b; 16];
 const DEVICES: u32 = 64;
+/// Devices that join over the air; the last eight are prepared for only, and their root keys are not known.
+const JOINING: u32 = 40;
+const JOIN_EUI: u64 = 0x70b3_d57e_d000_0001;
 /// Memory may grow by so much after the first tenth of the inputs.
 const GROWTH_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 static SEED: AtomicU64 = AtomicU64::new(0);
 static INPUT: AtomicU64 = AtomicU64::new(0);
 
-const TARGETS: [&str; 6] = ["gwmp", "phy_payload", "mac_commands", "join_request", "tx_ack", "offered"];
+const TARGETS: [&str; 7] = ["gwmp", "phy_payload", "mac_commands", "join_request", "join_of_known", "tx_ack", "offered"];
 
 fn address(n: u32) -> u32 {
     0x2600_0000 + n
@@ -61,6 +67,33 @@ fn frame(device: u32, f_cnt: u32, is_confirmed: bool, f_ctrl: u8, rest: &[u8]) -
     b0[15] = u8::try_from(phy.len()).unwrap();
     let code = mic(&b0, &phy);
     phy.extend_from_slice(&code);
+    phy
+}
+
+fn joining_device(n: u32) -> JoiningDevice {
+    JoiningDevice {
+        device: DevEui::from_u64(0x0a00_0000 + u64::from(n)),
+        join_eui: DevEui::from_u64(JOIN_EUI),
+        dev_addr: DevAddr::from_u32(0x0100_0000 + n),
+        app_key: (n + 8 < JOINING).then(|| AppKey::from_bytes(KEY)),
+        nonce_rule: if n.is_multiple_of(2) { NonceRule::Random } else { NonceRule::Rising },
+        receive_windows: ReceiveWindows::eu868(),
+    }
+}
+
+/// Bent before its integrity code is made, after it, or not at all.
+fn join_of_known(rng: &mut ChaCha8Rng) -> Vec<u8> {
+    let device = 0x0a00_0000 + u64::from(rng.random_range(0..JOINING));
+    let mut phy = [&[0][..], &JOIN_EUI.to_le_bytes(), &device.to_le_bytes(), &rng.random::<[u8; 2]>()].concat();
+    let bent = rng.random_range(0..3);
+    if bent == 0 {
+        mutate(rng, &mut phy, &[]);
+    }
+    let code = mic(&[], &phy);
+    phy.extend_from_slice(&code);
+    if bent == 1 {
+        mutate(rng, &mut phy, &[]);
+    }
     phy
 }
 
@@ -146,7 +179,10 @@ struct Fuzzer {
     out: Vec<Output>,
     now: u64,
     f_cnt: u32,
-    sent: Option<Transmit>,
+    /// The newest downlink: its datagram, and where it went.
+    sent: Option<(Vec<u8>, GatewayEui)>,
+    /// Written ahead, and told again later.
+    record: Option<DeviceRecord>,
     made: [u64; TARGETS.len()],
 }
 
@@ -161,6 +197,7 @@ impl Fuzzer {
             now: 1_000_000,
             f_cnt: 0,
             sent: None,
+            record: None,
             made: [0; TARGETS.len()],
         };
         let session = |n: u32| {
@@ -171,6 +208,9 @@ impl Fuzzer {
         };
         fuzzer.apply(Input::Register { group: GROUP, sessions: (0..DEVICES).map(session).collect() });
         fuzzer.apply(Input::Register { group: STANDBY, sessions: (DEVICES..DEVICES + 8).map(session).collect() });
+        let (served, prepared) = (0..JOINING - 8, JOINING - 8..JOINING);
+        fuzzer.apply(Input::RegisterJoining { group: GROUP, devices: served.map(joining_device).collect() });
+        fuzzer.apply(Input::RegisterJoining { group: STANDBY, devices: prepared.map(joining_device).collect() });
         fuzzer.apply(Input::Custody { group: GROUP, mode: Mode::Serving { epoch: Epoch(1), foreign_lease_end: None } });
         fuzzer
     }
@@ -182,12 +222,15 @@ impl Fuzzer {
         let mut events = Vec::new();
         let mut reserved = Vec::new();
         let mut resets = Vec::new();
+        let mut recorded = Vec::new();
         for output in self.out.drain(..) {
             match output {
                 Output::Uplink(uplink) => events.push(uplink.event),
                 Output::ReserveWanted { entries, .. } => reserved.extend(entries),
                 Output::ResetWanted(reset) => resets.push((reset.device, reset.reset_ordinal)),
-                Output::Transmit(downlink) => self.sent = Some(downlink),
+                Output::Transmit(downlink) => self.sent = Some((downlink.bytes, downlink.gateway)),
+                Output::Accept(accept) => self.sent = Some((accept.bytes, accept.gateway)),
+                Output::RecordWanted { record, .. } => recorded.push(record),
                 _ => {}
             }
         }
@@ -199,6 +242,13 @@ impl Fuzzer {
         }
         if !events.is_empty() {
             self.apply(Input::Committed { events });
+        }
+        for record in recorded {
+            self.record = Some((*record).clone());
+            // Some are never written.
+            if self.rng.random_range(0..8) != 0 {
+                self.apply(Input::Recorded { record });
+            }
         }
     }
 
@@ -233,9 +283,9 @@ impl Fuzzer {
     /// An answer to the newest downlink, or to none.
     fn tx_ack(&mut self) {
         let mut bytes = vec![2, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1];
-        if let Some(sent) = &self.sent {
-            bytes[1..3].copy_from_slice(&sent.bytes[1..3]);
-            bytes[4..12].copy_from_slice(&sent.gateway.0.to_be_bytes());
+        if let Some((sent, gateway)) = &self.sent {
+            bytes[1..3].copy_from_slice(&sent[1..3]);
+            bytes[4..12].copy_from_slice(&gateway.0.to_be_bytes());
         }
         let bodies: [&[u8]; 4] =
             [b"", b"\0", br#"{"txpk_ack":{"error":"TOO_LATE"}}"#, br#"{"txpk_ack":{"warn":"TX_POWER","value":27}}"#];
@@ -278,6 +328,15 @@ impl Fuzzer {
                 phy.truncate(255);
                 let bytes = push(&mut self.rng, &[phy]);
                 self.datagram(&bytes);
+            }
+            "join_of_known" => {
+                let mut phy = join_of_known(&mut self.rng);
+                phy.truncate(255);
+                let bytes = push(&mut self.rng, &[phy]);
+                self.datagram(&bytes);
+                if self.rng.random_range(0..64) == 0 {
+                    self.apply(Input::Records { records: self.record.iter().cloned().collect() });
+                }
             }
             "tx_ack" => self.tx_ack(),
             _ => {
@@ -330,13 +389,16 @@ fn main() {
     let growth = highest.max(resident()).saturating_sub(settled);
     assert!(growth <= GROWTH_BYTES_MAX, "seed {seed}: memory grew by {growth} bytes");
     assert!(stats.gateways <= 64 && stats.in_flight <= 1_024, "seed {seed}: {stats:?}");
+    assert!(stats.sessions <= (DEVICES + 8 + JOINING) as usize, "seed {seed}: {stats:?}");
+    assert!(stats.joins_begun > 0 && stats.joins_accepted > 0, "seed {seed}: joins are answered: {stats:?}");
     assert!(stats.uplinks_live > inputs / 200, "seed {seed}: good ones are served: {stats:?}");
     let by_target: Vec<String> = TARGETS.iter().zip(fuzzer.made).map(|(name, made)| format!(r#""{name}":{made}"#)).collect();
     println!(
-        r#"{{"inputs":{inputs},"seed":{seed},"seconds":{:.1},"targets":{{{}}},"panics":0,"uplinks":{},"resident_bytes":{},"growth_bytes":{growth},"drops":{}}}"#,
+        r#"{{"inputs":{inputs},"seed":{seed},"seconds":{:.1},"targets":{{{}}},"panics":0,"uplinks":{},"joins":{},"resident_bytes":{},"growth_bytes":{growth},"drops":{}}}"#,
         start.elapsed().as_secs_f64(),
         by_target.join(","),
         stats.uplinks_live + stats.uplinks_late,
+        stats.joins_begun,
         resident(),
         serde_json::to_string(&stats.drops).unwrap(),
     );

@@ -3,69 +3,12 @@
 
 mod common;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use common::{GATEWAY, GROUP, Mote, Rig, address, push, uplinks};
-use contracts::ids::{DevAddr, DevEui};
+use common::joiner::Joiner;
+use common::{GATEWAY, GROUP, Rig, address, push, uplinks};
 use lora_bridge::bridge::io::Accept;
-use lora_bridge::mac::join::{AppKey, DeviceRecord, JoiningDevice, NonceRule};
-use lora_bridge::{DropReason, Input, MissedReason, Mode, Output, ReceiveWindows, Session, Window};
-use lorawan::creator::JoinRequestCreator;
-use lorawan::parser::{DecryptedJoinAcceptPayload, DevNonce};
+use lora_bridge::mac::join::{DeviceRecord, NonceRule};
+use lora_bridge::{DropReason, Input, MissedReason, Mode, Output, Session, Window};
 use rand::{Rng, SeedableRng};
-
-const JOIN_EUI: u64 = 0x70b3_d57e_d000_0001;
-
-#[derive(Debug, Clone)]
-struct Joiner {
-    device: DevEui,
-    address: u32,
-    key: [u8; 16],
-}
-
-impl Joiner {
-    fn new(n: u8) -> Self {
-        Self { device: DevEui::from_u64(0x0a00 + u64::from(n)), address: 0x0100_0000 + u32::from(n), key: [n; 16] }
-    }
-
-    fn registration(&self, has_key: bool, nonce_rule: NonceRule) -> JoiningDevice {
-        JoiningDevice {
-            device: self.device,
-            join_eui: DevEui::from_u64(JOIN_EUI),
-            dev_addr: DevAddr::from_u32(self.address),
-            app_key: has_key.then(|| AppKey::from_bytes(self.key)),
-            nonce_rule,
-            receive_windows: ReceiveWindows::eu868(),
-        }
-    }
-
-    fn request(&self, dev_nonce: u16) -> Vec<u8> {
-        let mut request = JoinRequestCreator::new();
-        let device = u64::from_be_bytes(*self.device.as_bytes());
-        request.set_app_eui(&JOIN_EUI.to_le_bytes()).set_dev_eui(&device.to_le_bytes()).set_dev_nonce(&dev_nonce.to_le_bytes());
-        request.build(&self.key.into()).to_vec()
-    }
-
-    /// Reads an accept as the mote does: its session, its nonce of the network, its data rate of RX2, its channels.
-    fn joined(&self, accept: &Accept, dev_nonce: u16) -> (Mote, u32) {
-        let json: serde_json::Value = serde_json::from_slice(&accept.bytes[4..]).expect("JSON");
-        assert_eq!(json["txpk"]["ncrc"], true);
-        let phy = STANDARD.decode(json["txpk"]["data"].as_str().expect("a text")).expect("base64");
-        let key = self.key.into();
-        let read = DecryptedJoinAcceptPayload::new(phy, &key).expect("an accept");
-        assert!(read.validate_mic(&key), "integrity code");
-        assert_eq!(read.dev_addr().as_ref(), self.address.to_le_bytes());
-        assert_eq!((read.rx_delay(), read.dl_settings().rx1_dr_offset()), (1, 0));
-        assert!(read.c_f_list().is_some(), "five more channels");
-        let nonce = read.app_nonce();
-        let nonce = nonce.as_ref();
-        let nonce = u32::from_le_bytes([nonce[0], nonce[1], nonce[2], 0]);
-        let dev_nonce = dev_nonce.to_le_bytes();
-        let session = read.derive_newskey(&DevNonce::new(&dev_nonce[..]).expect("two bytes"), &key);
-        let key = session.as_ref().try_into().expect("16 bytes");
-        (Mote { device: self.device, address: self.address, key }, nonce)
-    }
-}
 
 fn accepts(out: &[Output]) -> Vec<&Accept> {
     out.iter().filter_map(|output| if let Output::Accept(accept) = output { Some(accept) } else { None }).collect()
@@ -112,7 +55,7 @@ fn a_join_is_written_ahead_answered_at_its_time_and_its_session_works() {
     let accept = accepts(&out)[0];
     let json: serde_json::Value = serde_json::from_slice(&accept.bytes[4..]).expect("JSON");
     assert_eq!((accept.window, &json["txpk"]["tmst"]), (Window::Rx1, &tmst.wrapping_add(5_000_000).into()));
-    let (mote, nonce) = joiner.joined(accept, 0x1234);
+    let (mote, nonce) = joiner.joined(&accept.bytes, 0x1234);
     assert_eq!((nonce, accept.joined.join_nonce, accept.joined.dev_nonce), (0, 0, 0x1234));
     assert!(accepts(&rig.advance(500)).is_empty(), "once");
     rig.now += 5_000;
@@ -134,7 +77,7 @@ fn late_frames_of_the_session_before_are_readings_and_are_not_answered() {
         let out = rig.hear(&joiner.request(dev_nonce));
         recorded(&mut rig, &out);
         let out = rig.advance(4_000);
-        motes.push(joiner.joined(accepts(&out)[0], dev_nonce).0);
+        motes.push(joiner.joined(&accepts(&out)[0].bytes, dev_nonce).0);
         rig.now += 20_000;
         rig.pull();
     }
@@ -167,7 +110,7 @@ fn only_the_holder_answers_and_who_takes_over_answers_what_it_kept_in_rx2() {
     let out = b.advance(wait);
     let accept = accepts(&out)[0];
     assert_eq!(accept.window, Window::Rx2, "the other may have answered in RX1");
-    joiner.joined(accept, 9);
+    joiner.joined(&accept.bytes, 9);
     // Back in standby the key is forgotten.
     b.custody(Mode::Standby);
     b.serve(3, None);
@@ -313,7 +256,7 @@ fn histories_with_kills() {
                         let out = nodes[holder].advance(4_000);
                         for accept in accepts(&out) {
                             assert!(used.insert(accept.joined.join_nonce), "seed {seed}: a nonce of the network twice");
-                            let (mote, _) = joiner.joined(accept, dev_nonce);
+                            let (mote, _) = joiner.joined(&accept.bytes, dev_nonce);
                             answered += 1;
                             let heard = nodes[holder].hear(&mote.frame(0, false));
                             is_joined = !uplinks(&heard).is_empty();
@@ -356,7 +299,7 @@ fn histories_with_kills() {
         let out = node.hear(&joiner.request(0x8000));
         recorded(node, &out);
         let out = node.advance(4_000);
-        let (mote, nonce) = joiner.joined(accepts(&out)[0], 0x8000);
+        let (mote, nonce) = joiner.joined(&accepts(&out)[0].bytes, 0x8000);
         assert!(used.insert(nonce), "seed {seed}");
         assert_eq!(uplinks(&node.hear(&mote.frame(0, false))).len(), 1, "seed {seed}");
         let _last = is_joined;
@@ -372,7 +315,7 @@ fn a_session_from_a_record_is_known_in_standby() {
     let record = records(&out).remove(0);
     recorded(&mut a, &out);
     let out = a.advance(4_000);
-    let (mote, _) = joiner.joined(accepts(&out)[0], 1);
+    let (mote, _) = joiner.joined(&accepts(&out)[0].bytes, 1);
     let mut b = Rig::new();
     register(&mut b, std::slice::from_ref(&joiner), false, NonceRule::Random);
     b.custody(Mode::Standby);

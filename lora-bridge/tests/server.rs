@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use common::running::{LONG, loopback, receive, socket};
 use common::{GATEWAY, GROUP, Mote, pull, push, uplinks};
 use contracts::ids::Epoch;
 use kit::clock::Clock;
@@ -16,8 +17,6 @@ use tokio::net::UdpSocket;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
-const LONG: Duration = Duration::from_secs(10);
-
 struct Rig {
     bridge: BridgeHandle,
     outputs: Receiver<Vec<Output>>,
@@ -25,23 +24,6 @@ struct Rig {
     /// Two sockets, as forwarders have them.
     up: UdpSocket,
     down: UdpSocket,
-}
-
-fn loopback() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 0))
-}
-
-async fn socket(to: SocketAddr) -> UdpSocket {
-    let socket = UdpSocket::bind(loopback()).await.expect("a port");
-    socket.connect(to).await.expect("loopback");
-    socket
-}
-
-async fn receive(socket: &UdpSocket) -> Vec<u8> {
-    let mut bytes = vec![0; 2_000];
-    let len = timeout(LONG, socket.recv(&mut bytes)).await.expect("in time").expect("a datagram");
-    bytes.truncate(len);
-    bytes
 }
 
 impl Rig {

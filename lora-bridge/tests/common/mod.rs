@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod joiner;
+pub mod running;
+
 use std::net::SocketAddr;
 
 use base64::Engine as _;
