@@ -413,9 +413,10 @@ impl Driver {
     }
 }
 
-/// Random, and far below the largest number that is taken, so that it cannot run out.
+/// Random, far below the largest number that is taken, so that it cannot run out, and no longer on the wire than it must be to be another after
+/// a restart.
 fn fresh_seq(setup: &Setup) -> u64 {
-    (setup.entropy)() >> 24
+    (setup.entropy)() >> 30
 }
 
 fn member_set(group: &GroupConfig, nodes: &[NodeId]) -> Result<MemberSet, Error> {

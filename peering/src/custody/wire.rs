@@ -5,8 +5,8 @@
 //! A sign of life ([`super::life`]) is its index (2 bytes, the two highest bits set) and its link. It stands for the whole datagram, at its begin.
 //!
 //! Renewals and their answers are nearly all that is ever said, so many of them share one block: a length (2 bytes, of the two highest bits only the
-//! first set), then whether they are answers, a number to count from, and for each group the last bytes of its id, the epoch and the number's
-//! distance from the first. The short name means a group among those that both nodes share; a renewal that is not answered in time
+//! first set, the third says whether they are answers), then a number to count from, and for each group the last two bytes of its id, the epoch and
+//! the number's distance from the first. The short name means a group among those that both nodes share; a renewal that is not answered in time
 //! is repeated with the whole id, so two groups with one short name lose nothing but bytes.
 
 use std::fmt;
@@ -34,8 +34,10 @@ const SHORT_LENGTH_BYTES: usize = 2;
 const IS_SHORT: u16 = 1 << 15;
 /// Then: what follows is a sign of life, not a block of renewals.
 const IS_LIFE: u16 = 1 << 14;
-/// What the rest of the two bytes can say.
-const SHORT_MAX: usize = (1 << 14) - 1;
+/// Else: the block is of answers.
+const IS_ANSWERS: u16 = 1 << 13;
+/// Longest block: what the rest of the two bytes can say.
+const BLOCK_BYTES_MAX: usize = (1 << 13) - 1;
 /// A sign of life, written.
 pub(super) const LIFE_BYTES: usize = SHORT_LENGTH_BYTES + LINK_BYTES;
 
@@ -184,7 +186,7 @@ impl Item {
 }
 
 /// Names a group among those that two nodes share.
-pub(super) type ShortGroup = [u8; 4];
+pub(super) type ShortGroup = [u8; 2];
 
 /// The last bytes of the id: random in every kind of id that there is.
 pub(super) fn short(group: GroupId) -> ShortGroup {
@@ -202,7 +204,6 @@ pub(super) struct Renewal {
 
 #[derive(Serialize, Deserialize)]
 struct BlockHead {
-    is_answer: bool,
     first_seq: u64,
 }
 
@@ -224,7 +225,7 @@ struct Block {
 
 impl Block {
     fn new(is_answer: bool, first_seq: u64) -> Option<Self> {
-        let head = postcard::to_allocvec(&BlockHead { is_answer, first_seq }).ok()?;
+        let head = postcard::to_allocvec(&BlockHead { first_seq }).ok()?;
         let mut bytes = BytesMut::zeroed(SHORT_LENGTH_BYTES);
         bytes.put_slice(&head);
         Some(Self { is_answer, first_seq, bytes, count: 0 })
@@ -235,7 +236,7 @@ impl Block {
         let distance = renewal.seq.wrapping_sub(self.first_seq).cast_signed();
         let entry = BlockEntry { group: renewal.group, epoch: renewal.epoch, distance };
         let Ok(entry) = postcard::to_allocvec(&entry) else { return false };
-        let bytes_max = bytes_max.min(SHORT_MAX);
+        let bytes_max = bytes_max.min(BLOCK_BYTES_MAX);
         let is_full = self.count >= RENEWALS_MAX || self.bytes.len() + entry.len() > bytes_max;
         if is_full || self.is_answer != renewal.is_answer {
             return false;
@@ -247,7 +248,8 @@ impl Block {
 
     fn close(mut self) -> Bytes {
         let length = u16::try_from(self.bytes.len() - SHORT_LENGTH_BYTES).unwrap_or_default();
-        self.bytes[..SHORT_LENGTH_BYTES].copy_from_slice(&(length | IS_SHORT).to_be_bytes());
+        let kind = if self.is_answer { IS_SHORT | IS_ANSWERS } else { IS_SHORT };
+        self.bytes[..SHORT_LENGTH_BYTES].copy_from_slice(&(length | kind).to_be_bytes());
         self.bytes.freeze()
     }
 }
@@ -271,8 +273,8 @@ pub(super) fn write_renewals(renewals: &[Renewal], bytes_max: usize) -> Vec<Byte
 }
 
 /// Reads one block; false if it has a bad end or too many renewals.
-fn read_renewals(block: &[u8], renewals: &mut Vec<Renewal>) -> bool {
-    let Ok((BlockHead { is_answer, first_seq }, mut rest)) = postcard::take_from_bytes(block) else { return false };
+fn read_renewals(block: &[u8], is_answer: bool, renewals: &mut Vec<Renewal>) -> bool {
+    let Ok((BlockHead { first_seq }, mut rest)) = postcard::take_from_bytes(block) else { return false };
     while !rest.is_empty() {
         if renewals.len() >= RENEWALS_MAX {
             return false;
@@ -317,18 +319,18 @@ pub(super) fn read(mut bytes: Bytes) -> Content {
 
 /// A sign of life or a block; none if it is cut short.
 fn read_short(head: u16, bytes: &mut Bytes, content: &mut Content) -> Option<()> {
-    let number = head & !(IS_SHORT | IS_LIFE);
-    let length = if head & IS_LIFE == 0 { usize::from(number) } else { LINK_BYTES };
+    let is_life = head & IS_LIFE != 0;
+    let length = if is_life { LINK_BYTES } else { usize::from(head & !(IS_SHORT | IS_ANSWERS)) };
     if length > bytes.len() - SHORT_LENGTH_BYTES {
         return None;
     }
     let _head = bytes.split_to(SHORT_LENGTH_BYTES);
     let rest = bytes.split_to(length);
-    if head & IS_LIFE == 0 {
-        content.malformed += u64::from(!read_renewals(&rest, &mut content.renewals));
-    } else {
+    if is_life {
         content.malformed += u64::from(content.life.is_some());
-        content.life = rest.first_chunk().map(|link| Life { index: number, link: *link });
+        content.life = rest.first_chunk().map(|link| Life { index: head & !(IS_SHORT | IS_LIFE), link: *link });
+    } else {
+        content.malformed += u64::from(!read_renewals(&rest, head & IS_ANSWERS != 0, &mut content.renewals));
     }
     Some(())
 }
@@ -448,7 +450,7 @@ mod tests {
     }
 
     fn renewal(group: u32, seq: u64, is_answer: bool) -> Renewal {
-        Renewal { group: group.to_be_bytes(), epoch: Epoch(2), seq, is_answer }
+        Renewal { group: [group.to_be_bytes()[2], group.to_be_bytes()[3]], epoch: Epoch(2), seq, is_answer }
     }
 
     #[test]
@@ -492,7 +494,7 @@ mod tests {
 
         #[test]
         fn renewals_read_back(
-            renewals in proptest::collection::vec((any::<[u8; 4]>(), any::<u64>(), any::<u64>(), any::<bool>()), 0..200),
+            renewals in proptest::collection::vec((any::<ShortGroup>(), any::<u64>(), any::<u64>(), any::<bool>()), 0..200),
             bytes_max in 60_usize..1_200,
         ) {
             let of = |(group, epoch, seq, is_answer)| Renewal { group, epoch: Epoch(epoch), seq, is_answer };
