@@ -1,6 +1,5 @@
 //! The `antirio` program: one binary, one subcommand per process, and the tools around them.
 
-mod bridge;
 mod content;
 mod credit;
 mod doctor;
@@ -37,8 +36,8 @@ enum Command {
     Marketplace(serve::Serve),
     /// Run an arbitrator.
     Arbitrator(serve::Serve),
-    /// Run a LoRa bridge alone: verified uplinks as JSON lines on standard output.
-    Bridge(bridge::Args),
+    /// Run a LoRa bridge with a device service beside it: no containers, no insurance, no other nodes.
+    Bridge(serve::Serve),
     /// Make keys, and print who they are.
     Init(identity::Args),
     /// Content ids and image tars.
@@ -94,7 +93,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Node(args) => serve::node(args).await,
             Command::Marketplace(args) => serve::marketplace(args).await,
             Command::Arbitrator(args) => serve::arbitrator(args).await,
-            Command::Bridge(args) => bridge::run(args).await,
+            Command::Bridge(args) => serve::bridge(args).await,
             Command::Init(args) => identity::init(&args),
             Command::Content(command) => content::run(command).await,
             Command::Verify(args) => verify::run(&args),

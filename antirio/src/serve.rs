@@ -55,6 +55,16 @@ pub async fn node(args: Serve) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A node without insurance: devices and gateways, a device service beside it.
+pub async fn bridge(args: Serve) -> anyhow::Result<ExitCode> {
+    let config = edge_node::standalone::Config::parse(&read(&args)?).with_context(|| args.config.display().to_string())?;
+    if args.dump_config {
+        return dump(&config);
+    }
+    edge_node::node::run(config.to_node(), Clock::system(), shutdown()).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
 pub async fn marketplace(args: Serve) -> anyhow::Result<ExitCode> {
     let config: marketplace::Config = parse(&args)?;
     if args.dump_config {

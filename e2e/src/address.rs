@@ -25,11 +25,11 @@ pub struct Addresses {
     pub lora: Option<SocketAddr>,
 }
 
-fn free_tcp() -> anyhow::Result<SocketAddr> {
+pub fn free_tcp() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-fn free_udp() -> anyhow::Result<SocketAddr> {
+pub fn free_udp() -> anyhow::Result<SocketAddr> {
     Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?)
 }
 

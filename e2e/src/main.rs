@@ -1,6 +1,7 @@
 //! The demo and the takeover benchmark: real processes, real containers, real datagrams, judged by the sensors' own records.
 
 mod address;
+mod alone;
 mod containers;
 mod cycle;
 mod faults;
@@ -88,6 +89,8 @@ enum Command {
     },
     /// Real faults, one after another, each process in a network namespace of its own; needs root.
     Faults(faults::Arguments),
+    /// The bridge alone, killed again and again: every reading reaches the broker; needs Mosquitto.
+    Bridge(alone::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -121,6 +124,10 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Faults(arguments) => {
             check_programs(&cli.common)?;
             return Box::pin(faults::run(&cli.common, arguments)).await;
+        }
+        Command::Bridge(arguments) => {
+            check_programs(&cli.common)?;
+            return Box::pin(alone::run(&cli.common, arguments)).await;
         }
     };
     check_machine(&cli.common)?;
@@ -199,7 +206,7 @@ async fn command(cli: &Cli, world: &mut World) -> anyhow::Result<ExitCode> {
         Command::Demo { .. } => demo(cli, world).await,
         Command::Takeover { runs } => takeover(cli, world, *runs).await,
         // It makes its own worlds, before there is one.
-        Command::Faults(_) => anyhow::bail!("faults strike in namespaces of their own"),
+        Command::Faults(_) | Command::Bridge(_) => anyhow::bail!("they make worlds of their own"),
     }
 }
 

@@ -268,25 +268,8 @@ impl World {
 
     /// The fleet's devices as the customer's configuration.
     pub async fn provision(&self) -> anyhow::Result<()> {
-        let list = self.directory.join("provisioning.json");
-        let settings = &self.settings;
-        let output = tokio::process::Command::new(self.program("antirio-radio"))
-            .args([
-                "--seed",
-                &settings.seed.to_string(),
-                "--motes",
-                &settings.motes.to_string(),
-                "--provisioning-only",
-                "--provisioning",
-            ])
-            .arg(&list)
-            .output()
-            .await?;
-        anyhow::ensure!(output.status.success(), "provisioning failed: {}", String::from_utf8_lossy(&output.stderr));
-        let list: serde_json::Value = serde_json::from_slice(&std::fs::read(&list)?)?;
-        let devices = list["devices"].as_array().context("a provisioning list has devices")?;
-        let of = |device: &serde_json::Value| json!({"dev_eui": device["dev_eui"], "dev_addr": device["dev_addr"], "nwk_s_key": device["nwk_s_key"], "app_s_key": device["app_s_key"], "codec": "cayenne-lpp"});
-        let configuration = json!({"devices": devices.iter().map(of).collect::<Vec<_>>()});
+        let fleet = [format!("--seed={}", self.settings.seed), format!("--motes={}", self.settings.motes)];
+        let configuration = configuration(&self.program("antirio-radio"), &fleet, &self.directory).await?;
         self.write("devices.json", &configuration.to_string())?;
         Ok(())
     }
@@ -471,4 +454,16 @@ impl World {
             }
         }
     }
+}
+
+/// The configuration of the LoRa device service for a fleet, which the radio's arguments name.
+pub async fn configuration(radio: &Path, fleet: &[String], directory: &Path) -> anyhow::Result<serde_json::Value> {
+    let list = directory.join("provisioning.json");
+    let mut command = tokio::process::Command::new(radio);
+    let output = command.args(fleet).args(["--provisioning-only", "--provisioning"]).arg(&list).output().await?;
+    anyhow::ensure!(output.status.success(), "provisioning failed: {}", String::from_utf8_lossy(&output.stderr));
+    let list: serde_json::Value = serde_json::from_slice(&std::fs::read(&list)?)?;
+    let devices = list["devices"].as_array().context("a provisioning list has devices")?;
+    let of = |device: &serde_json::Value| json!({"dev_eui": device["dev_eui"], "dev_addr": device["dev_addr"], "nwk_s_key": device["nwk_s_key"], "app_s_key": device["app_s_key"], "codec": "cayenne-lpp"});
+    Ok(json!({"devices": devices.iter().map(of).collect::<Vec<_>>()}))
 }

@@ -25,7 +25,9 @@ pub struct Config {
     pub owner_key_file: Option<PathBuf>,
     #[serde(default)]
     pub position: Option<Position>,
-    pub peering: Peering,
+    /// Absent on a node that has to do with no other.
+    #[serde(default)]
+    pub peering: Option<Peering>,
     pub api: Api,
     #[serde(default)]
     pub marketplace: Option<Url>,
@@ -47,7 +49,27 @@ pub struct Config {
     /// What services of others, that this node insures, may do here.
     #[serde(default)]
     pub tenants: Outside,
+    #[serde(default)]
+    pub readings: Readings,
 }
+
+/// How long readings stay in the node's own log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Readings {
+    /// After they were settled: the cloud has them, or, on a node without a cloud, the service made them. Whoever follows the log (the service
+    /// on behalf of a broker that is away) must not lag by more. 1 to 8,784; default 24.
+    pub keep_hours: u16,
+}
+
+impl Default for Readings {
+    fn default() -> Self {
+        Self { keep_hours: 24 }
+    }
+}
+
+/// Longest time that readings may be kept: a leap year.
+const KEEP_HOURS_MAX: u16 = 8_784;
 
 /// How a service, which has no network, reaches the outside through its node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,8 +180,10 @@ pub enum EngineKind {
 pub struct Service {
     /// Names the group of devices; stays when the file is edited.
     pub name: String,
-    /// Image tar (OCI layout or `docker save`).
-    pub image: PathBuf,
+    /// Image tar (OCI layout or `docker save`). Without one the node runs no container: the service is a process of the operator's beside it,
+    /// at the socket `service/node.sock` below the state directory.
+    #[serde(default)]
+    pub image: Option<PathBuf>,
     /// JSON: `{"devices": [{dev_eui, dev_addr, nwk_s_key, app_s_key, codec}]}`.
     pub configuration: PathBuf,
     #[serde(default = "default_memory_bytes")]
@@ -169,6 +193,20 @@ pub struct Service {
     /// Broker, EdgeX: what it reaches through this node.
     #[serde(default)]
     pub outside: Outside,
+}
+
+impl Service {
+    /// A service beside the node.
+    pub(crate) fn beside(name: &str, configuration: PathBuf) -> Self {
+        Self {
+            name: name.to_owned(),
+            image: None,
+            configuration,
+            memory_bytes_max: default_memory_bytes(),
+            cpu_millis_max: default_cpu_millis(),
+            outside: Outside::default(),
+        }
+    }
 }
 
 const fn default_memory_bytes() -> u64 {
@@ -182,7 +220,7 @@ const fn default_cpu_millis() -> u64 {
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the configuration is no valid TOML of its form: {0}")]
+    #[error(transparent)]
     Toml(#[from] toml::de::Error),
     #[error("{field}: {reason}")]
     Field { field: &'static str, reason: &'static str },
@@ -199,7 +237,7 @@ impl Config {
         Ok(config)
     }
 
-    fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), Error> {
         let unless = |holds: bool, field, reason| if holds { Ok(()) } else { Err(Error::Field { field, reason }) };
         unless(matches!(self.role, Role::Edge | Role::Cloud), "role", "a node is an edge or a cloud")?;
         unless(self.api.bind.ip().is_loopback(), "api.bind", "the operator API knows no passwords: bind it to loopback")?;
@@ -212,6 +250,16 @@ impl Config {
         let egress = "at most 64 of host:port in lower case, or *";
         unless(self.tenants.is_valid(), "tenants.egress", egress)?;
         unless(self.service.as_ref().is_none_or(|service| service.outside.is_valid()), "service.outside.egress", egress)?;
+        let keep_hours = self.readings.keep_hours;
+        unless((1..=KEEP_HOURS_MAX).contains(&keep_hours), "readings.keep_hours", "not in 1..=8784")?;
+        let is_alone = self.role == Role::Edge
+            && self.cloud.is_none()
+            && self.policy_file.is_none()
+            && self.marketplace.is_none()
+            && self.arbitrator.is_none();
+        unless(self.peering.is_some() || is_alone, "peering", "who deals with others needs a [peering] section")?;
+        let is_container = self.service.as_ref().is_none_or(|service| service.image.is_some());
+        unless(is_container || self.policy_file.is_none(), "service.image", "insurance is for containers")?;
         unless(self.service.is_none() || self.lora.is_some(), "lora", "a service for LoRa devices needs a [lora] section")
     }
 }

@@ -50,11 +50,15 @@ pub struct Core {
 #[derive(Debug, Clone)]
 pub struct OwnService {
     pub group: GroupId,
-    /// Images by content id, limits; `needs` is filled in by the estimate when insurance is looked for.
+    /// Images by content id, limits; without containers if the service runs beside the node.
+    /// Otherwise `needs` is filled in by the estimate when insurance is looked for.
     pub blueprint: Blueprint,
     /// The configuration as the owner wrote it, application keys included.
     pub configuration: axum::body::Bytes,
+    /// What every node that serves it must know; no root keys.
     pub registration: tenant::Registration,
+    /// Devices that join, with their root keys.
+    pub joining: Vec<tenant::JoiningDevice>,
 }
 
 impl Core {

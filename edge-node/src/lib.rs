@@ -18,6 +18,7 @@ pub mod orchestrator;
 pub mod readiness;
 pub mod readings;
 pub mod service;
+pub mod standalone;
 pub mod store;
 pub mod tenants;
 pub mod timeline;

@@ -33,7 +33,7 @@ use crate::orchestrator::Orchestrator;
 use crate::orchestrator::plan::Desired;
 use crate::readings::inbox::Inbox;
 use crate::readings::log::Log;
-use crate::readings::north::{self, Destinations};
+use crate::readings::north::{self, Destination, Destinations};
 use crate::store::Store;
 use crate::tenants::doors::{Doors, UnixDoors};
 use crate::tenants::{self, Tenant, TenantSocket};
@@ -42,8 +42,8 @@ use crate::{api, edge2edge, lora, market, service};
 
 /// Content that a node stores at most, in bytes.
 const CONTENT_BYTES_MAX: u64 = 8 << 30;
-/// Settled readings are kept so long on the edge that made them.
-const KEEP_SETTLED: contracts::time::Millis = contracts::time::Millis::from_secs(24 * 3_600);
+/// Where the socket of a service beside the node is, below the state directory.
+const SERVICE_DIRECTORY: &str = "service";
 /// Between two prunings.
 const PRUNE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(600);
 
@@ -182,7 +182,8 @@ fn record(config: &Config, identity: &Identity, bound: SocketAddr, clock: &Clock
         return identity::read_record(&config.state_directory).map_err(Error::NoRecord);
     };
     let owner: Keypair = identity::load_or_create_key(owner_key_file)?;
-    let addresses = if config.peering.announce.is_empty() { vec![bound] } else { config.peering.announce.clone() };
+    let announced = config.peering.as_ref().map_or(&[][..], |peering| &peering.announce);
+    let addresses = if announced.is_empty() { vec![bound] } else { announced.to_vec() };
     let record = NodeRecord {
         node: identity.keypair.node_id(),
         owner: owner.owner_id(),
@@ -224,24 +225,29 @@ async fn start(config: Config, clock: Clock) -> Result<Node, Error> {
     let content = BlockStore::open(state.join("content"), CONTENT_BYTES_MAX).await?;
     let votes_path = state.join("votes.json");
     let votes = Arc::new(FileVotes::open(&votes_path).map_err(file_error(&votes_path))?);
-    let runs_containers = config.service.is_some() || policy.as_ref().is_some_and(|p| p.provider.is_some());
+    let has_image = config.service.as_ref().is_some_and(|service| service.image.is_some());
+    let runs_containers = has_image || policy.as_ref().is_some_and(|p| p.provider.is_some());
     let orchestrator = open_engine(&config, runs_containers).await?;
     let addresses = AddressBook::new();
-    let endpoint = open_endpoint(&config, &identity, addresses.clone(), &clock).await?;
-    let record = record(&config, &identity, endpoint.local_address().unwrap_or(config.peering.bind), &clock)?;
-    let own_service = match (&config.service, &orchestrator) {
-        (Some(service), Some(orchestrator)) => {
-            Some(service::load(identity.keypair.node_id(), service, &content, orchestrator.engine().as_ref()).await?)
+    let (transport, bound) = open_transport(&config, &identity, addresses.clone(), &clock).await?;
+    let record = record(&config, &identity, bound, &clock)?;
+    let own_service = match &config.service {
+        Some(service) => {
+            let engine = orchestrator.as_ref().map(|orchestrator| orchestrator.engine().as_ref());
+            Some(service::load(identity.keypair.node_id(), service, &content, engine).await?)
         }
-        _ => None,
+        None => None,
     };
     let gateways = match &config.lora {
         Some(lora) => Some(lora_bridge::server::bind(lora.bind).await?),
         None => None,
     };
     let bind = config.api.bind;
-    let doors = Arc::new(UnixDoors::new(state.join("tenants")));
-    let transport = Arc::new(endpoint);
+    let doors = UnixDoors::new(state.join("tenants"));
+    let doors = Arc::new(match &own_service {
+        Some(service) if !has_image => doors.with_beside(service.group, state.join(SERVICE_DIRECTORY)),
+        Some(_) | None => doors,
+    });
     let services = market::Services::of(&config)?;
     let host = Host {
         config,
@@ -267,12 +273,24 @@ async fn start(config: Config, clock: Clock) -> Result<Node, Error> {
     Ok(Node { running, listener, api, _lock: lock })
 }
 
-async fn open_endpoint(config: &Config, identity: &Identity, addresses: AddressBook, clock: &Clock) -> Result<Endpoint, Error> {
+/// The way to other nodes, and its UDP address; a node that has to do with none opens no port, and its record an address of nobody.
+async fn open_transport(
+    config: &Config,
+    identity: &Identity,
+    addresses: AddressBook,
+    clock: &Clock,
+) -> Result<(Arc<dyn Transport>, SocketAddr), Error> {
+    let Some(settings) = &config.peering else {
+        let alone = peering::in_process::Network::new(clock.clone()).join(identity.keypair.node_id());
+        return Ok((Arc::new(alone), SocketAddr::from(([127, 0, 0, 1], 0))));
+    };
     // Strangers may connect (a stranger is how every contract begins); what they may ask is decided route by route.
     let admit = Arc::new(|_| true);
-    let mut peering = peering::endpoint::Config::new(identity.keypair.secret(), config.peering.bind, admit, clock.clone());
+    let mut peering = peering::endpoint::Config::new(identity.keypair.secret(), settings.bind, admit, clock.clone());
     peering.addresses = addresses;
-    Ok(Endpoint::bind(peering).await?)
+    let endpoint = Endpoint::bind(peering).await?;
+    let bound = endpoint.local_address().unwrap_or(settings.bind);
+    Ok((Arc::new(endpoint), bound))
 }
 
 /// Starts all parts of a node on a host. `gateways`: where packet forwarders send to.
@@ -380,9 +398,7 @@ async fn run_own_service(parts: &Parts, service: &OwnService) -> Result<TenantSo
         .with_outside(outside);
     tenant.set_configuration(Some(service.configuration.clone()));
     let socket = TenantSocket::open(tenant, parts.doors.as_ref()).map_err(insurance::Error::from)?;
-    if let Some(cloud) = core.config.cloud {
-        core.destinations.set(service.group, cloud);
-    }
+    core.destinations.set(service.group, core.config.cloud.map_or(Destination::Here, Destination::Cloud));
     let may_be_elsewhere = match core.agreements.binding(service.group) {
         Some(agreement) if agreement.state.is_in_force() => insurance::is_armed_or_ended(agreement.state),
         // Its provider may serve for the grace.
@@ -396,6 +412,12 @@ async fn run_own_service(parts: &Parts, service: &OwnService) -> Result<TenantSo
         parts.bridge.custody(service.group, Mode::Following).await.map_err(insurance::Error::from)?;
     } else {
         insurance::customer::alone(parts, service.group, Epoch(0), &service.registration).await?;
+    }
+    let joining = tenants::http::joining(&service.joining);
+    parts.bridge.register_joining(service.group, joining).await.map_err(insurance::Error::from)?;
+    if service.blueprint.services.is_empty() {
+        tracing::info!(directory = %socket.directory().display(), "the service is expected beside this node");
+        return Ok(socket);
     }
     let orchestrator = core.orchestrator.as_ref().ok_or(insurance::Error::Lacking("container engine"))?;
     let begun = core.clock.boot_micros();
@@ -443,9 +465,10 @@ async fn tell_settled(parts: Parts) {
 }
 
 async fn prune(core: Arc<Core>) {
+    let keep = contracts::time::Millis::from_secs(u64::from(core.config.readings.keep_hours) * 3_600);
     loop {
         tokio::time::sleep(PRUNE_INTERVAL).await;
-        match core.store.prune_uplinks(core.clock.wall() - KEEP_SETTLED).await {
+        match core.store.prune_uplinks(core.clock.wall() - keep).await {
             Ok(pruned) => tracing::debug!(pruned, "old readings pruned"),
             Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "old readings cannot be pruned"),
         }

@@ -1,5 +1,7 @@
 //! The services that an edge runs for its owner: from the files in the configuration to a running, registered deployment.
 
+use std::path::Path;
+
 use axum::body::Bytes;
 use contracts::blueprint::{Activation, Blueprint, Service};
 use contracts::ids::{GroupId, NodeId};
@@ -9,7 +11,7 @@ use storage::BlockStore;
 
 use crate::config;
 use crate::core::OwnService;
-use crate::migration::{self, network_part, read_configuration};
+use crate::migration::{self, network_part, own_part, read_configuration};
 
 /// Processes and threads that one service may have.
 const PIDS_MAX: u64 = 32;
@@ -26,7 +28,7 @@ pub fn group_of(node: NodeId, name: &str) -> GroupId {
     GroupId::from_bytes(id)
 }
 
-/// Reads, stores and loads what the configuration names.
+/// Reads, stores and loads what the configuration names. Without an image, or on a node without an engine, no container is described.
 ///
 /// # Errors
 /// A file cannot be read or is not of its form, or the engine refuses the image.
@@ -34,13 +36,36 @@ pub async fn load(
     node: NodeId,
     service: &config::Service,
     content: &BlockStore,
-    engine: &dyn engine::Engine,
+    engine: Option<&dyn engine::Engine>,
 ) -> Result<OwnService, migration::Error> {
     let configuration = read_configuration(&service.configuration)?;
-    let registration = network_part(&configuration)?;
-    let (image, image_id) =
-        migration::store_image(content, engine, &service.image, &format!("own service {}", service.name)).await?;
-    let service = Service {
+    let services = match (&service.image, engine) {
+        (Some(image), Some(engine)) => vec![container(service, image, content, engine).await?],
+        (None, _) | (_, None) => Vec::new(),
+    };
+    let blueprint = Blueprint {
+        services,
+        needs: Resources::default(),
+        capabilities: [CAPABILITY_LORA.to_owned()].into(),
+        activation: Activation::Offline,
+    };
+    Ok(OwnService {
+        group: group_of(node, &service.name),
+        blueprint,
+        registration: network_part(&configuration)?,
+        joining: own_part(&configuration)?.joining,
+        configuration: Bytes::from(configuration),
+    })
+}
+
+async fn container(
+    service: &config::Service,
+    image: &Path,
+    content: &BlockStore,
+    engine: &dyn engine::Engine,
+) -> Result<Service, migration::Error> {
+    let (image, image_id) = migration::store_image(content, engine, image, &format!("own service {}", service.name)).await?;
+    Ok(Service {
         name: service.name.clone(),
         image: image.to_string(),
         image_id: image_id.to_string(),
@@ -50,13 +75,5 @@ pub async fn load(
         memory_bytes_max: service.memory_bytes_max,
         cpu_millis_max: service.cpu_millis_max,
         pids_max: PIDS_MAX,
-    };
-    let group = group_of(node, &service.name);
-    let blueprint = Blueprint {
-        services: vec![service],
-        needs: Resources::default(),
-        capabilities: [CAPABILITY_LORA.to_owned()].into(),
-        activation: Activation::Offline,
-    };
-    Ok(OwnService { group, blueprint, configuration: Bytes::from(configuration), registration })
+    })
 }

@@ -298,7 +298,7 @@ async fn commit(store: &Store, change: Change) -> u64 {
 }
 
 #[tokio::test]
-async fn a_buffered_uplink_becomes_deliverable_in_its_place_and_repetitions_only_take_numbers() {
+async fn a_buffered_uplink_becomes_deliverable_at_the_end_and_repetitions_only_take_numbers() {
     let pair = Pair::new().await;
     for store in pair.both() {
         let (first, second) = (name(1, 1, 0), name(1, 1, 1));
@@ -308,7 +308,7 @@ async fn a_buffered_uplink_becomes_deliverable_in_its_place_and_repetitions_only
         let replayed = Uplink { kind: Kind::Replayed, epoch: Epoch(2), heard_at: WallTime(9), ..uplink(first) };
         commit(store, Change::Append(vec![replayed.clone(), buffered, uplink(second)])).await;
         let waiting = store.list_undecoded(group(1), 0, 10).await.unwrap();
-        assert_eq!(waiting.iter().map(|w| (w.seq, w.uplink.clone())).collect::<Vec<_>>(), [(1, replayed), (5, uplink(second))]);
+        assert_eq!(waiting.iter().map(|w| (w.seq, w.uplink.clone())).collect::<Vec<_>>(), [(3, replayed), (5, uplink(second))]);
         assert_eq!(commit(store, Change::Publish(group(1), vec![decoded(first, "{}"), decoded(first, "[]")])).await, 1);
         let published = store.list_unsettled(0, 10).await.unwrap();
         let (place, reading) = &published[0];
@@ -333,12 +333,16 @@ async fn settled_rows_go_by_their_age_and_unsettled_ones_stay() {
         commit(store, Change::Forget(vec![names[1].event(), names[2].event(), names[2].event()])).await;
         assert!(store.list_kept(group(1), 0, 10).await.unwrap().is_empty());
         let (served, settled) = store.list_marks(group(1)).await.unwrap();
-        assert_eq!(served.iter().map(|m| m.f_cnt).collect::<Vec<_>>(), [1, 3], "only what is buffered is forgotten");
-        assert_eq!(settled.iter().map(|m| m.f_cnt).collect::<Vec<_>>(), [3]);
+        assert_eq!(served.iter().map(|m| m.f_cnt).collect::<Vec<_>>(), [0, 1, 3], "only what is buffered is forgotten");
+        assert_eq!(settled.iter().map(|m| m.f_cnt).collect::<Vec<_>>(), [0, 3], "the highest that was pruned stays known");
         assert_eq!(store.last_open(group(1)).await.unwrap(), 2);
         assert!(store.has_open(group(1), 2).await.unwrap() && !store.has_open(group(1), 1).await.unwrap());
+        assert_eq!(store.prune_uplinks(WallTime(1_004)).await.unwrap(), 1);
+        let (served, _) = store.list_marks(group(1)).await.unwrap();
+        assert_eq!(served.iter().map(|m| m.f_cnt).collect::<Vec<_>>(), [3, 1], "one mark per session");
         store.wipe_uplinks(group(1)).await.unwrap();
         assert_eq!(store.list_open(group(1), 0, 10).await.unwrap().len(), 1, "what the cloud does not have is never wiped");
+        assert_eq!(store.list_marks(group(1)).await.unwrap().0.len(), 1, "what was pruned is");
     }
 }
 

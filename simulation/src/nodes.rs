@@ -242,7 +242,7 @@ fn config(parts: &Parts, state_directory: std::path::PathBuf) -> Config {
         state_directory,
         owner_key_file: None,
         position: has_market.then_some(market::POSITION),
-        peering: config::Peering { bind: any, announce: Vec::new() },
+        peering: Some(config::Peering { bind: any, announce: Vec::new() }),
         api: config::Api { bind: any },
         marketplace: has_market.then(|| config::Url { url: url("marketplace") }),
         arbitrator: has_market.then_some(central),
@@ -256,6 +256,7 @@ fn config(parts: &Parts, state_directory: std::path::PathBuf) -> Config {
         policy_file: None,
         service: None,
         tenants: config::Outside::default(),
+        readings: config::Readings::default(),
     }
 }
 

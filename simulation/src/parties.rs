@@ -122,8 +122,13 @@ impl Deal {
         };
         let mut envelope = Envelope::sign(&contract, &keypair(Machine::Rio.number()));
         envelope.cosign(&keypair(Machine::Patras.number()));
-        let service =
-            OwnService { group, blueprint: contract.blueprint.clone(), configuration: configuration.into(), registration };
+        let service = OwnService {
+            group,
+            blueprint: contract.blueprint.clone(),
+            configuration: configuration.into(),
+            registration,
+            joining: Vec::new(),
+        };
         Self { contract, envelope, service }
     }
 }

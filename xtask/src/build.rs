@@ -70,4 +70,11 @@ impl Built {
         demo.arg(command).arg("--programs").arg(&self.programs).arg("--image").arg(&self.image);
         demo
     }
+
+    /// The demo program's test of the bridge alone.
+    pub fn bridge(&self) -> Command {
+        let mut bridge = self.demo("bridge");
+        bridge.arg("--service").arg(&self.service);
+        bridge
+    }
 }

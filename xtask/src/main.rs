@@ -25,6 +25,8 @@ cargo xtask bench takeover --peer swarm [--runs N] [--json FILE]
 cargo xtask bench faults [--count N] [--only KIND]... [--seed N] [--engine E] [--ttl-ms N] [--json FILE]
     N real faults (200), each process in a network namespace of its own: killed, stopped, cut off, out of disk or power; judged after each;
     the exit status is 1 if anything owed was lost or doubled, a counter was reused, or two held custody
+cargo xtask bench bridge [--kills N] [--motes N] [--rate N] [--otaa SHARE] [--seed N] [--json FILE]
+    the bridge alone between motes and a broker, killed again and again; needs Mosquitto
 cargo xtask bench lora | start | peering | model | lease-traffic | arbitrator [arguments]
     the parts alone: the bridge's throughput, the start of a container, round trips between peers, the exhaustive model of custody,
     what leases cost on the wire, what 10,000 contracts cost their witness
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         [compare::SWARM_ALONE, image, runs] => compare::swarm_alone(image, runs),
         ["bench", "takeover", rest @ ..] => demo("takeover", rest),
         ["bench", "faults", rest @ ..] => demo("faults", rest),
+        ["bench", "bridge", rest @ ..] => bridge(rest),
         ["bench", "fuzz", rest @ ..] => {
             example("lora-bridge", "fuzz", rest).and_then(|()| example("lora-device-service", "fuzz", rest))
         }
@@ -68,6 +71,11 @@ fn main() -> ExitCode {
 fn demo(command: &str, arguments: &[&str]) -> Result<(), String> {
     let built = build::everything()?;
     let failed = built.demo(command).args(arguments).exec();
+    Err(format!("the demo cannot be started: {failed}"))
+}
+
+fn bridge(arguments: &[&str]) -> Result<(), String> {
+    let failed = build::everything()?.bridge().args(arguments).exec();
     Err(format!("the demo cannot be started: {failed}"))
 }
 

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::process::Command;
 
 /// A program, or another file by its path, and the Debian package that it comes in.
-const NEEDED: [(&str, &str); 7] = [
+const NEEDED: [(&str, &str); 8] = [
     ("dockerd", "docker.io"),
     ("iptables", "iptables"),
     ("mosquitto", "mosquitto"),
+    ("mosquitto_sub", "mosquitto-clients"),
     ("g++", "g++"),
     ("avr-g++", "gcc-avr"),
     ("/usr/lib/avr/include/avr/io.h", "avr-libc"),

@@ -1,5 +1,6 @@
 //! The operator API of a node: REST on loopback, for its owner, the command line and a dashboard.
 //!
+//! - `devices` — sessions and counters
 //! - `status`, `health` — how it stands; `release` — planned maintenance; `estimate` — what is used, asked for and free
 //! - `events`, `readings`, `contracts`, `content` — what happened and what is kept
 //! - `source_resources` — the resources of the EaaS reference implementation; `incoming`, `reports` — files and reports behind them
@@ -31,6 +32,7 @@ use crate::readings::inbox::Inbox;
 
 mod content;
 mod contracts;
+mod devices;
 mod estimate;
 mod events;
 mod health;
@@ -45,6 +47,7 @@ mod status;
 
 pub use content::{ContentPage, KeptContent};
 pub use contracts::{ContractDetail, KnownContract};
+pub use devices::DeviceStatus;
 pub use estimate::{EstimateView, OwnUse, Spare};
 pub use health::{Check, Readiness};
 pub use incoming::DIRECTORY as INCOMING_DIRECTORY;
@@ -105,6 +108,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(status::get_status))
         .routes(routes!(status::get_bridge))
         .routes(routes!(status::get_gateways))
+        .routes(routes!(devices::list_devices))
         .routes(routes!(status::get_market))
         .routes(routes!(events::follow_events))
         .routes(routes!(readings::list_readings))

@@ -260,7 +260,7 @@ pub(crate) async fn begin_serving(
 /// Puts the bridge's memory of a group in line with the disk after a restart.
 pub(crate) async fn restore(parts: &Parts, group: GroupId, registration: &tenant::Registration) -> Result<(), Error> {
     parts.bridge.register(group, tenants::http::sessions(registration)).await?;
-    parts.bridge.register_joining(group, tenants::http::joining(registration)).await?;
+    parts.bridge.register_joining(group, tenants::http::joining(&registration.joining)).await?;
     let known = parts.core.store.list_reserved(group).await?;
     records::restore(parts, group, &known).await?;
     restore_downlinks(parts, group).await?;

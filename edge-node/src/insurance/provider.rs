@@ -23,6 +23,7 @@ use crate::edge2edge::messages::{Handover, LevelAnswer};
 use crate::lora;
 use crate::migration::{self, PURPOSE_APPLICATION, PURPOSE_NETWORK};
 use crate::orchestrator::plan::Desired;
+use crate::readings::north::Destination;
 use crate::tenants::{self, Tenant, TenantSocket};
 use crate::timeline::Event;
 
@@ -144,7 +145,7 @@ async fn prepare(parts: &Parts, agreement: &Agreement) -> Result<TenantSocket, E
     let started = parts.core.clock.boot();
     orchestrator.deploy(group, &contract.blueprint, socket.directory().to_owned(), Desired::Prepared).await?;
     parts.core.timeline.push(Event::Prepared { contract: agreement.id, create_ms: parts.core.clock.boot().since(started).0 });
-    parts.core.destinations.set(group, contract.readings_to);
+    parts.core.destinations.set(group, Destination::Cloud(contract.readings_to));
     Ok(socket)
 }
 

@@ -153,7 +153,7 @@ impl Links {
         }
     }
 
-    pub(super) fn place(&self, group: GroupId, device: DevEui) -> Place {
+    pub(crate) fn place(&self, group: GroupId, device: DevEui) -> Place {
         let links = self.groups.read().unwrap_or_else(PoisonError::into_inner);
         let link = links.get(&group);
         let dev_addr = link.and_then(|l| l.devices.get(&device)).map_or(DevAddr::from_u32(0), |(address, _)| *address);

@@ -76,6 +76,19 @@ fn only<T: serde::de::DeserializeOwned>(fields: Fields, names: &[&str]) -> Resul
 /// # Errors
 /// It is no JSON of the form `{"devices": [...]}`, or a device lacks what the node needs.
 pub fn network_part(configuration: &[u8]) -> Result<tenant::Registration, Error> {
+    // Without the root key: a node in standby may open this part.
+    registration(configuration, &["dev_eui", "join_eui", "dev_addr", "dev_nonces", "rx1_delay_s", "rx2_data_rate"])
+}
+
+/// What the owner's own node needs of each device: the network part and the root keys of devices that join.
+///
+/// # Errors
+/// As [`network_part`].
+pub fn own_part(configuration: &[u8]) -> Result<tenant::Registration, Error> {
+    registration(configuration, &["dev_eui", "join_eui", "dev_addr", "app_key", "dev_nonces", "rx1_delay_s", "rx2_data_rate"])
+}
+
+fn registration(configuration: &[u8], joining_fields: &[&str]) -> Result<tenant::Registration, Error> {
     const NODE_FIELDS: [&str; 9] = [
         "dev_eui",
         "dev_addr",
@@ -87,8 +100,6 @@ pub fn network_part(configuration: &[u8]) -> Result<tenant::Registration, Error>
         "supports_reset",
         "f_cnt_gap_max",
     ];
-    // Without the root key: a node in standby may open this part.
-    const JOINING_FIELDS: [&str; 6] = ["dev_eui", "join_eui", "dev_addr", "dev_nonces", "rx1_delay_s", "rx2_data_rate"];
     #[derive(serde::Deserialize)]
     struct Document {
         devices: Vec<Fields>,
@@ -98,7 +109,7 @@ pub fn network_part(configuration: &[u8]) -> Result<tenant::Registration, Error>
     let document: Document = serde_json::from_slice(configuration).map_err(|e| Error::Form(e.to_string()))?;
     let registration = tenant::Registration {
         devices: document.devices.into_iter().map(|fields| only(fields, &NODE_FIELDS)).collect::<Result<_, _>>()?,
-        joining: document.joining.into_iter().map(|fields| only(fields, &JOINING_FIELDS)).collect::<Result<_, _>>()?,
+        joining: document.joining.into_iter().map(|fields| only(fields, joining_fields)).collect::<Result<_, _>>()?,
     };
     registration.check().map_err(|e| Error::Form(e.to_string()))?;
     Ok(registration)

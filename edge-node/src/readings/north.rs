@@ -1,5 +1,7 @@
 //! The north side: ships readings to the customer's cloud, each batch under a signed Merkle root, and settles what the cloud acknowledged.
 //!
+//! On a node without a cloud readings end in its own log: they are settled as soon as they are in it.
+//!
 //! One batch per cloud is on its way at a time; while it is, the next one gathers. A cloud that is away is asked again with growing
 //! pauses; nothing is dropped.
 
@@ -38,13 +40,22 @@ pub struct Accepted {
     pub new: u64,
 }
 
+/// Where readings end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// The store of the customer's cloud.
+    Cloud(NodeId),
+    /// This node's own log.
+    Here,
+}
+
 /// Where the readings of each group go.
 #[derive(Debug, Clone, Default)]
-pub struct Destinations(Arc<RwLock<BTreeMap<GroupId, NodeId>>>);
+pub struct Destinations(Arc<RwLock<BTreeMap<GroupId, Destination>>>);
 
 impl Destinations {
-    pub fn set(&self, group: GroupId, cloud: NodeId) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(group, cloud);
+    pub fn set(&self, group: GroupId, destination: Destination) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(group, destination);
     }
 
     pub fn remove(&self, group: GroupId) {
@@ -52,7 +63,7 @@ impl Destinations {
     }
 
     #[must_use]
-    pub fn get(&self, group: GroupId) -> Option<NodeId> {
+    pub fn get(&self, group: GroupId) -> Option<Destination> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(&group).copied()
     }
 }
@@ -126,8 +137,12 @@ async fn ship(
             by_group.entry(reading.group).or_default().push(reading);
         }
         for (group, readings) in by_group {
-            let Some(cloud) = destinations.get(group) else { continue };
-            match ship_batch(client, cloud, group, readings, keypair, clock).await {
+            let shipping = match destinations.get(group) {
+                Some(Destination::Cloud(cloud)) => ship_batch(client, cloud, group, readings, keypair, clock).await,
+                Some(Destination::Here) => Ok(readings.iter().map(Reading::name).collect()),
+                None => continue,
+            };
+            match shipping {
                 Ok(names) => {
                     log.settle(names).await?;
                     shipped = Shipped::Some;

@@ -45,7 +45,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// One change of the reading log; any number of them are written together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// Adds uplinks; an event that is there already stays as it is, except that a buffered one becomes deliverable.
+    /// Adds uplinks; an event that is there already stays as it is, except that a buffered one becomes deliverable, at the end of the log.
     Append(Vec<Uplink>),
     /// Writes what the tenant of a group decoded; the first answer for a deliverable event of that group stays.
     Publish(GroupId, Vec<Decoded>),
@@ -141,7 +141,7 @@ pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
 
     /// Writes changes in their order, all or none; per change how many readings were published by it.
     async fn commit(&self, changes: &[Change]) -> Result<Vec<u64>>;
-    /// Drops settled rows that were heard before `before`. Returns how many went.
+    /// Drops settled rows that were heard before `before`; the highest counter of each session stays a mark. Returns how many went.
     async fn prune_uplinks(&self, before: WallTime) -> Result<u64>;
     /// Forgets the settled and the buffered uplinks of a group: the contract ended and its grace is over.
     async fn wipe_uplinks(&self, group: GroupId) -> Result<()>;
@@ -155,7 +155,8 @@ pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
     async fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(StoredUplink, Option<String>)>>;
     /// Readings that are not settled, in the order in which they were published, each with its cursor.
     async fn list_unsettled(&self, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>>;
-    /// Every deliverable uplink of a group that is on disk, and those of them that are settled, by name, in order.
+    /// Every deliverable uplink of a group that is on disk, and those of them that are settled, by name, in order; before them, by device and
+    /// session, the highest of each session that was pruned.
     async fn list_marks(&self, group: GroupId) -> Result<(Vec<Mark>, Vec<Mark>)>;
     /// The highest place in the log that holds something for the customer's cloud that is not settled; 0 if all is.
     async fn last_open(&self, group: GroupId) -> Result<u64>;

@@ -73,7 +73,7 @@ async fn register(
     if let Some(foreign) = devices(&registration).find(|device| !tenant.devices.contains(device)) {
         return Err(Problem::forbidden(format_args!("device {foreign} is not one of this tenant's")));
     }
-    let (sessions, joining) = (sessions(&registration), joining(&registration));
+    let (sessions, joining) = (sessions(&registration), joining(&registration.joining));
     let registered = sessions.len() + joining.len();
     let bridge = tenant.bridge.as_ref().ok_or_else(|| Problem::unavailable("this node has no LoRa bridge"))?;
     let stopped = |_| Problem::unavailable("the bridge has stopped");
@@ -90,7 +90,7 @@ pub fn devices(registration: &tenant::Registration) -> impl Iterator<Item = DevE
 
 /// Devices that join over the air, as the bridge wants them.
 #[must_use]
-pub fn joining(registration: &tenant::Registration) -> Vec<JoiningDevice> {
+pub fn joining(devices: &[tenant::JoiningDevice]) -> Vec<JoiningDevice> {
     let device = |device: &tenant::JoiningDevice| {
         let mut receive_windows = ReceiveWindows::eu868();
         receive_windows.rx1_delay_seconds = device.rx1_delay_s;
@@ -109,7 +109,7 @@ pub fn joining(registration: &tenant::Registration) -> Vec<JoiningDevice> {
             receive_windows,
         }
     };
-    registration.joining.iter().map(device).collect()
+    devices.iter().map(device).collect()
 }
 
 /// The radio side of devices as the bridge wants it.

@@ -155,6 +155,7 @@ impl Node {
                 blueprint: blueprint(&image, &image_id),
                 configuration: Bytes::from_static(b"{}"),
                 registration: tenant::Registration::default(),
+                joining: Vec::new(),
             }),
             store,
             clock,

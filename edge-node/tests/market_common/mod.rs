@@ -272,7 +272,7 @@ fn config(who: Who, state_directory: PathBuf, marketplace: &Server, arbitrator: 
         state_directory,
         owner_key_file: None,
         position: Some(RIO),
-        peering: config::Peering { bind: any, announce: vec![] },
+        peering: Some(config::Peering { bind: any, announce: vec![] }),
         api: config::Api { bind: any },
         marketplace: Some(config::Url { url: marketplace.url() }),
         arbitrator: Some(config::Arbitrator { node: arbitrator_id(), url: arbitrator.url() }),
@@ -282,6 +282,7 @@ fn config(who: Who, state_directory: PathBuf, marketplace: &Server, arbitrator: 
         policy_file: None,
         service: None,
         tenants: config::Outside::default(),
+        readings: config::Readings::default(),
     }
 }
 
@@ -313,6 +314,7 @@ async fn own_service(content: &BlockStore) -> OwnService {
             activation: Activation::Offline,
         },
         registration: edge_node::migration::network_part(&configuration).unwrap(),
+        joining: Vec::new(),
         configuration: configuration.into(),
     }
 }

@@ -63,6 +63,8 @@ pub(super) struct Log {
     published: BTreeMap<u64, u64>,
     /// Decoded and not settled, by the order of publishing.
     unsettled: BTreeMap<u64, u64>,
+    /// The highest counter of each session that was pruned.
+    pruned: BTreeMap<(GroupId, DevEui, SessionId), u32>,
 }
 
 impl Log {
@@ -101,11 +103,7 @@ impl Log {
         self.last_seq += 1;
         let (heard_at, epoch) = (WallTime(cut(uplink.heard_at.0)), Epoch(cut(uplink.epoch.0)));
         if self.by_event.contains_key(&uplink.event) {
-            self.change(uplink.event, |row| {
-                if !row.deliver && uplink.deliver {
-                    (row.deliver, row.kind, row.epoch, row.body) = (true, uplink.kind, epoch, uplink.clone());
-                }
-            });
+            self.deliver(uplink, epoch);
             return;
         }
         let row = Row {
@@ -124,6 +122,18 @@ impl Log {
             settled: false,
         };
         self.add(self.last_seq, row);
+    }
+
+    /// What is buffered becomes deliverable, at the end of the log.
+    fn deliver(&mut self, uplink: &Uplink, epoch: Epoch) {
+        let Some(seq) = self.by_event.get(&uplink.event).copied().filter(|_| uplink.deliver) else { return };
+        if self.rows.get(&seq).is_some_and(|row| row.deliver) {
+            return;
+        }
+        if let Some(mut row) = self.remove(seq) {
+            (row.deliver, row.kind, row.epoch, row.body) = (true, uplink.kind, epoch, uplink.clone());
+            self.add(self.last_seq, row);
+        }
     }
 
     fn forget(&mut self, event: EventId) {
@@ -188,11 +198,17 @@ impl Log {
     }
 
     pub(super) fn prune(&mut self, before: WallTime) -> u64 {
-        self.remove_all(|row| row.settled && row.heard_at.0 < cut(before.0))
+        let is_old = |row: &Row| row.settled && row.heard_at.0 < cut(before.0);
+        for row in self.rows.values().filter(|row| is_old(row) && row.deliver) {
+            let highest = self.pruned.entry((row.group, row.device, row.session)).or_default();
+            *highest = row.f_cnt.max(*highest);
+        }
+        self.remove_all(is_old)
     }
 
     pub(super) fn wipe(&mut self, group: GroupId) {
         self.remove_all(|row| (row.settled || !row.deliver) && row.group == group);
+        self.pruned.retain(|(of, _, _), _| *of != group);
     }
 
     /// Rows of a group behind a place, in order.
@@ -233,9 +249,12 @@ impl Log {
     }
 
     pub(super) fn list_marks(&self, group: GroupId) -> (Vec<Mark>, Vec<Mark>) {
+        let of_group = self.pruned.iter().filter(|((of, _, _), _)| *of == group);
+        let pruned: Vec<Mark> =
+            of_group.map(|((_, device, session), f_cnt)| Mark { device: *device, session: *session, f_cnt: *f_cnt }).collect();
         let served: Vec<&Row> = self.rows.values().filter(|row| row.group == group && row.deliver).collect();
-        let settled = served.iter().filter(|row| row.settled).map(|row| row.mark()).collect();
-        (served.into_iter().map(Row::mark).collect(), settled)
+        let settled = pruned.iter().copied().chain(served.iter().filter(|row| row.settled).map(|row| row.mark())).collect();
+        (pruned.into_iter().chain(served.into_iter().map(Row::mark)).collect(), settled)
     }
 
     pub(super) fn last_open(&self, group: GroupId) -> u64 {

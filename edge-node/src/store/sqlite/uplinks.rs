@@ -60,12 +60,13 @@ async fn write(connection: &mut SqliteConnection, change: &Change) -> Result<u64
     Ok(published)
 }
 
-/// Adds an uplink; an event that is there already stays as it is, except that a buffered one becomes deliverable.
+/// Adds an uplink; an event that is there already stays as it is, except that a buffered one becomes deliverable: at the end of the log, where
+/// whoever follows it will find it.
 async fn insert(connection: &mut SqliteConnection, uplink: &Uplink) -> Result<()> {
     let body = serde_json::to_string(uplink).map_err(|e| Error::Row { table: TABLE, reason: e.to_string() })?;
     sqlx::query(
         "INSERT INTO uplink (event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, body, deliver) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT (event_id) DO UPDATE SET deliver = 1, kind = excluded.kind, epoch = excluded.epoch, body = excluded.body
+         ON CONFLICT (event_id) DO UPDATE SET seq = excluded.seq, deliver = 1, kind = excluded.kind, epoch = excluded.epoch, body = excluded.body
          WHERE uplink.deliver = 0 AND excluded.deliver = 1",
     )
     .bind(uplink.event.as_uuid().as_bytes().as_slice())
@@ -123,21 +124,35 @@ pub(super) async fn list_kept(store: &Sqlite, group: GroupId, after: u64, limit:
     rows.iter().map(stored).collect()
 }
 
-/// Drops settled rows that were heard before `before`. Returns how many went.
+/// Drops settled rows that were heard before `before`; the highest counter of each session stays known. Returns how many went.
 pub(super) async fn prune(store: &Sqlite, before: WallTime) -> Result<u64> {
+    let mut transaction = store.writer.begin().await?;
+    sqlx::query(
+        "INSERT INTO pruned (group_id, device, session, f_cnt)
+         SELECT group_id, device, session, max(f_cnt) FROM uplink WHERE heard_at < ? AND settled = 1 AND deliver = 1
+         GROUP BY group_id, device, session
+         ON CONFLICT (group_id, device, session) DO UPDATE SET f_cnt = max(f_cnt, excluded.f_cnt)",
+    )
+    .bind(signed(before.0))
+    .execute(&mut *transaction)
+    .await?;
     let done = sqlx::query("DELETE FROM uplink WHERE heard_at < ? AND settled = 1")
         .bind(signed(before.0))
-        .execute(&store.writer)
+        .execute(&mut *transaction)
         .await?;
+    transaction.commit().await?;
     Ok(done.rows_affected())
 }
 
 /// Forgets every uplink of a group: the contract ended and its grace is over.
 pub(super) async fn wipe(store: &Sqlite, group: GroupId) -> Result<()> {
-    sqlx::query("DELETE FROM uplink WHERE group_id = ? AND (settled = 1 OR deliver = 0)")
-        .bind(group.as_bytes().as_slice())
-        .execute(&store.writer)
-        .await?;
+    let mut transaction = store.writer.begin().await?;
+    for table in
+        ["DELETE FROM uplink WHERE group_id = ? AND (settled = 1 OR deliver = 0)", "DELETE FROM pruned WHERE group_id = ?"]
+    {
+        sqlx::query(table).bind(group.as_bytes().as_slice()).execute(&mut *transaction).await?;
+    }
+    transaction.commit().await?;
     Ok(())
 }
 
@@ -217,13 +232,17 @@ pub(super) fn reading(table: &'static str, row: &SqliteRow) -> Result<Reading> {
     })
 }
 
-/// Every uplink of a group that is on disk, and those that are settled, by name.
+/// Every uplink of a group that is on disk, and those that are settled, by name; before them the highest of each session that was pruned.
 pub(super) async fn list_marks(store: &Sqlite, group: GroupId) -> Result<(Vec<Mark>, Vec<Mark>)> {
-    let rows: Vec<(Vec<u8>, Vec<u8>, i64, bool)> =
-        sqlx::query_as("SELECT device, session, f_cnt, settled FROM uplink WHERE group_id = ? AND deliver = 1 ORDER BY seq")
-            .bind(group.as_bytes().as_slice())
-            .fetch_all(&store.reader)
-            .await?;
+    let rows: Vec<(Vec<u8>, Vec<u8>, i64, bool)> = sqlx::query_as(
+        "SELECT device, session, f_cnt, settled FROM (
+                 SELECT 0 AS seq, device, session, f_cnt, 1 AS settled FROM pruned WHERE group_id = ?1
+                 UNION ALL SELECT seq, device, session, f_cnt, settled FROM uplink WHERE group_id = ?1 AND deliver = 1
+             ) ORDER BY seq, device, session",
+    )
+    .bind(group.as_bytes().as_slice())
+    .fetch_all(&store.reader)
+    .await?;
     let (mut served, mut settled) = (Vec::with_capacity(rows.len()), Vec::new());
     for (device, session, f_cnt, is_settled) in rows {
         let mark = Mark {
