@@ -1,10 +1,12 @@
 //! Mutated payloads for the decoders, and mutated JavaScript codecs: no panic, no growth. Prints one JSON object.
 //! `fuzz [--inputs N] [--seed S]`; one input in [`SCRIPT_EVERY`] goes to a script too, which costs a thousand times as much.
 
+use std::process::ExitCode;
 use std::time::Instant;
 
 use lora_device_service::codec::cayenne_lpp;
-use lora_device_service::codec::javascript::{self, Error, OUTPUT_BYTES_MAX, Payload};
+use lora_device_service::codec::javascript::{Error, OUTPUT_BYTES_MAX, Payload};
+use lora_device_service::codec::worker::{self, Worker};
 use lora_device_service::decrypt::{Direction, apply_key_stream};
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
@@ -89,11 +91,15 @@ fn script(random: &mut ChaCha8Rng) -> String {
     source.into_iter().collect()
 }
 
-/// Whatever it is: a result that fits into a reading, or an error.
-fn run_script(random: &mut ChaCha8Rng, bytes: Vec<u8>, what: &str) -> Result<(), Error> {
+/// Whatever it is: a result that fits into a reading, or an error, and in time; never the end of the process by itself.
+fn run_script(random: &mut ChaCha8Rng, worker: &mut Worker, bytes: Vec<u8>, what: &str) -> Result<(), Error> {
     let source = script(random);
     let (f_port, received_at_ms) = (random.random(), random.random_range(0..4_000_000_000_000));
-    let decoded = javascript::decode(&source, &Payload { bytes, f_port, received_at_ms, variables: Map::new() })?;
+    let decoded = worker.decode(&source, Payload { bytes, f_port, received_at_ms, variables: Map::new() });
+    if let Err(Error::Lost(why)) = &decoded {
+        panic!("{what}: {why} by {source}");
+    }
+    let decoded = decoded?;
     let text = serde_json::to_string(&decoded.values).unwrap_or_default();
     assert!(text.len() <= 2 * OUTPUT_BYTES_MAX, "{what}: {} bytes by {source}", text.len());
     Ok(())
@@ -109,13 +115,17 @@ fn argument(name: &str, default: u64) -> u64 {
     std::env::args().skip_while(|argument| argument != name).nth(1).map_or(default, |value| value.parse().expect("a number"))
 }
 
-fn main() {
+fn main() -> ExitCode {
+    if std::env::args().nth(1).is_some_and(|first| first == worker::ARGUMENT) {
+        return worker::run();
+    }
     let inputs = argument("--inputs", 2_000_000);
     let seed = argument("--seed", 20_261_121);
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let start = Instant::now();
     let (mut settled, mut values, mut errors) = (0, 0, 0);
-    let (mut scripts, mut failed, mut timed_out) = (0, 0, 0);
+    let mut worker = Worker::new("/proc/self/exe".into());
+    let (mut scripts, mut failed, mut timed_out, mut killed) = (0, 0, 0, 0);
     for n in 0..inputs {
         let mut bytes = payload(&mut random);
         let f_cnt = u32::try_from(n % (1 << 32)).expect("32 bits");
@@ -126,10 +136,11 @@ fn main() {
         values += decoded.values.len();
         errors += usize::from(decoded.error.is_some());
         if n.is_multiple_of(SCRIPT_EVERY) {
-            let done = run_script(&mut random, bytes, &format!("seed {seed}, input {n}"));
+            let done = run_script(&mut random, &mut worker, bytes, &format!("seed {seed}, input {n}"));
             scripts += 1;
             failed += usize::from(done.is_err());
             timed_out += usize::from(done == Err(Error::TimedOut));
+            killed += usize::from(worker.process().is_none());
         }
         if n == inputs / 10 {
             settled = resident();
@@ -138,7 +149,8 @@ fn main() {
     let growth = resident().saturating_sub(settled);
     assert!(growth < 32 * 1024 * 1024, "seed {seed}: memory grew by {growth} bytes");
     println!(
-        r#"{{"inputs":{inputs},"seed":{seed},"seconds":{:.1},"panics":0,"values":{values},"errors":{errors},"scripts":{scripts},"scripts_failed":{failed},"scripts_timed_out":{timed_out},"growth_bytes":{growth}}}"#,
+        r#"{{"inputs":{inputs},"seed":{seed},"seconds":{:.1},"panics":0,"values":{values},"errors":{errors},"scripts":{scripts},"scripts_failed":{failed},"scripts_timed_out":{timed_out},"scripts_killed":{killed},"growth_bytes":{growth}}}"#,
         start.elapsed().as_secs_f64()
     );
+    ExitCode::SUCCESS
 }
