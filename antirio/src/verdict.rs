@@ -11,7 +11,7 @@ use kit::clock::Clock;
 
 /// The arbitrator's verdict is not what follows from the evidence.
 const DISAGREES: u8 = 2;
-/// The verdict follows, and a member broke the rules of custody.
+/// The verdict follows, and a member broke the rules of custody or hides what it heard.
 const CONVICTED: u8 = 3;
 
 /// Largest case file.
@@ -28,7 +28,8 @@ pub struct Args {
     /// A case file, as `--save` writes it; no network is used.
     #[arg(long, conflicts_with_all = ["contract", "arbitrator"])]
     case: Option<PathBuf>,
-    /// Statements of custody that a member kept (JSON envelopes, one per line), to be judged with the case.
+    /// Statements that a member kept (JSON envelopes, one per line), to be judged with the case: of custody, and accounts, receipts and shown
+    /// frames as `/v1/accounts/{group}/statements` gives them.
     #[arg(long)]
     statements: Vec<PathBuf>,
     /// Write the case to a file.
@@ -90,19 +91,27 @@ fn describe(review: &Review) -> serde_json::Value {
             |(it, proof)| serde_json::json!({"member": it.member, "offence": it.offence, "epoch": it.epoch, "statements": proof}),
         )
         .collect();
+    let books: Vec<_> = review
+        .books
+        .iter()
+        .map(|it| {
+            serde_json::json!({"member": it.node, "offence": it.offence, "number": it.number, "statements": it.proof, "missing": it.missing})
+        })
+        .collect();
     serde_json::json!({
         "contract": review.contract,
         "agrees": review.agrees(),
         "recomputed": review.recomputed,
         "signed": review.signed,
         "convictions": convictions,
+        "books": books,
     })
 }
 
 fn exit_code(review: &Review) -> ExitCode {
     if !review.agrees() {
         ExitCode::from(DISAGREES)
-    } else if review.convictions.is_empty() {
+    } else if review.convictions.is_empty() && review.books.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(CONVICTED)

@@ -1,12 +1,13 @@
 //! The case file of a contract: all that its verdict rests on. Anybody recomputes the verdict from it, without a network and without trust in
 //! the arbitrator, and sees which member broke the rules of custody.
 
+use contracts::account::audit as books;
 use contracts::contract::Contract;
 use contracts::envelope::{self, Envelope, Key};
 use contracts::evidence::judge::{self, Received, Refused};
 use contracts::evidence::{Evidence, Item, Verdict};
 use contracts::ids::{ContractId, StatementId};
-use contracts::time::WallTime;
+use contracts::time::{Millis, WallTime};
 use peering::custody::audit::{self, Conviction, Offence, Terms};
 use peering::custody::certificate;
 use peering::custody::statement::Grant;
@@ -16,6 +17,9 @@ use crate::custody_report::certificate_of;
 
 /// Statements beside the evidence that are looked at.
 pub const STATEMENTS_MAX: usize = 10_000;
+
+/// What an insurer said that it heard must be with the customer's store, or shown, within this time. Whoever judges hears the accused first.
+pub const SERVED_WITHIN: Millis = Millis::from_secs(3_600);
 
 /// Everything about one contract, as it travels in a file (JSON).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +33,8 @@ pub struct Case {
     /// Signed by the arbitrator; none while the contract is in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Envelope>,
-    /// Statements of custody that members kept (grants, releases), in any order; whoever accuses adds them.
+    /// Statements that members kept (grants, releases; accounts, receipts, shown frames), in any order; whoever accuses adds them, and the
+    /// accused its excuses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub statements: Vec<Envelope>,
 }
@@ -52,6 +57,8 @@ pub struct Review {
     pub signed: Option<Verdict>,
     /// Members that broke a rule of custody, with the statements that prove it, by id.
     pub convictions: Vec<(Conviction, [StatementId; 2])>,
+    /// Parties that told two stories of what they heard, or hide it.
+    pub books: Vec<books::Conviction>,
 }
 
 impl Review {
@@ -79,7 +86,7 @@ pub enum Error {
     TooMany { found: usize },
 }
 
-/// Recomputes the case at `now` (which matters only while there is no verdict). Pure.
+/// Recomputes the case at `now` (which matters only while there is no verdict, and for frames that may still be on their way). Pure.
 ///
 /// # Errors
 /// The first thing in the file that does not hold.
@@ -118,7 +125,14 @@ pub fn review(case: &Case, now: WallTime) -> Result<Review, Error> {
         .filter(|conviction| !is_excused(conviction, &statements, &received))
         .map(|conviction| (conviction, conviction.proof.map(|place| statements[place].id())))
         .collect();
-    Ok(Review { contract: id, recomputed, signed, convictions })
+    let terms = books::Terms {
+        group: contract.group,
+        members: vec![contract.customer.node, contract.provider.node],
+        store: contract.readings_to,
+        patience: SERVED_WITHIN,
+    };
+    let books = books::convict(&terms, &statements, now);
+    Ok(Review { contract: id, recomputed, signed, convictions, books })
 }
 
 /// Whether the holder to whom the broken promise was given reported, signed, that it had released that epoch: the release itself goes between

@@ -8,11 +8,13 @@
 //! - [`envelope`] — how statements are signed and named; [`sealed`] — how secrets are
 //! - [`node_record`], [`blueprint`], [`listing`], [`contract`] — the statements
 //! - [`custody`] — who may serve a group of devices now: votes, leases, epochs
+//! - [`account`] — what an insurer heard, what the customer's store has, and who hides frames
 //! - [`evidence`] — what counts in a contract, and the rules of the verdict; [`reputation`] — what verdicts add up to
 //! - [`ledger`] — money in two phases; [`settlement`] — who gets what
 //! - [`write_ahead`] — what a holder stores with other members before it acts
 //! - [`proof`] — Merkle roots over batches of readings
 
+pub mod account;
 pub mod blueprint;
 pub mod contract;
 pub mod custody;

@@ -472,6 +472,9 @@ async fn prune(core: Arc<Core>) {
             Ok(pruned) => tracing::debug!(pruned, "old readings pruned"),
             Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "old readings cannot be pruned"),
         }
+        if let Err(error) = core.store.prune_accounts(core.clock.wall() - insurance::accounts::KEEP).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "old accounts cannot be pruned");
+        }
     }
 }
 

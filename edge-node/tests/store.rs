@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use contracts::account::{Account, Receipt};
 use contracts::contract::State;
 use contracts::envelope::{Envelope, Keypair};
 use contracts::ids::{ContractId, DevAddr, DevEui, Epoch, GroupId, NodeId, OwnerId, SessionId, StatementId};
@@ -13,7 +14,7 @@ use contracts::proof::BatchProof;
 use contracts::time::WallTime;
 use contracts::write_ahead::Bound;
 use edge_node::readings::{Decoded, Kind, Name, Reading, Reception, StoredUplink, Uplink};
-use edge_node::store::{AgreementRow, Change, Error, FailPoint, InboxBatch, MemoryDisk, Store};
+use edge_node::store::{AccountRow, AgreementRow, Change, Error, FailPoint, InboxBatch, MemoryDisk, Store, Unaccounted};
 use futures_util::poll;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -143,6 +144,11 @@ enum Op {
     Prune(u64),
     WipeUplinks(u8),
     Insert(Vec<InboxBatch>),
+    Receive(u8, u64, Vec<Name>),
+    WriteAccount(u8, u64),
+    TakeAccount(u8, u8, u64),
+    Told(u8),
+    PruneAccounts(u64),
     PutAgreement(AgreementRow),
     PutRecord(u8, u64),
     Raise(u8, Vec<Bound>),
@@ -151,12 +157,57 @@ enum Op {
     Restart,
 }
 
+fn receipt(of: u8, at: u64, names: &[Name]) -> Envelope {
+    let store = Keypair::from_secret(&[4; 32]);
+    let events = names.iter().map(Name::event).collect();
+    Envelope::sign(&Receipt { store: store.node_id(), group: group(of), events, at: WallTime(at) }, &store)
+}
+
+fn account(of: u8, node: u8, number: u64, at: u64, said: &Unaccounted) -> AccountRow {
+    let keypair = Keypair::from_secret(&[node; 32]);
+    let account = Account {
+        group: group(of),
+        node: keypair.node_id(),
+        number,
+        previous: (number > 1).then(|| StatementId::from_bytes([9; 32])),
+        at: WallTime(at),
+        heard: said.heard.clone(),
+        dropped: said.dropped.clone(),
+    };
+    let envelope = Envelope::sign(&account, &keypair);
+    let Account { group, node, number, at: made_at, .. } = account;
+    AccountRow { id: envelope.id(), group, node, number, made_at, envelope }
+}
+
+/// The next account of node 1 over what it has not said, as a node does it.
+async fn write_account(store: &Store, of: u8, at: u64) -> String {
+    let said = store.list_unaccounted(group(of), 3).await.unwrap();
+    let node = Keypair::from_secret(&[1; 32]).node_id();
+    let number = store.last_account(group(of), node).await.unwrap().map_or(1, |last| last.number + 1);
+    format!("{:?}", store.put_own_account(&account(of, 1, number, at, &said), &said).await)
+}
+
 /// Does it and says what came of it.
 async fn apply(store: &Store, op: &Op) -> String {
     match op {
         Op::Commit(changes) => format!("{:?}", store.commit(changes).await),
         Op::Prune(before) => format!("{:?}", store.prune_uplinks(WallTime(*before)).await),
         Op::WipeUplinks(of) => format!("{:?}", store.wipe_uplinks(group(*of)).await),
+        Op::Receive(of, at, names) => {
+            let events: Vec<_> = names.iter().map(Name::event).collect();
+            let receipt = receipt(*of, *at, names);
+            format!("{:?}", store.put_receipt(group(*of), WallTime(*at), &receipt, &events).await)
+        }
+        Op::WriteAccount(of, at) => write_account(store, *of, *at).await,
+        Op::TakeAccount(of, node, number) => {
+            let row = account(*of, *node, *number, 1_000 + *number, &Unaccounted::default());
+            format!("{:?}", store.put_account(&row, 3).await)
+        }
+        Op::Told(of) => match store.list_untold_accounts(group(*of), 1).await.unwrap().first() {
+            Some(row) => format!("{:?}", store.set_account_told(row.id).await),
+            None => String::new(),
+        },
+        Op::PruneAccounts(before) => format!("{:?}", store.prune_accounts(WallTime(*before)).await),
         Op::Insert(batches) => format!("{:?}", store.insert_batches(batches).await),
         Op::PutAgreement(row) => format!("{:?}", store.put_agreement(row).await),
         Op::PutRecord(n, epoch) => {
@@ -187,6 +238,7 @@ async fn read_all(store: &Store) -> Vec<String> {
         for of in [group(1), group(2)] {
             all.push(format!("undecoded {of} {after} {limit} {:?}", store.list_undecoded(of, after, limit).await));
             all.push(format!("kept {of} {after} {limit} {:?}", store.list_kept(of, after, limit).await));
+            all.push(format!("unreceipted {of} {after} {limit} {:?}", store.list_unreceipted(of, after, limit).await));
             all.push(format!("open {of} {after} {limit} {:?}", store.list_open(of, after, limit).await));
         }
     }
@@ -194,6 +246,19 @@ async fn read_all(store: &Store) -> Vec<String> {
         all.push(format!("marks {of} {:?}", store.list_marks(of).await));
         all.push(format!("last open {of} {:?}", store.last_open(of).await));
         all.push(format!("reserved {of} {:?}", store.list_reserved(of).await));
+        let every_name = (1..=3).flat_map(|device| (0..4).map(move |f_cnt| name(1, device, f_cnt).event())).collect::<Vec<_>>();
+        all.push(format!("found {of} {:?}", store.find_received(of, &every_name).await));
+        for (since, limit) in [(0, 100), (1_002, 2), (u64::MAX, 1)] {
+            all.push(format!("accounts {of} {since} {limit} {:?}", store.list_accounts(of, WallTime(since), limit).await));
+            all.push(format!("receipts {of} {since} {limit} {:?}", store.list_receipts(of, WallTime(since), limit).await));
+            all.push(format!("untold {of} {limit} {:?}", store.list_untold_accounts(of, limit).await));
+            all.push(format!("unaccounted {of} {limit} {:?}", store.list_unaccounted(of, limit).await));
+            all.push(format!("shown {of} {limit} {:?}", store.list_unreceipted_uplinks(of, limit).await));
+        }
+        for node in [1, 2] {
+            let node = Keypair::from_secret(&[node; 32]).node_id();
+            all.push(format!("last account {of} {:?}", store.last_account(of, node).await));
+        }
         for upto in [0, 3, u64::MAX] {
             all.push(format!("has open {of} {upto} {:?}", store.has_open(of, upto).await));
         }
@@ -232,7 +297,8 @@ fn any_change() -> impl Strategy<Value = Change> {
     let answer = (any_name(), any_value()).prop_map(|(name, value)| decoded(name, value));
     let import = (any_uplink(), proptest::option::of(any_value().prop_map(str::to_owned)));
     prop_oneof![
-        3 => proptest::collection::vec(any_uplink(), 0..4).prop_map(Change::Append),
+        2 => proptest::collection::vec(any_uplink(), 0..4).prop_map(Change::Append),
+        2 => proptest::collection::vec(any_uplink(), 0..4).prop_map(Change::Hear),
         3 => (1..=2_u8, proptest::collection::vec(answer, 0..4)).prop_map(|(of, answers)| Change::Publish(group(of), answers)),
         2 => proptest::collection::vec(any_name(), 0..3).prop_map(Change::Settle),
         1 => proptest::collection::vec(any_name(), 0..3).prop_map(|names| Change::Forget(names.iter().map(Name::event).collect())),
@@ -258,8 +324,19 @@ fn any_op() -> impl Strategy<Value = Op> {
         2 => (1..4_u8, prop_oneof![0..5_u64, Just(u64::MAX)]).prop_map(|(n, epoch)| Op::PutRecord(n, epoch)),
         2 => (1..=2_u8, proptest::collection::vec(bound, 0..5)).prop_map(|(of, bounds)| Op::Raise(of, bounds)),
         3 => (1..=2_u8, key, value).prop_map(|(of, key, value)| Op::PutValue(of, key, value)),
-        1 => (1..=2_u8).prop_map(Op::WipeTenant),
-        1 => Just(Op::Restart),
+        2 => prop_oneof![(1..=2_u8).prop_map(Op::WipeTenant), Just(Op::Restart)],
+        6 => any_account_op(),
+    ]
+}
+
+fn any_account_op() -> impl Strategy<Value = Op> {
+    let names = proptest::collection::vec(any_name(), 1..4);
+    prop_oneof![
+        3 => (1..=2_u8, 1_000..1_004_u64, names).prop_map(|(of, at, names)| Op::Receive(of, at, names)),
+        3 => (1..=2_u8, 1_000..1_004_u64).prop_map(|(of, at)| Op::WriteAccount(of, at)),
+        2 => (1..=2_u8, 1..=2_u8, 1..5_u64).prop_map(|(of, node, number)| Op::TakeAccount(of, node, number)),
+        1 => (1..=2_u8).prop_map(Op::Told),
+        1 => (1_000..1_004_u64).prop_map(Op::PruneAccounts),
     ]
 }
 
@@ -343,6 +420,64 @@ async fn settled_rows_go_by_their_age_and_unsettled_ones_stay() {
         store.wipe_uplinks(group(1)).await.unwrap();
         assert_eq!(store.list_open(group(1), 0, 10).await.unwrap().len(), 1, "what the cloud does not have is never wiped");
         assert_eq!(store.list_marks(group(1)).await.unwrap().0.len(), 1, "what was pruned is");
+    }
+}
+
+#[tokio::test]
+async fn what_an_insurer_heard_goes_for_a_receipt_only_or_is_given_up_aloud() {
+    let mut pair = Pair::new().await;
+    for store in pair.both() {
+        let names: Vec<_> = (0..4).map(|f_cnt| name(1, 1, f_cnt)).collect();
+        let at = |n: usize, deliver| Uplink { deliver, ..uplink(names[n]) };
+        commit(store, Change::Hear(vec![at(0, true), at(1, false), at(2, false)])).await;
+        // Not of an insurer: nobody answers for it.
+        commit(store, Change::Append(vec![at(3, true)])).await;
+        let open = |rows: Vec<(u64, contracts::account::Heard)>| rows.iter().map(|(_, heard)| heard.f_cnt).collect::<Vec<_>>();
+        assert_eq!(open(store.list_unreceipted(group(1), 0, 10).await.unwrap()), [0, 1, 2]);
+        assert_eq!(store.list_unreceipted_uplinks(group(1), 10).await.unwrap().len(), 3);
+
+        commit(store, Change::Publish(group(1), vec![decoded(names[0], "{}")])).await;
+        commit(store, Change::Settle(vec![names[0]])).await;
+        assert_eq!(store.prune_uplinks(WallTime(2_000)).await.unwrap(), 0, "no receipt yet");
+        store
+            .put_receipt(group(1), WallTime(7), &receipt(1, 7, &names[..2]), &[names[0].event(), names[1].event()])
+            .await
+            .unwrap();
+        assert_eq!(open(store.list_unreceipted(group(1), 0, 10).await.unwrap()), [2]);
+        assert_eq!(store.list_kept(group(1), 0, 10).await.unwrap().len(), 1, "the buffered copy went with its receipt");
+        assert_eq!(store.prune_uplinks(WallTime(2_000)).await.unwrap(), 1);
+
+        // Thrown away at the bound: it is to be said.
+        commit(store, Change::Forget(vec![names[1].event(), names[2].event()])).await;
+        let said = store.list_unaccounted(group(1), 10).await.unwrap();
+        assert_eq!((said.heard.len(), said.dropped.as_slice()), (3, &[names[2].event()][..]));
+        assert_eq!(write_account(store, 1, 60_000).await, "Ok(())");
+        assert_eq!(store.list_unaccounted(group(1), 10).await.unwrap(), Unaccounted::default());
+        let [first] = &store.list_untold_accounts(group(1), 10).await.unwrap()[..] else { panic!("one") };
+        assert_eq!((first.number, first.made_at), (1, WallTime(60_000)));
+        store.set_account_told(first.id).await.unwrap();
+
+        // Heard again after all: it is answered for again.
+        commit(store, Change::Hear(vec![at(2, true)])).await;
+        assert_eq!(open(store.list_unreceipted(group(1), 0, 10).await.unwrap()), [2]);
+        commit(store, Change::Settle(vec![names[2]])).await;
+        store.wipe_uplinks(group(1)).await.unwrap();
+        let said = store.list_unaccounted(group(1), 10).await.unwrap();
+        assert_eq!((said.heard.len(), said.dropped.as_slice()), (0, &[names[2].event()][..]), "wiped without a receipt");
+
+        let other = account(1, 2, 1, 60_000, &Unaccounted::default());
+        assert!(store.put_account(&other, 1).await.unwrap() && store.put_account(&other, 1).await.unwrap());
+        assert!(!store.put_account(&account(1, 2, 1, 60_001, &Unaccounted::default()), 1).await.unwrap(), "full");
+        assert!(store.put_account(&account(1, 2, 1, 60_001, &Unaccounted::default()), 2).await.unwrap(), "two of one number");
+        assert!(store.list_untold_accounts(group(1), 10).await.unwrap().is_empty());
+        store.prune_accounts(WallTime(100_000)).await.unwrap();
+        assert_eq!(store.list_accounts(group(1), WallTime(0), 10).await.unwrap().len(), 2, "the newest of each node stays");
+        assert!(store.list_receipts(group(1), WallTime(0), 10).await.unwrap().is_empty());
+    }
+    pair.restart().await;
+    for store in pair.both() {
+        let node = Keypair::from_secret(&[1; 32]).node_id();
+        assert_eq!(store.last_account(group(1), node).await.unwrap().unwrap().number, 1);
     }
 }
 

@@ -12,6 +12,7 @@
 //! | [`world`] | machines, network and motes of one run, and its end |
 //! | [`machine`] | a machine: clock, disks, and the process that runs on it |
 //! | [`check`] | what must hold at every instant, and the judgement at the end |
+//! | `books` | what the insurer said that it heard, judged |
 //! | [`shrink`] | the shortest script that still fails |
 //! | `market` | marketplace and arbitrator behind the nodes' own clients, the owners' policies, contracts and money judged |
 //! | [`clock`], [`network`], [`udp`], [`engine`] | the simulated machine parts |
@@ -20,6 +21,7 @@
 //! HTTP itself (requests of the nodes' clients call the routers of marketplace and arbitrator), QUIC itself (messages are lost, late, doubled and
 //! reordered as datagrams; requests are repeated like streams), the file system below the database, several threads.
 
+mod books;
 pub mod check;
 pub mod clock;
 pub mod engine;

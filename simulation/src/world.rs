@@ -442,6 +442,7 @@ impl World {
         if self.script.market {
             self.settle_market().await;
         }
+        self.check_books().await;
         Some(self.audit().await)
     }
 
@@ -512,9 +513,8 @@ impl World {
         let limits =
             Limits { loss_margin_ms: 50 + travel + WRITES_BEFORE_DISK * slowest_write.max().unwrap_or(0), ..Limits::default() };
         let ledgers = self.ledger.ledgers().unwrap_or_default();
-        let timeline = audit::Timeline::default();
-        let input = audit::Input { ledgers: &ledgers, nodes: &nodes, delivered: &delivered, timeline: &timeline, limits };
-        audit::audit(&input)
+        let (ledgers, nodes, delivered, timeline) = (&ledgers, &nodes, &delivered, &audit::Timeline::default());
+        audit::audit(&audit::Input { ledgers, nodes, delivered, timeline, limits })
     }
 
     fn finish(self, report: Option<Report>) -> Outcome {

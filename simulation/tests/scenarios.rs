@@ -88,6 +88,27 @@ fn an_insurer_that_dies_around_its_takeover_loses_nothing() {
     assert_eq!(complain(&seed, &run(&seed)), None);
 }
 
+/// An insurer that is killed, comes back, takes over and gives back says what it heard, has receipts for it, and nothing convicts it.
+#[test]
+fn an_honest_insurer_is_convicted_of_nothing() {
+    let step = |at_ms, fault| Step { at_ms, fault };
+    let steps = vec![
+        step(2_000, Fault::Kill(Machine::Patras)),
+        step(3_000, Fault::Start(Machine::Patras)),
+        step(5_000, Fault::Kill(Machine::Rio)),
+        step(8_000, Fault::Isolate(Machine::Cloud)),
+        step(10_000, Fault::Start(Machine::Rio)),
+        step(12_000, Fault::MendLinks),
+    ];
+    let script = Script { uplinks_per_1000_s: 8_000, length_ms: 15_000, steps, ..Script::default() };
+    let outcome = run(&script);
+    assert!(outcome.violations.is_empty(), "{}", complain(&script, &outcome).unwrap_or_default());
+    let number = |line: &str, before: &str| line.split_once(before)?.0.rsplit(' ').next()?.parse::<u64>().ok();
+    let said = outcome.log.iter().find_map(|line| Some((number(line, " frames, in ")?, number(line, " receipts")?)));
+    let (heard, receipts) = said.expect("a line about the accounts");
+    assert!(heard >= 25 && receipts >= 2, "{heard} frames, {receipts} receipts");
+}
+
 /// The judge sees what it is to see: with a clock that is far more wrong than the protocol allows for there are two holders.
 #[test]
 fn two_holders_are_seen() {

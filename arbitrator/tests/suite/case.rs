@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use arbitrator::case::{Case, Error, Exhibit, review};
+use arbitrator::case::{Case, Error, Exhibit, SERVED_WITHIN, review};
 use arbitrator::resource::{ContractView, EvidenceView, Page, VerdictView};
 use arbitrator::store::Memory;
+use contracts::account::{Account, FrameDigest, Heard, Receipt, audit};
 use contracts::contract::Outcome;
 use contracts::envelope::Envelope;
-use contracts::ids::{ContractId, Epoch};
+use contracts::ids::{ContractId, DevEui, Epoch, SessionId};
 use contracts::time::Millis;
 use peering::custody::audit::Offence;
 use peering::custody::statement::{BootId, Digest, Grant, MemberClock};
@@ -75,6 +76,33 @@ async fn a_witness_that_voted_against_its_promise_is_convicted_unless_the_holder
     assert_eq!(offences, [(node(ARBITRATOR), Offence::BrokenPromise)]);
     case.evidence.push(release);
     assert!(review(&case, bench.now()).unwrap().convictions.is_empty());
+}
+
+#[tokio::test]
+async fn a_provider_that_hides_what_it_heard_is_convicted_unless_the_customers_store_has_it() {
+    let (bench, mut case) = honoured().await;
+    let contract = case.contract.verify::<contracts::contract::Contract>().unwrap().statement;
+    let heard = Heard {
+        device: DevEui::from_u64(1),
+        session: SessionId::from_bytes([1; 8]),
+        f_cnt: 7,
+        frame: FrameDigest::of(b"a frame"),
+        heard_at: bench.now(),
+        snr_tenth_db: 70,
+    };
+    let (group, at) = (contract.group, bench.now());
+    let account = Account { group, node: node(PROVIDER), number: 1, previous: None, at, heard: vec![heard], dropped: Vec::new() };
+    case.statements.push(Envelope::sign(&account, &key(PROVIDER)));
+    assert!(review(&case, bench.now()).unwrap().books.is_empty(), "it may be on its way");
+    let later = at + SERVED_WITHIN;
+    let found = review(&case, later).unwrap();
+    assert!(found.agrees() && found.convictions.is_empty());
+    let offences: Vec<_> = found.books.iter().map(|it| (it.node, it.offence, it.missing.clone())).collect();
+    assert_eq!(offences, [(node(PROVIDER), audit::Offence::HeardNotServed, vec![heard.event()])]);
+    let receipt = Receipt { store: contract.readings_to, group, events: vec![heard.event()], at };
+    case.statements.push(Envelope::sign(&receipt, &key(4)));
+    let text = serde_json::to_vec(&case).unwrap();
+    assert!(review(&serde_json::from_slice(&text).unwrap(), later).unwrap().books.is_empty());
 }
 
 #[tokio::test]

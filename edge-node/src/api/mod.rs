@@ -2,7 +2,7 @@
 //!
 //! - `devices` — sessions and counters
 //! - `status`, `health` — how it stands; `release` — planned maintenance; `estimate` — what is used, asked for and free
-//! - `events`, `readings`, `contracts`, `content` — what happened and what is kept
+//! - `events`, `readings`, `contracts`, `content`, `accounts` — what happened and what is kept
 //! - `source_resources` — the resources of the EaaS reference implementation; `incoming`, `reports` — files and reports behind them
 //! - `metrics` — Prometheus; `input` — bodies, ids and query strings
 //!
@@ -30,6 +30,7 @@ use crate::insurance::Parts;
 use crate::market::AgentHandle;
 use crate::readings::inbox::Inbox;
 
+mod accounts;
 mod content;
 mod contracts;
 mod devices;
@@ -45,6 +46,7 @@ mod reports;
 mod source_resources;
 mod status;
 
+pub use accounts::{AccountsView, DeviceCoverage, KeptAccount};
 pub use content::{ContentPage, KeptContent};
 pub use contracts::{ContractDetail, KnownContract};
 pub use devices::DeviceStatus;
@@ -114,6 +116,8 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(readings::list_readings))
         .routes(routes!(contracts::list_contracts))
         .routes(routes!(contracts::get_contract))
+        .routes(routes!(accounts::list_accounts))
+        .routes(routes!(accounts::list_statements))
         .routes(routes!(estimate::get_estimate))
         .routes(routes!(content::list_content))
         .routes(routes!(release::release_group))

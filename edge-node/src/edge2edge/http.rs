@@ -16,11 +16,12 @@ use peering::PeerIdentity;
 use serde::Deserialize;
 
 use super::messages::{
-    FRAMES_MAX, Frames, Level, LevelAnswer, LevelReport, MARKS_MAX, OPEN_MAX, OpenUplink, OpenUplinks, Progress, STATES_MAX,
-    Sessions,
+    AccountReport, FRAMES_MAX, Frames, Level, LevelAnswer, LevelReport, MARKS_MAX, OPEN_MAX, OpenUplink, OpenUplinks, Progress,
+    ReceiptAnswer, ReceiptWanted, STATES_MAX, Sessions,
 };
 use crate::agreements::Agreement;
-use crate::insurance::{Parts, provider};
+use crate::insurance::progress::without_hearsay;
+use crate::insurance::{Parts, accounts, provider};
 use crate::readings::inbox::Inbox;
 use crate::readings::north::{Accepted, Batch};
 
@@ -49,6 +50,8 @@ pub fn router(context: Context) -> Router {
         .route("/peer/v1/groups/{group}/sessions", routing::get(list_sessions).post(take_sessions))
         .route("/peer/v1/groups/{group}/records", routing::put(store_records).get(list_records))
         .route("/peer/v1/groups/{group}/open", routing::get(list_open))
+        .route("/peer/v1/groups/{group}/receipts", routing::post(sign_receipt))
+        .route("/peer/v1/groups/{group}/accounts", routing::post(take_account))
         .route("/peer/v1/groups/{group}/level", routing::post(answer_level))
         .fallback(|| async { Problem::not_found("no such path for peers") })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -56,6 +59,14 @@ pub fn router(context: Context) -> Router {
 }
 
 impl Context {
+    /// Whether readings of a group may come from the peer: an edge of the same owner, or its insurer.
+    fn may_deliver(&self, group: GroupId, peer: NodeId) -> bool {
+        let core = &self.core;
+        let insures =
+            |a: &Agreement| a.contract.group == group && a.contract.provider.node == peer && a.contract.readings_to == core.me();
+        core.directory.owner(peer) == Some(core.owner) || core.agreements.list().iter().any(insures)
+    }
+
     fn parts(&self) -> Result<&Parts, Problem> {
         self.parts.as_ref().ok_or_else(|| Problem::forbidden("this node serves no devices"))
     }
@@ -95,16 +106,45 @@ async fn accept_readings(
 ) -> Result<Json<Accepted>, Problem> {
     let Json(batch) = body?;
     let inbox = context.inbox.as_ref().ok_or_else(|| Problem::forbidden("this node is no cloud"))?;
+    inbox.accept(peer, |group| context.may_deliver(group, peer), batch).await.map(Json)
+}
+
+/// The store's word for what it has, for whoever may deliver.
+async fn sign_receipt(
+    State(context): State<Context>,
+    Extension(PeerIdentity(peer)): Peer,
+    group: Result<Path<GroupId>, PathRejection>,
+    body: Result<Json<ReceiptWanted>, JsonRejection>,
+) -> Result<Json<ReceiptAnswer>, Problem> {
+    let (Path(group), Json(ReceiptWanted { events })) = (group?, body?);
+    if context.inbox.is_none() || !context.may_deliver(group, peer) {
+        return Err(Problem::forbidden("no contract lets this node deliver readings of this group"));
+    }
+    within(events.len(), contracts::account::ENTRIES_MAX, "events")?;
     let core = &context.core;
-    let is_own_edge = core.directory.owner(peer) == Some(core.owner);
-    let agreements = core.agreements.list();
-    let allowed = |group| {
-        is_own_edge
-            || agreements
-                .iter()
-                .any(|a| a.contract.group == group && a.contract.provider.node == peer && a.contract.readings_to == core.me())
+    let events = core.store.find_received(group, &events).await.map_err(|e| failed(&e))?;
+    let sign = |events| {
+        let receipt = contracts::account::Receipt { store: core.me(), group, events, at: core.clock.wall() };
+        Envelope::sign(&receipt, &core.identity.keypair)
     };
-    inbox.accept(peer, allowed, batch).await.map(Json)
+    Ok(Json(ReceiptAnswer { receipt: (!events.is_empty()).then(|| sign(events)) }))
+}
+
+async fn take_account(
+    State(context): State<Context>,
+    Extension(PeerIdentity(peer)): Peer,
+    group: Result<Path<GroupId>, PathRejection>,
+    body: Result<Json<AccountReport>, JsonRejection>,
+) -> Result<Json<()>, Problem> {
+    let (Path(group), Json(report)) = (group?, body?);
+    let is_insurer = |a: &Agreement| {
+        a.contract.group == group && a.contract.provider.node == peer && a.contract.customer.node == context.core.me()
+    };
+    // Also after a contract: its last account comes when all is wiped.
+    if !context.core.agreements.list().iter().any(is_insurer) {
+        return Err(Problem::forbidden("accounts come from the insurer of a group"));
+    }
+    accounts::take(&context.core, group, peer, report.account).await.map(Json)
 }
 
 #[derive(Debug, Deserialize)]
@@ -156,7 +196,10 @@ async fn take_progress(
     context.agreement(group, peer)?;
     within(progress.served.len().max(progress.settled.len()), MARKS_MAX, "served")?;
     let parts = context.parts()?;
-    parts.bridge.peer_progress(progress.served, progress.settled).await.map_err(|e| failed(&e))?;
+    let Progress { mut served, settled } = progress;
+    // Only the customer's store says what it has; see `without_hearsay`.
+    served.extend(settled);
+    parts.bridge.peer_progress(served, Vec::new()).await.map_err(|e| failed(&e))?;
     Ok(Json(()))
 }
 
@@ -212,7 +255,7 @@ async fn take_sessions(
     let (Path(group), Json(Sessions { states, .. })) = (group?, body?);
     context.agreement(group, peer)?;
     within(states.len(), STATES_MAX, "states")?;
-    context.parts()?.bridge.import(states).await.map_err(|e| failed(&e))?;
+    context.parts()?.bridge.import(without_hearsay(states)).await.map_err(|e| failed(&e))?;
     Ok(Json(()))
 }
 

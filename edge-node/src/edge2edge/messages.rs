@@ -1,7 +1,7 @@
 //! What two parties of a contract tell each other while it is in force.
 
 use contracts::envelope::{Envelope, Invalid, Statement};
-use contracts::ids::{DevEui, Epoch, GroupId, NodeId};
+use contracts::ids::{DevEui, Epoch, EventId, GroupId, NodeId};
 use contracts::time::Millis;
 use lora_bridge::bridge::io::OfferedFrame;
 use lora_bridge::mac::session::{Mark, SessionState};
@@ -110,4 +110,26 @@ pub enum LevelAnswer {
 #[serde(deny_unknown_fields)]
 pub struct Handover {
     pub counters: Vec<(DevEui, u32)>,
+}
+
+/// Which of these readings does the store have?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReceiptWanted {
+    pub events: Vec<EventId>,
+}
+
+/// Its signed [`contracts::account::Receipt`] for those that it has; absent if it has none of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReceiptAnswer {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Envelope>,
+}
+
+/// How a signed [`contracts::account::Account`] is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccountReport {
+    pub account: Envelope,
 }

@@ -3,6 +3,7 @@
 //! One guard per contract in force at each party. It watches custody and does, in the order that the handover protocol demands, what follows
 //! from it: counters before transmission, disk before progress, stop before release.
 //!
+//! - [`accounts`] — what an insurer heard and answers for
 //! - [`customer`], [`provider`] — the two guards
 //! - [`hysteresis`] — how long a customer must be back
 //! - [`presence`] — an alarm for a member that does not answer
@@ -14,6 +15,7 @@
 //! - `self_check` — hands over while it still can
 //! - [`statements`] — what members signed about custody, kept as evidence
 
+pub mod accounts;
 pub mod customer;
 pub mod hysteresis;
 pub mod presence;
@@ -72,6 +74,8 @@ pub enum Error {
     Socket(#[from] std::io::Error),
     #[error("a contract")]
     Agreement(#[from] crate::agreements::Error),
+    #[error("a statement of a peer")]
+    Statement(#[from] contracts::envelope::Error),
     #[error("this node has no {0}, which the contract needs")]
     Lacking(&'static str),
 }

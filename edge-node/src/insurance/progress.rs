@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use contracts::ids::{GroupId, NodeId};
-use lora_bridge::mac::session::Mark;
+use lora_bridge::mac::session::{Mark, SessionState};
 use tokio::sync::{mpsc, watch};
 
 use super::{Error, Parts};
@@ -126,12 +126,22 @@ async fn push_states(parts: &Parts, group: GroupId, peer: NodeId) -> Result<(), 
     }
 }
 
+/// That the customer's store has a reading is believed of nobody but the store: what a peer says was settled is on its disk, and no more. A
+/// buffered frame goes for a receipt only ([`super::accounts`]).
+pub(crate) fn without_hearsay(mut states: Vec<SessionState>) -> Vec<SessionState> {
+    for state in &mut states {
+        let settled = std::mem::take(&mut state.settled);
+        state.served.merge(&settled);
+    }
+    states
+}
+
 /// Fetches the peer's session states into the bridge.
 pub(crate) async fn pull_states(parts: &Parts, group: GroupId, peer: NodeId) -> Result<(), Error> {
     let mut cursor = 0;
     loop {
         let page: Sessions = parts.core.client.get(peer, &format!("/peer/v1/groups/{group}/sessions?cursor={cursor}")).await?;
-        parts.bridge.import(page.states).await?;
+        parts.bridge.import(without_hearsay(page.states)).await?;
         match page.next {
             Some(next) if next > cursor => cursor = next,
             Some(_) | None => return Ok(()),

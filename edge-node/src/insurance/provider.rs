@@ -14,6 +14,7 @@ use lora_bridge::bridge::io::Mode;
 use peering::custody::{CustodyView, Role};
 use tokio::sync::watch;
 
+use super::accounts;
 use super::hysteresis::Takeovers;
 use super::records;
 use super::reservations::{self, Members, Writer};
@@ -80,6 +81,7 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
     if agreement.state.is_in_force() {
         let registration = open_network(parts, contract).await?;
         let ends = parts.links.open(contract.group, &tenants::http::sessions(&registration));
+        parts.links.set_insurer(contract.group);
         let (members, members_taken) = watch::channel(Members::default());
         let (serves, serves_taken) = watch::channel(false);
         let mut side_tasks = tokio::task::JoinSet::new();
@@ -94,6 +96,7 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
             serves_taken,
         )));
         side_tasks.spawn(kit::task::belong(ask_for_states(parts.clone(), contract.group, contract.customer.node)));
+        side_tasks.spawn(kit::task::belong(accounts::run(parts.clone(), contract.clone())));
         let presence = presence::run(parts.custody.clone(), parts.core.timeline.clone(), contract.group);
         side_tasks.spawn(kit::task::belong(presence));
         side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), contract.group, contract.customer.node)));
@@ -398,6 +401,7 @@ async fn wipe(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
 /// What belongs to the group, whichever contract it was under.
 async fn wipe_group(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
     let (contract, group) = (&agreement.contract, agreement.contract.group);
+    accounts::collect_receipts(parts, contract).await;
     leave(parts, group).await?;
     parts.leases.remove(group);
     parts.bridge.remove(group).await?;
@@ -419,6 +423,7 @@ async fn wipe_group(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
     }
     parts.core.store.wipe_tenant(group).await?;
     parts.core.store.wipe_uplinks(group).await?;
+    accounts::close(parts, contract).await?;
     parts.doors.remove(group)?;
     Ok(())
 }

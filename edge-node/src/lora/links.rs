@@ -61,6 +61,8 @@ struct Link {
     replayed: watch::Sender<Option<u64>>,
     /// Something could not be queued: whole states are due.
     overflowed: bool,
+    /// This node is the insurer: it answers for what it hears.
+    is_insurer: bool,
 }
 
 /// Where an uplink belongs.
@@ -97,12 +99,26 @@ impl Links {
         let mut links = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         let epoch = links.get(&group).map_or(Epoch(0), |known| known.epoch);
         let joined = links.get(&group).map_or_else(BTreeMap::new, |known| known.joined.clone());
-        links.insert(group, Link { epoch, devices, joined, records, outgoing, reserve, replayed, overflowed: false });
+        links.insert(
+            group,
+            Link { epoch, devices, joined, records, outgoing, reserve, replayed, overflowed: false, is_insurer: false },
+        );
         ends
     }
 
     pub fn close(&self, group: GroupId) {
         self.groups.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
+    }
+
+    /// This node answers for what it hears of the group, until the link is opened anew.
+    pub fn set_insurer(&self, group: GroupId) {
+        if let Some(link) = self.groups.write().unwrap_or_else(PoisonError::into_inner).get_mut(&group) {
+            link.is_insurer = true;
+        }
+    }
+
+    pub(super) fn is_insurer(&self, group: GroupId) -> bool {
+        self.groups.read().unwrap_or_else(PoisonError::into_inner).get(&group).is_some_and(|link| link.is_insurer)
     }
 
     pub fn set_epoch(&self, group: GroupId, epoch: Epoch) {

@@ -107,8 +107,13 @@ async fn commit(
     for uplink in &heard {
         marks.entry(uplink.group).or_default().push(uplink.mark());
     }
-    let uplinks = heard.into_iter().map(|uplink| stored(uplink, links)).collect();
-    match log.append(uplinks).await {
+    let uplinks = heard.into_iter().map(|uplink| stored(uplink, links));
+    let (insured, own): (Vec<_>, Vec<_>) = uplinks.partition(|uplink| links.is_insurer(uplink.group));
+    // Queued together, written together.
+    let (kept, served) = tokio::join!(async { if insured.is_empty() { Ok(()) } else { log.hear(insured).await } }, async {
+        if own.is_empty() { Ok(()) } else { log.append(own).await }
+    },);
+    match kept.and(served) {
         Ok(()) => {
             bridge.committed(events).await?;
             for (group, marks) in marks {

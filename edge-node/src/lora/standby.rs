@@ -116,7 +116,7 @@ impl Standby {
         let (frames, forget) = self.state().take();
         let count = frames.len() as u64;
         let (kept, forgotten) = tokio::join!(
-            async { if frames.is_empty() { Ok(()) } else { log.append(frames.values().cloned().collect()).await } },
+            async { if frames.is_empty() { Ok(()) } else { log.hear(frames.values().cloned().collect()).await } },
             async { if forget.is_empty() { Ok(()) } else { log.forget(forget.iter().copied().collect()).await } },
         );
         let (is_kept, is_forgotten) = (kept.is_ok(), forgotten.is_ok());

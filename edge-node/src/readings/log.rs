@@ -90,6 +90,14 @@ impl Log {
         self.send(Change::Append(uplinks)).await.map(|_| ())
     }
 
+    /// Writes uplinks that this node, as an insurer, answers for; when this returns they are on disk.
+    ///
+    /// # Errors
+    /// [`Error`]; then none of them may be served or acknowledged.
+    pub async fn hear(&self, uplinks: Vec<Uplink>) -> Result<(), Error> {
+        self.send(Change::Hear(uplinks)).await.map(|_| ())
+    }
+
     /// Writes what the tenant of `group` decoded; returns how many were new. When this returns they are on disk.
     ///
     /// # Errors
@@ -206,7 +214,7 @@ async fn write_batch(store: &Store, commands: &mut Vec<Command>, signals: &Signa
 fn announce(signals: &Signals, change: &Change) {
     let rise = |count: &mut u64| *count += 1;
     match change {
-        Change::Append(list) => {
+        Change::Append(list) | Change::Hear(list) => {
             for uplink in list.iter().filter(|u| u.deliver) {
                 signals.group(uplink.group).send_modify(rise);
             }

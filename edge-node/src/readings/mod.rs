@@ -8,6 +8,7 @@ pub mod inbox;
 pub mod log;
 pub mod north;
 
+use contracts::account::{FrameDigest, Heard};
 use contracts::ids::{DevAddr, DevEui, Epoch, EventId, GroupId, SessionId};
 use contracts::time::WallTime;
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,22 @@ pub struct Uplink {
     /// The other gateways whose copies came in time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<Reception>,
+}
+
+impl Uplink {
+    /// As an account names it.
+    #[must_use]
+    pub fn heard(&self) -> Heard {
+        let phy = hex::decode(&self.phy).unwrap_or_default();
+        Heard {
+            device: self.device,
+            session: self.session,
+            f_cnt: self.f_cnt,
+            frame: FrameDigest::of(&phy),
+            heard_at: self.heard_at,
+            snr_tenth_db: self.rx.snr_tenth_db,
+        }
+    }
 }
 
 /// How a gateway heard a frame.

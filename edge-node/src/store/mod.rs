@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use contracts::account::Heard;
 use contracts::contract::State;
 use contracts::envelope::Envelope;
 use contracts::ids::{ContractId, DevEui, EventId, GroupId, NodeId, StatementId};
@@ -47,11 +48,13 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Change {
     /// Adds uplinks; an event that is there already stays as it is, except that a buffered one becomes deliverable, at the end of the log.
     Append(Vec<Uplink>),
+    /// The same, of an insurer: it has to answer for them from now on.
+    Hear(Vec<Uplink>),
     /// Writes what the tenant of a group decoded; the first answer for a deliverable event of that group stays.
     Publish(GroupId, Vec<Decoded>),
     /// Marks events as acknowledged by the customer's cloud.
     Settle(Vec<Name>),
-    /// Drops buffered events; deliverable ones stay.
+    /// Drops buffered events; deliverable ones stay. What there is no receipt for is given up.
     Forget(Vec<EventId>),
     /// Takes over what another node heard (hand-back), and what it decoded as if our own tenant had published it.
     Import(Vec<(Uplink, Option<String>)>),
@@ -84,6 +87,26 @@ pub struct Received {
     /// The node that brought it first.
     pub delivered_by: NodeId,
     pub received_at: WallTime,
+}
+
+/// What an insurer has not yet said in an account.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unaccounted {
+    pub heard: Vec<Heard>,
+    /// Given up.
+    pub dropped: Vec<EventId>,
+}
+
+/// A signed account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountRow {
+    pub id: StatementId,
+    pub group: GroupId,
+    pub node: NodeId,
+    pub number: u64,
+    /// As the account says.
+    pub made_at: WallTime,
+    pub envelope: Envelope,
 }
 
 /// A contract that this node is a party of, or receives readings under.
@@ -141,7 +164,8 @@ pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
 
     /// Writes changes in their order, all or none; per change how many readings were published by it.
     async fn commit(&self, changes: &[Change]) -> Result<Vec<u64>>;
-    /// Drops settled rows that were heard before `before`; the highest counter of each session stays a mark. Returns how many went.
+    /// Drops settled rows that were heard before `before`, but for those that an insurer has no receipt for; the highest counter of each session
+    /// stays a mark. Returns how many went.
     async fn prune_uplinks(&self, before: WallTime) -> Result<u64>;
     /// Forgets the settled and the buffered uplinks of a group: the contract ended and its grace is over.
     async fn wipe_uplinks(&self, group: GroupId) -> Result<()>;
@@ -167,12 +191,42 @@ pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
     /// Length of a group's uplinks and readings heard since a time, as they are in the log.
     async fn traffic_bytes(&self, group: GroupId, since: WallTime) -> Result<u64>;
 
+    // What an insurer heard and answers for.
+
+    /// What it has neither a receipt for nor given up, behind the cursor, in order, each with its cursor.
+    async fn list_unreceipted(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Heard)>>;
+    /// The uplinks of those that are on this disk, from the oldest.
+    async fn list_unreceipted_uplinks(&self, group: GroupId, limit: u32) -> Result<Vec<StoredUplink>>;
+    /// Keeps a verified receipt of the customer's store for `events`; copies buffered for another node go.
+    async fn put_receipt(&self, group: GroupId, made_at: WallTime, envelope: &Envelope, events: &[EventId]) -> Result<()>;
+    /// Receipts that were made at `since` or later, in the order in which they came.
+    async fn list_receipts(&self, group: GroupId, since: WallTime, limit: u32) -> Result<Vec<Envelope>>;
+    /// What no account says yet, from the oldest, at most `limit` of each.
+    async fn list_unaccounted(&self, group: GroupId, limit: u32) -> Result<Unaccounted>;
+    /// Keeps this node's own next account, which says `said`.
+    async fn put_own_account(&self, row: &AccountRow, said: &Unaccounted) -> Result<()>;
+    /// Keeps a verified account of another node; the same again changes nothing. `false`: there are `accounts_max` of that node already.
+    async fn put_account(&self, row: &AccountRow, accounts_max: u32) -> Result<bool>;
+    /// The newest account of a node.
+    async fn last_account(&self, group: GroupId, node: NodeId) -> Result<Option<AccountRow>>;
+    /// Accounts of all nodes that were made at `since` or later, in the order in which they came.
+    async fn list_accounts(&self, group: GroupId, since: WallTime, limit: u32) -> Result<Vec<AccountRow>>;
+    /// Own accounts that the other party does not have, in order.
+    async fn list_untold_accounts(&self, group: GroupId, limit: u32) -> Result<Vec<AccountRow>>;
+    /// The other party has it.
+    async fn set_account_told(&self, id: StatementId) -> Result<()>;
+    /// Forgets accounts and receipts made before `before`, and what was heard before it and does not wait for
+    /// the store any more; the newest account of each node stays.
+    async fn prune_accounts(&self, before: WallTime) -> Result<()>;
+
     // What a cloud node received: every reading once, by event id.
 
     /// Writes whole batches, all or none; returns for each how many of its readings were new.
     async fn insert_batches(&self, batches: &[InboxBatch]) -> Result<Vec<u64>>;
     /// Readings behind the cursor in the order of arrival, of one device or of all.
     async fn list_received(&self, after: u64, device: Option<DevEui>, limit: u32) -> Result<Vec<Received>>;
+    /// Those of `events` that are here, of that group, in the given order.
+    async fn find_received(&self, group: GroupId, events: &[EventId]) -> Result<Vec<EventId>>;
     /// How many readings were received so far; none is ever forgotten.
     async fn count_received(&self) -> Result<u64>;
 

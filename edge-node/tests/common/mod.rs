@@ -22,7 +22,7 @@ use edge_node::config::Config;
 use edge_node::core::{Core, OwnService};
 use edge_node::directory::Directory;
 use edge_node::dmu::policy::Policy;
-use edge_node::edge2edge::client::Client;
+use edge_node::edge2edge::{self, client::Client};
 use edge_node::identity::{self, Identity};
 use edge_node::insurance::{self, Parts, reserved::ReservedByGroup};
 use edge_node::lora::{self, leases::Leases, links::Links, standby::Standby};
@@ -109,10 +109,15 @@ pub fn blueprint(image: &str, image_id: &str) -> Blueprint {
 impl Node {
     /// Node number 1 on a network.
     pub async fn start(network: &Network, wishes: Wishes) -> Self {
+        Self::start_as(network, 1, wishes).await
+    }
+
+    /// A numbered node on a network.
+    pub async fn start_as(network: &Network, number: u8, wishes: Wishes) -> Self {
         let directory = tempfile::tempdir().expect("temp dir");
         let state = directory.path().to_owned();
         let clock = Clock::system();
-        std::fs::write(state.join(identity::KEY_FILE), hex::encode([1; 32])).expect("key");
+        std::fs::write(state.join(identity::KEY_FILE), hex::encode([number; 32])).expect("key");
         let identity = Identity::load_or_create(&state).expect("identity");
         let text = format!(
             "name = \"rio\"\nrole = \"edge\"\nstate_directory = {state:?}\n{}\n[peering]\nbind = \"127.0.0.1:0\"\n[api]\nbind = \"127.0.0.1:0\"\n",
@@ -125,9 +130,9 @@ impl Node {
         let image_id = write_image(&image_path, "own service");
         let file = tokio::fs::File::open(&image_path).await.expect("image");
         let image = content.add(file, "own service lora").await.expect("stored").to_string();
-        let owner = keypair(101);
+        let owner = keypair(number + 100);
         let record = NodeRecord {
-            node: id(1),
+            node: id(number),
             owner: owner.owner_id(),
             name: "rio".into(),
             role: Role::Edge,
@@ -137,7 +142,7 @@ impl Node {
             record_epoch: 1,
         };
         let record = identity::write_record(&state, &record, &owner, &identity.keypair).expect("record");
-        let transport: Arc<dyn Transport> = Arc::new(network.join(id(1)));
+        let transport: Arc<dyn Transport> = Arc::new(network.join(id(number)));
         let core = Arc::new(Core {
             owner: owner.owner_id(),
             record,
@@ -175,7 +180,6 @@ impl Node {
         let setup =
             Setup::new(Arc::clone(&transport), core.identity.keypair.clone(), core.clock.clone(), Arc::clone(&votes) as _);
         let (custody, routes) = peering::custody::start(setup).expect("custody");
-        transport.serve(routes);
         let socket = lora_bridge::server::bind("127.0.0.1:0".parse().expect("address")).await.expect("socket");
         let (leases, links, standby) = (Leases::default(), Links::default(), Standby::default());
         let asked = leases.clone();
@@ -198,6 +202,8 @@ impl Node {
             visits: insurance::provider::Visits::default(),
         };
         let inbox = Inbox::start(core.store.clone(), core.clock.clone());
+        let peers = edge2edge::http::Context { parts: Some(parts.clone()), core: Arc::clone(&core), inbox: Some(inbox.clone()) };
+        transport.serve(edge2edge::http::router(peers).merge(routes));
         let context =
             Context { core: Arc::clone(&core), parts: Some(parts.clone()), inbox: Some(inbox), custody: custody.clone() };
         let router = api::router(context.clone());

@@ -71,7 +71,7 @@ impl Log {
     /// Returns how many readings were published.
     pub(super) fn apply(&mut self, change: &Change) -> u64 {
         match change {
-            Change::Append(uplinks) => {
+            Change::Append(uplinks) | Change::Hear(uplinks) => {
                 uplinks.iter().for_each(|uplink| self.insert(uplink));
                 0
             }
@@ -197,8 +197,26 @@ impl Log {
         done.iter().filter(|seq| self.remove(**seq).is_some()).count() as u64
     }
 
-    pub(super) fn prune(&mut self, before: WallTime) -> u64 {
-        let is_old = |row: &Row| row.settled && row.heard_at.0 < cut(before.0);
+    pub(super) fn contains(&self, event: EventId) -> bool {
+        self.by_event.contains_key(&event)
+    }
+
+    pub(super) fn is_unsettled(&self, event: EventId) -> bool {
+        self.by_event.get(&event).and_then(|seq| self.rows.get(seq)).is_some_and(|row| !row.settled)
+    }
+
+    /// Buffered for another node.
+    pub(super) fn is_kept(&self, event: EventId) -> bool {
+        self.by_event.get(&event).and_then(|seq| self.rows.get(seq)).is_some_and(|row| !row.deliver)
+    }
+
+    pub(super) fn find(&self, event: EventId) -> Option<StoredUplink> {
+        let seq = *self.by_event.get(&event)?;
+        self.rows.get(&seq).map(|row| StoredUplink { seq, uplink: row.body.clone() })
+    }
+
+    pub(super) fn prune(&mut self, before: WallTime, is_needed: impl Fn(EventId) -> bool) -> u64 {
+        let is_old = |row: &Row| row.settled && row.heard_at.0 < cut(before.0) && !is_needed(row.event);
         for row in self.rows.values().filter(|row| is_old(row) && row.deliver) {
             let highest = self.pruned.entry((row.group, row.device, row.session)).or_default();
             *highest = row.f_cnt.max(*highest);

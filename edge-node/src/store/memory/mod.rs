@@ -2,6 +2,7 @@
 //!
 //! What is in a [`MemoryDisk`] outlives the process; [`Memory`] is what one process has open on it.
 
+mod accounts;
 mod log;
 mod tables;
 
@@ -11,15 +12,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use contracts::account::Heard;
 use contracts::envelope::Envelope;
-use contracts::ids::{DevEui, GroupId};
+use contracts::ids::{DevEui, EventId, GroupId, NodeId, StatementId};
 use contracts::node_record::NodeRecord;
 use contracts::time::WallTime;
 use contracts::write_ahead::{Bound, Reserved};
 use lora_bridge::mac::session::Mark;
 
 use self::tables::Tables;
-use super::{AgreementRow, Backend, Change, Error, InboxBatch, Received, Result, Waiting};
+use super::{AccountRow, AgreementRow, Backend, Change, Error, InboxBatch, Received, Result, Unaccounted, Waiting};
 use crate::readings::{Reading, StoredUplink};
 
 /// Where a process dies. Writes are counted from 1 over the whole life of the disk, as [`MemoryDisk::writes`] does.
@@ -206,15 +208,15 @@ impl Backend for Memory {
     }
 
     async fn commit(&self, changes: &[Change]) -> Result<Vec<u64>> {
-        self.write(|tables| changes.iter().map(|change| tables.log.apply(change)).collect()).await
+        self.write(|tables| changes.iter().map(|change| tables.apply(change)).collect()).await
     }
 
     async fn prune_uplinks(&self, before: WallTime) -> Result<u64> {
-        self.write(|tables| tables.log.prune(before)).await
+        self.write(|tables| tables.prune_uplinks(before)).await
     }
 
     async fn wipe_uplinks(&self, group: GroupId) -> Result<()> {
-        self.write(|tables| tables.log.wipe(group)).await
+        self.write(|tables| tables.wipe_uplinks(group)).await
     }
 
     async fn list_undecoded(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
@@ -255,6 +257,58 @@ impl Backend for Memory {
 
     async fn traffic_bytes(&self, group: GroupId, since: WallTime) -> Result<u64> {
         self.read(|tables| tables.log.traffic_bytes(group, since)).await
+    }
+
+    async fn list_unreceipted(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Heard)>> {
+        self.read(|tables| tables.accounts.list_unreceipted(group, after, limit)).await
+    }
+
+    async fn list_unreceipted_uplinks(&self, group: GroupId, limit: u32) -> Result<Vec<StoredUplink>> {
+        self.read(|tables| tables.list_unreceipted_uplinks(group, limit)).await
+    }
+
+    async fn put_receipt(&self, group: GroupId, made_at: WallTime, envelope: &Envelope, events: &[EventId]) -> Result<()> {
+        self.write(|tables| tables.put_receipt(group, made_at, envelope, events)).await
+    }
+
+    async fn list_receipts(&self, group: GroupId, since: WallTime, limit: u32) -> Result<Vec<Envelope>> {
+        self.read(|tables| tables.accounts.list_receipts(group, since, limit)).await
+    }
+
+    async fn list_unaccounted(&self, group: GroupId, limit: u32) -> Result<Unaccounted> {
+        self.read(|tables| tables.accounts.list_unaccounted(group, limit)).await
+    }
+
+    async fn put_own_account(&self, row: &AccountRow, said: &Unaccounted) -> Result<()> {
+        self.write(|tables| tables.accounts.put_own(row, said)).await
+    }
+
+    async fn put_account(&self, row: &AccountRow, accounts_max: u32) -> Result<bool> {
+        self.write(|tables| tables.accounts.put(row, accounts_max)).await
+    }
+
+    async fn last_account(&self, group: GroupId, node: NodeId) -> Result<Option<AccountRow>> {
+        self.read(|tables| tables.accounts.last(group, node)).await
+    }
+
+    async fn list_accounts(&self, group: GroupId, since: WallTime, limit: u32) -> Result<Vec<AccountRow>> {
+        self.read(|tables| tables.accounts.list(group, since, limit)).await
+    }
+
+    async fn list_untold_accounts(&self, group: GroupId, limit: u32) -> Result<Vec<AccountRow>> {
+        self.read(|tables| tables.accounts.list_untold(group, limit)).await
+    }
+
+    async fn set_account_told(&self, id: StatementId) -> Result<()> {
+        self.write(|tables| tables.accounts.set_told(id)).await
+    }
+
+    async fn prune_accounts(&self, before: WallTime) -> Result<()> {
+        self.write(|tables| tables.prune_accounts(before)).await
+    }
+
+    async fn find_received(&self, group: GroupId, events: &[EventId]) -> Result<Vec<EventId>> {
+        self.read(|tables| tables.inbox.find(group, events)).await
     }
 
     async fn insert_batches(&self, batches: &[InboxBatch]) -> Result<Vec<u64>> {

@@ -9,14 +9,16 @@ use contracts::node_record::NodeRecord;
 use contracts::time::WallTime;
 use contracts::write_ahead::{Bound, JOINS, Reserved};
 
+use super::accounts::Accounts;
 use super::log::Log;
 use super::{cut, page};
-use crate::readings::Reading;
-use crate::store::{AgreementRow, InboxBatch, Received};
+use crate::readings::{Reading, StoredUplink};
+use crate::store::{AgreementRow, Change, InboxBatch, Received};
 
 #[derive(Default)]
 pub(super) struct Tables {
     pub(super) log: Log,
+    pub(super) accounts: Accounts,
     pub(super) inbox: Inbox,
     pub(super) agreements: BTreeMap<ContractId, AgreementRow>,
     /// With the epoch of the record.
@@ -26,6 +28,44 @@ pub(super) struct Tables {
 }
 
 impl Tables {
+    /// Returns how many readings were published.
+    pub(super) fn apply(&mut self, change: &Change) -> u64 {
+        match change {
+            Change::Append(_) | Change::Publish(..) | Change::Settle(_) | Change::Import(_) => self.log.apply(change),
+            Change::Hear(uplinks) => {
+                uplinks.iter().for_each(|uplink| self.accounts.hear(uplink));
+                self.log.apply(change)
+            }
+            Change::Forget(events) => {
+                events.iter().filter(|event| self.log.is_kept(**event)).for_each(|event| self.accounts.give_up(*event));
+                self.log.apply(change)
+            }
+        }
+    }
+
+    pub(super) fn wipe_uplinks(&mut self, group: GroupId) {
+        self.log.wipe(group);
+        self.accounts.give_up_group(group, |event| self.log.contains(event));
+    }
+
+    pub(super) fn prune_uplinks(&mut self, before: WallTime) -> u64 {
+        self.log.prune(before, |event| self.accounts.is_open(event))
+    }
+
+    pub(super) fn prune_accounts(&mut self, before: WallTime) {
+        self.accounts.prune(before, |event| self.log.is_unsettled(event));
+    }
+
+    pub(super) fn put_receipt(&mut self, group: GroupId, made_at: WallTime, envelope: &Envelope, events: &[EventId]) {
+        self.accounts.put_receipt(group, made_at, envelope, events);
+        self.log.apply(&Change::Forget(events.to_vec()));
+    }
+
+    pub(super) fn list_unreceipted_uplinks(&self, group: GroupId, limit: u32) -> Vec<StoredUplink> {
+        let open = self.accounts.list_unreceipted(group, 0, u32::MAX);
+        page(open.into_iter().filter_map(|(_, heard)| self.log.find(heard.event())), limit).collect()
+    }
+
     pub(super) fn put_agreement(&mut self, row: &AgreementRow) -> bool {
         let changed = self.agreements.get(&row.contract).is_some_and(|known| known.version != row.version);
         if !changed {
@@ -80,7 +120,7 @@ pub(super) struct Inbox {
     /// The last place that was given away; a reading that comes again takes one, too.
     last_seq: u64,
     rows: BTreeMap<u64, Received>,
-    events: BTreeSet<EventId>,
+    events: BTreeMap<EventId, GroupId>,
     by_device: BTreeSet<(DevEui, u64)>,
 }
 
@@ -90,9 +130,10 @@ impl Inbox {
         let mut new = 0;
         for reading in &batch.readings {
             self.last_seq += 1;
-            if !self.events.insert(reading.event) {
+            if self.events.contains_key(&reading.event) {
                 continue;
             }
+            self.events.insert(reading.event, reading.group);
             new += 1;
             self.by_device.insert((reading.device, self.last_seq));
             let reading =
@@ -111,6 +152,10 @@ impl Inbox {
                 page(places.filter_map(|(_, seq)| self.rows.get(seq).cloned()), limit).collect()
             }
         }
+    }
+
+    pub(super) fn find(&self, group: GroupId, events: &[EventId]) -> Vec<EventId> {
+        events.iter().filter(|event| self.events.get(event) == Some(&group)).copied().collect()
     }
 
     pub(super) fn count(&self) -> u64 {

@@ -1,6 +1,6 @@
 //! What a cloud node received: every reading once, by event id.
 
-use contracts::ids::{DevEui, NodeId};
+use contracts::ids::{DevEui, EventId, GroupId, NodeId};
 use contracts::time::WallTime;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
@@ -74,6 +74,23 @@ fn received(row: &SqliteRow) -> Result<Received> {
         delivered_by: NodeId::from_bytes(bytes("inbox", row.try_get("delivered_by")?)?),
         received_at: WallTime(unsigned("inbox", row.try_get("received_at")?)?),
     })
+}
+
+/// Those of `events` that are here, of that group, in the given order.
+pub(super) async fn find(store: &Sqlite, group: GroupId, events: &[EventId]) -> Result<Vec<EventId>> {
+    let mut found = Vec::new();
+    let mut connection = store.reader.acquire().await?;
+    for event in events {
+        let is_here: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM inbox WHERE event_id = ? AND group_id = ?)")
+            .bind(event.as_uuid().as_bytes().as_slice())
+            .bind(group.as_bytes().as_slice())
+            .fetch_one(&mut *connection)
+            .await?;
+        if is_here {
+            found.push(*event);
+        }
+    }
+    Ok(found)
 }
 
 /// How many readings were received so far. `seq` does not tell: a reading that comes again takes a number, too.

@@ -1,5 +1,6 @@
 //! The database in SQLite. One connection writes, two read (WAL); every write is synced before it returns (`synchronous = FULL`).
 
+mod accounts;
 mod agreements;
 mod inbox;
 mod records;
@@ -11,8 +12,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use async_trait::async_trait;
+use contracts::account::Heard;
 use contracts::envelope::Envelope;
-use contracts::ids::{DevEui, GroupId};
+use contracts::ids::{DevEui, EventId, GroupId, NodeId, StatementId};
 use contracts::node_record::NodeRecord;
 use contracts::time::WallTime;
 use contracts::write_ahead::{Bound, Reserved};
@@ -20,7 +22,7 @@ use lora_bridge::mac::session::Mark;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection as _, SqlitePool};
 
-use super::{AgreementRow, Backend, Change, Error, InboxBatch, Received, Result, Waiting};
+use super::{AccountRow, AgreementRow, Backend, Change, Error, InboxBatch, Received, Result, Unaccounted, Waiting};
 use crate::readings::{Reading, StoredUplink};
 
 /// SQLite's result code for "the disk is full".
@@ -139,6 +141,58 @@ impl Backend for Sqlite {
 
     async fn traffic_bytes(&self, group: GroupId, since: WallTime) -> Result<u64> {
         uplinks::traffic_bytes(self, group, since).await
+    }
+
+    async fn list_unreceipted(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Heard)>> {
+        accounts::list_unreceipted(self, group, after, limit).await
+    }
+
+    async fn list_unreceipted_uplinks(&self, group: GroupId, limit: u32) -> Result<Vec<StoredUplink>> {
+        accounts::list_unreceipted_uplinks(self, group, limit).await
+    }
+
+    async fn put_receipt(&self, group: GroupId, made_at: WallTime, envelope: &Envelope, events: &[EventId]) -> Result<()> {
+        accounts::put_receipt(self, group, made_at, envelope, events).await
+    }
+
+    async fn list_receipts(&self, group: GroupId, since: WallTime, limit: u32) -> Result<Vec<Envelope>> {
+        accounts::list_receipts(self, group, since, limit).await
+    }
+
+    async fn list_unaccounted(&self, group: GroupId, limit: u32) -> Result<Unaccounted> {
+        accounts::list_unaccounted(self, group, limit).await
+    }
+
+    async fn put_own_account(&self, row: &AccountRow, said: &Unaccounted) -> Result<()> {
+        accounts::put_own(self, row, said).await
+    }
+
+    async fn put_account(&self, row: &AccountRow, accounts_max: u32) -> Result<bool> {
+        accounts::put(self, row, accounts_max).await
+    }
+
+    async fn last_account(&self, group: GroupId, node: NodeId) -> Result<Option<AccountRow>> {
+        accounts::last(self, group, node).await
+    }
+
+    async fn list_accounts(&self, group: GroupId, since: WallTime, limit: u32) -> Result<Vec<AccountRow>> {
+        accounts::list(self, group, since, limit).await
+    }
+
+    async fn list_untold_accounts(&self, group: GroupId, limit: u32) -> Result<Vec<AccountRow>> {
+        accounts::list_untold(self, group, limit).await
+    }
+
+    async fn set_account_told(&self, id: StatementId) -> Result<()> {
+        accounts::set_told(self, id).await
+    }
+
+    async fn prune_accounts(&self, before: WallTime) -> Result<()> {
+        accounts::prune(self, before).await
+    }
+
+    async fn find_received(&self, group: GroupId, events: &[EventId]) -> Result<Vec<EventId>> {
+        inbox::find(self, group, events).await
     }
 
     async fn insert_batches(&self, batches: &[InboxBatch]) -> Result<Vec<u64>> {

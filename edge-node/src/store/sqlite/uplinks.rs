@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 use uuid::Uuid;
 
-use super::{Change, Error, Result, Sqlite, Waiting, bytes, signed, unsigned};
+use super::{Change, Error, Result, Sqlite, Waiting, accounts, bytes, signed, unsigned};
 use crate::readings::{Kind, Reading, StoredUplink, Uplink};
 
 const TABLE: &str = "uplink";
@@ -31,6 +31,12 @@ async fn write(connection: &mut SqliteConnection, change: &Change) -> Result<u64
         Change::Append(uplinks) => {
             for uplink in uplinks {
                 insert(connection, uplink).await?;
+            }
+        }
+        Change::Hear(uplinks) => {
+            for uplink in uplinks {
+                insert(connection, uplink).await?;
+                accounts::hear(connection, uplink).await?;
             }
         }
         Change::Publish(group, readings) => {
@@ -109,10 +115,13 @@ async fn settle(connection: &mut SqliteConnection, event: EventId) -> Result<()>
 
 /// Drops what is buffered of an event.
 async fn forget(connection: &mut SqliteConnection, event: EventId) -> Result<()> {
-    sqlx::query("DELETE FROM uplink WHERE event_id = ? AND deliver = 0")
+    let done = sqlx::query("DELETE FROM uplink WHERE event_id = ? AND deliver = 0")
         .bind(event.as_uuid().as_bytes().as_slice())
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
+    if done.rows_affected() > 0 {
+        accounts::give_up(connection, event).await?;
+    }
     Ok(())
 }
 
@@ -129,17 +138,21 @@ pub(super) async fn prune(store: &Sqlite, before: WallTime) -> Result<u64> {
     let mut transaction = store.writer.begin().await?;
     sqlx::query(
         "INSERT INTO pruned (group_id, device, session, f_cnt)
-         SELECT group_id, device, session, max(f_cnt) FROM uplink WHERE heard_at < ? AND settled = 1 AND deliver = 1
+         SELECT group_id, device, session, max(f_cnt) FROM uplink WHERE heard_at < ? AND settled = 1 AND deliver = 1 AND NOT EXISTS
+         (SELECT 1 FROM heard WHERE heard.event_id = uplink.event_id AND received = 0 AND dropped = 0)
          GROUP BY group_id, device, session
          ON CONFLICT (group_id, device, session) DO UPDATE SET f_cnt = max(f_cnt, excluded.f_cnt)",
     )
     .bind(signed(before.0))
     .execute(&mut *transaction)
     .await?;
-    let done = sqlx::query("DELETE FROM uplink WHERE heard_at < ? AND settled = 1")
-        .bind(signed(before.0))
-        .execute(&mut *transaction)
-        .await?;
+    let done = sqlx::query(
+        "DELETE FROM uplink WHERE heard_at < ? AND settled = 1 AND NOT EXISTS
+         (SELECT 1 FROM heard WHERE heard.event_id = uplink.event_id AND received = 0 AND dropped = 0)",
+    )
+    .bind(signed(before.0))
+    .execute(&mut *transaction)
+    .await?;
     transaction.commit().await?;
     Ok(done.rows_affected())
 }
@@ -152,6 +165,7 @@ pub(super) async fn wipe(store: &Sqlite, group: GroupId) -> Result<()> {
     {
         sqlx::query(table).bind(group.as_bytes().as_slice()).execute(&mut *transaction).await?;
     }
+    accounts::give_up_group(&mut transaction, group).await?;
     transaction.commit().await?;
     Ok(())
 }
@@ -205,7 +219,7 @@ async fn page(store: &Sqlite, query: &'static str, group: GroupId, after: u64, l
 }
 
 /// An uplink from a row with `seq` and `body`.
-fn stored(row: &SqliteRow) -> Result<StoredUplink> {
+pub(super) fn stored(row: &SqliteRow) -> Result<StoredUplink> {
     Ok(StoredUplink { seq: unsigned(TABLE, row.try_get("seq")?)?, uplink: body(row)? })
 }
 
