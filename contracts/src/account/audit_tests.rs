@@ -123,7 +123,7 @@ fn what_was_given_up_and_said_so_is_no_secret() {
 fn nobody_is_convicted_before_its_time() {
     let first = signed(&account(1, None, &[1]));
     let due = WallTime(60_000) + terms().patience;
-    assert_eq!(convict(&terms(), &[first.clone()], WallTime(due.0 - 1)), []);
+    assert_eq!(convict(&terms(), std::slice::from_ref(&first), WallTime(due.0 - 1)), []);
     assert_eq!(convict(&terms(), &[first], due).len(), 1);
 }
 
