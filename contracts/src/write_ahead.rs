@@ -7,7 +7,7 @@
 //! [`JOINS`]; of two members that know different versions the higher one's bounds of the device count and the other's do not, so the
 //! sessions of old joins do not pile up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -78,12 +78,13 @@ pub struct Malformed;
 
 impl Reserved {
     /// Raises the bound of a session; a lower one changes nothing. `false`: the group is full and the session unknown. A newer join of a
-    /// device ends its other sessions.
+    /// device ends its other sessions: what is read back or named together goes by [`Self::raise_all`].
     pub fn raise(&mut self, bound: Bound) -> bool {
+        self.raise_all(&[bound])
+    }
+
+    fn raise_one(&mut self, bound: &Bound) -> bool {
         let key = (bound.device, bound.session);
-        if bound.session == JOINS && self.joins(bound.device) < bound.upto {
-            self.forget(bound.device);
-        }
         if self.0.len() >= SESSIONS_MAX && !self.0.contains_key(&key) {
             return false;
         }
@@ -92,22 +93,31 @@ impl Reserved {
         true
     }
 
-    /// What one write names, joins first.
+    /// What one write, or one member, names. A newer join of a device ends its sessions but those that are named with it: a reservation of
+    /// the new session may have come before the join.
     pub fn raise_all(&mut self, bounds: &[Bound]) -> bool {
-        let (joins, sessions): (Vec<&Bound>, Vec<&Bound>) = bounds.iter().partition(|bound| bound.session == JOINS);
-        joins.into_iter().chain(sessions).all(|bound| self.raise(*bound))
-    }
-
-    pub fn merge(&mut self, other: &Self) {
-        for bound in other.bounds() {
-            let (ours, theirs) = (self.joins(bound.device), other.joins(bound.device));
-            if ours <= theirs {
-                if ours < theirs {
-                    self.raise(Bound { device: bound.device, session: JOINS, upto: theirs });
-                }
-                self.raise(bound);
+        let newer: Vec<DevEui> = bounds
+            .iter()
+            .filter(|bound| bound.session == JOINS && self.joins(bound.device) < bound.upto)
+            .map(|bound| bound.device)
+            .collect();
+        if !newer.is_empty() {
+            let named: BTreeSet<_> = bounds.iter().map(|bound| (bound.device, bound.session)).collect();
+            for device in newer {
+                self.forget_others(device, &named);
             }
         }
+        bounds.iter().all(|bound| self.raise_one(bound))
+    }
+
+    /// Takes over what another member knows. Of different joins of a device the newer one's sessions count; of these the higher bounds, whoever
+    /// knows them: a member that did not hear of the join may have heard of what was reserved after it.
+    pub fn merge(&mut self, other: &Self) {
+        let of_newest = |bound: &Bound, known: &Self| {
+            self.joins(bound.device) <= other.joins(bound.device) || known.upto(bound.device, bound.session).is_some()
+        };
+        let bounds: Vec<Bound> = other.bounds().filter(|bound| of_newest(bound, self)).collect();
+        self.raise_all(&bounds);
     }
 
     /// Version of a device's newest join record; 0 if it never joined.
@@ -116,11 +126,11 @@ impl Reserved {
         self.upto(device, JOINS).unwrap_or(0)
     }
 
-    fn forget(&mut self, device: DevEui) {
+    fn forget_others(&mut self, device: DevEui, named: &BTreeSet<(DevEui, SessionId)>) {
         let first = (device, SessionId::from_bytes([0; 8]));
         let of_device: Vec<_> = self.0.range(first..=(device, JOINS)).map(|(key, _)| *key).collect();
-        for key in of_device {
-            self.0.remove(&key);
+        for key in of_device.iter().filter(|key| !named.contains(key)) {
+            self.0.remove(key);
         }
     }
 
@@ -161,12 +171,14 @@ impl Reserved {
         if !bytes.len().is_multiple_of(ENTRY_BYTES) || bytes.len() / ENTRY_BYTES > SESSIONS_MAX {
             return Err(Malformed);
         }
-        let mut reserved = Self::default();
+        let mut bounds = Vec::with_capacity(bytes.len() / ENTRY_BYTES);
         for entry in bytes.chunks_exact(ENTRY_BYTES) {
             let part = |from: usize| entry[from..from + 8].try_into().map_err(|_| Malformed);
             let upto = entry[16..].try_into().map(u32::from_be_bytes).map_err(|_| Malformed)?;
-            reserved.raise(Bound { device: DevEui::from_bytes(part(0)?), session: SessionId::from_bytes(part(8)?), upto });
+            bounds.push(Bound { device: DevEui::from_bytes(part(0)?), session: SessionId::from_bytes(part(8)?), upto });
         }
+        let mut reserved = Self::default();
+        reserved.raise_all(&bounds);
         Ok(reserved)
     }
 }
@@ -217,6 +229,33 @@ mod tests {
             assert_eq!(members[1], members[2]);
             assert_eq!((members[0].len(), members[0].upto(device, session(3))), (3, Some(16)), "{order:?}");
         }
+    }
+
+    /// Members that hear of a join and of what was reserved after it in either order, or of one of the two only.
+    #[test]
+    fn what_was_reserved_after_a_join_counts_whoever_heard_of_it() {
+        let device = DevEui::from_u64(1);
+        let [old, new] = [1, 2].map(|n| SessionId::from_bytes([n; 8]));
+        let at = |session, upto| Bound { device, session, upto };
+        let join = [at(JOINS, 20), at(new, 16)];
+        let before = [at(JOINS, 10), at(old, 48)];
+        let made = |writes: &[&[Bound]]| {
+            let mut member = Reserved::default();
+            writes.iter().for_each(|write| assert!(member.raise_all(write)));
+            member
+        };
+        let in_order = made(&[&before, &join, &[at(new, 32)]]);
+        let joined_late = made(&[&before, &[at(new, 32)], &join]);
+        assert_eq!((in_order.upto(device, new), in_order.upto(device, old)), (Some(32), None));
+        assert_eq!(joined_late, in_order);
+        let (only_join, only_reserved) = (made(&[&before, &join]), made(&[&before, &[at(new, 32)]]));
+        for (one, other) in [(&only_join, &only_reserved), (&only_reserved, &only_join)] {
+            let mut merged = one.clone();
+            merged.merge(other);
+            assert_eq!(merged, in_order);
+        }
+        // Bounds of a device that joined are read back whole.
+        assert_eq!(Reserved::from_bytes(&in_order.to_bytes()), Ok(in_order));
     }
 
     #[test]

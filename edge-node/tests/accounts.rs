@@ -116,6 +116,7 @@ fn uplink(f_cnt: u32, deliver: bool, heard_at: WallTime) -> Uplink {
             rssi_dbm: -80,
             snr_tenth_db: 70,
         },
+        joined: None,
         others: Vec::new(),
     }
 }

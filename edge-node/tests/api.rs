@@ -74,6 +74,7 @@ fn uplink(f_cnt: u32) -> Uplink {
         epoch,
         deliver: true,
         rx,
+        joined: None,
         others: Vec::new(),
     }
 }

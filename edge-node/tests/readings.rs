@@ -47,6 +47,7 @@ fn uplink(n: u64, f_cnt: u32) -> Uplink {
             rssi_dbm: -80,
             snr_tenth_db: 70,
         },
+        joined: None,
         others: Vec::new(),
     }
 }

@@ -56,6 +56,7 @@ fn uplink(name: Name) -> Uplink {
             rssi_dbm: -80,
             snr_tenth_db: 70,
         },
+        joined: None,
         others: Vec::new(),
     }
 }

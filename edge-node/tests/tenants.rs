@@ -115,6 +115,7 @@ fn uplink(group: GroupId, f_cnt: u32) -> Uplink {
             rssi_dbm: 0,
             snr_tenth_db: 0,
         },
+        joined: None,
         others: Vec::new(),
     }
 }

@@ -113,7 +113,7 @@ fn many_gateways_are_named_up_to_the_bound() {
         assert!(uplinks(&rig.hear_by(GatewayEui(gateway), 1, &phy)).is_empty());
     }
     let out = rig.hear_by(OTHER_GATEWAY, 1, &phy);
-    assert_eq!(uplinks(&out)[0].others.len(), 7);
+    assert_eq!(uplinks(&out)[0].others.len(), 15);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use common::joiner::Joiner;
 use common::{GATEWAY, GROUP, Rig, address, push, uplinks};
 use lora_bridge::bridge::io::Accept;
 use lora_bridge::mac::join::{DeviceRecord, NonceRule};
-use lora_bridge::{DropReason, Input, MissedReason, Mode, Output, Session, Window};
+use lora_bridge::{DropReason, GatewayEui, Input, MissedReason, Mode, Output, Session, Window};
 use rand::{Rng, SeedableRng};
 
 fn accepts(out: &[Output]) -> Vec<&Accept> {
@@ -326,4 +326,72 @@ fn a_session_from_a_record_is_known_in_standby() {
     let state = b.bridge.state(joiner.device).expect("registered");
     assert_eq!((state.session, state.f_cnt_down_reserved), (Session { ..record.session }.id(), 16));
     assert_eq!(b.bridge.record_version(joiner.device), Some(record.version));
+}
+
+/// A device that did not hear an accept asks again: what it used before stays known, also to who has the newest record alone.
+#[test]
+fn a_record_names_the_sessions_before_it() {
+    let joiner = Joiner::new(1);
+    let mut a = serving(std::slice::from_ref(&joiner));
+    let (mut motes, mut newest) = (Vec::new(), None);
+    for dev_nonce in 1..=4 {
+        let out = a.hear(&joiner.request(dev_nonce));
+        newest = records(&out).pop();
+        recorded(&mut a, &out);
+        let out = a.advance(4_000);
+        motes.push(joiner.joined(&accepts(&out)[0].bytes, dev_nonce).0);
+        a.now += 20_000;
+        a.pull();
+        if dev_nonce == 1 {
+            a.hear_and_commit(&motes[0].frame(0, false));
+            a.now += 100_000;
+            a.pull();
+        }
+    }
+    let record = newest.expect("four joins");
+    let past: Vec<_> = record.past.iter().map(|session| session.joined.expect("of a join").dev_nonce).collect();
+    assert_eq!(past, [1, 3], "the one that was used, and the last before the newest");
+    let mut b = Rig::new();
+    register(&mut b, std::slice::from_ref(&joiner), true, NonceRule::Random);
+    b.apply(Input::Records { records: vec![record.clone()] });
+    b.custody(Mode::Following);
+    let of = |out: &[Output]| uplinks(out).first().map(|uplink| (uplink.event, uplink.joined.map(|joined| joined.dev_nonce)));
+    assert_eq!(of(&b.hear(&motes[0].frame(5, false))), Some((motes[0].event(5), Some(1))));
+    assert_eq!(of(&b.hear(&motes[2].frame(0, false))), Some((motes[2].event(0), Some(3))));
+    assert_eq!(of(&b.hear(&motes[3].frame(0, false))), Some((motes[3].event(0), Some(4))));
+    assert_eq!(of(&b.hear(&motes[1].frame(0, false))), None, "forgotten: it was never used");
+    // What the other node served of a session that is over is not asked for again.
+    b.apply(Input::PeerProgress { served: vec![motes[0].mark(9)], settled: vec![motes[0].mark(9)] });
+    assert_eq!(of(&b.hear(&motes[0].frame(9, false))), None);
+}
+
+#[test]
+fn an_uplink_names_the_join_of_its_session_also_from_the_buffer() {
+    let joiner = Joiner::new(1);
+    let mut a = serving(std::slice::from_ref(&joiner));
+    let out = a.hear(&joiner.request(7));
+    let record = records(&out).remove(0);
+    recorded(&mut a, &out);
+    let out = a.advance(4_000);
+    let (mote, _) = joiner.joined(&accepts(&out)[0].bytes, 7);
+    let mut b = Rig::new();
+    register(&mut b, std::slice::from_ref(&joiner), false, NonceRule::Random);
+    b.custody(Mode::Standby);
+    b.apply(Input::Records { records: vec![record] });
+    b.hear(&mote.frame(0, false));
+    let others = [GatewayEui(11), GatewayEui(12)];
+    for gateway in others {
+        let tmst = b.tmst();
+        b.hear_by(gateway, tmst, &mote.frame(0, false));
+    }
+    // It joins again before the insurer serves.
+    let out = a.advance(30_000);
+    assert!(accepts(&out).is_empty());
+    a.pull();
+    let out = a.hear(&joiner.request(8));
+    b.apply(Input::Records { records: records(&out) });
+    let out = b.serve(2, Some(0));
+    let uplink = uplinks(&out)[0];
+    assert_eq!((uplink.event, uplink.joined.map(|joined| joined.dev_nonce)), (mote.event(0), Some(7)));
+    assert_eq!(uplink.others.iter().map(|other| other.gateway).collect::<Vec<_>>(), others, "all that heard it");
 }

@@ -19,6 +19,9 @@ const DESTROYED_EVERY: u64 = 10;
 /// In one of so many scenarios the contract comes of the market.
 const MARKET_EVERY: u64 = 8;
 
+/// In one of so many scenarios most motes join over the air, again and again.
+const JOINING_EVERY: u64 = 6;
+
 /// The scenario of a seed: the same in every version that does not change this function.
 #[must_use]
 pub fn scenario(seed: u64) -> Script {
@@ -58,6 +61,11 @@ pub fn scenario(seed: u64) -> Script {
     }
     if seed % MARKET_EVERY == MARKET_EVERY - 1 {
         make_market(&mut script);
+    }
+    if seed % JOINING_EVERY == JOINING_EVERY - 2 {
+        (script.joining_percent, script.rejoin_s) = (70, 8);
+        // An accept takes five seconds.
+        script.length_ms = script.length_ms.max(20_000);
     }
     script.steps.sort_by_key(|step| step.at_ms);
     script

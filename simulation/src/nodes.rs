@@ -177,7 +177,9 @@ impl World {
     async fn wait_until_up(&mut self, machine: Machine) {
         const BOUND: Duration = Duration::from_secs(60);
         let deadline = Instant::now() + BOUND;
-        let motes = self.script.motes as usize;
+        // Those that join have a session once they joined.
+        let fleet = crate::world::fleet(&self.script);
+        let motes = fleet.devices().iter().filter(|device| device.otaa.is_none()).count();
         loop {
             if let Some(running) = self.machines[&machine].node_running() {
                 let Some(parts) = &running.parts else { return };

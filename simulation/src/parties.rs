@@ -21,7 +21,7 @@ use edge_node::directory::Directory;
 use edge_node::migration;
 use edge_node::service::{CAPABILITY_LORA, group_of};
 use edge_node::store::Store;
-use motes::fleet::Fleet;
+use motes::fleet::{Fleet, JoinRules};
 use peering::AddressBook;
 use storage::BlockStore;
 
@@ -145,8 +145,20 @@ fn configuration(fleet: &Fleet) -> Vec<u8> {
             "app_s_key": device.app_s_key, "codec": "cayenne-lpp",
         })
     };
-    let devices: Vec<_> = fleet.devices().iter().map(device).collect();
-    serde_json::json!({ "devices": devices }).to_string().into_bytes()
+    let joining = |device: &motes::fleet::Device| {
+        let otaa = device.otaa.as_ref()?;
+        let dev_nonces = match otaa.rules {
+            JoinRules::V1_0_3 => "random",
+            JoinRules::V1_0_4 => "rising",
+        };
+        Some(serde_json::json!({
+            "dev_eui": device.dev_eui, "dev_addr": device.dev_addr, "join_eui": otaa.join_eui, "app_key": otaa.app_key,
+            "dev_nonces": dev_nonces, "codec": "cayenne-lpp",
+        }))
+    };
+    let devices: Vec<_> = fleet.devices().iter().filter(|device| device.otaa.is_none()).map(device).collect();
+    let joining: Vec<_> = fleet.devices().iter().filter_map(joining).collect();
+    serde_json::json!({ "devices": devices, "joining": joining }).to_string().into_bytes()
 }
 
 fn blueprint(any_cid: &str) -> Blueprint {

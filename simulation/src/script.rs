@@ -39,6 +39,9 @@ pub struct Script {
     /// Uplinks per 1,000 s of all motes together; 0: no radio at all, only lease traffic.
     pub uplinks_per_1000_s: u64,
     pub confirmed_percent: u32,
+    /// Motes that join over the air, and after how many seconds such a one is switched off and on and joins anew (0: never).
+    pub joining_percent: u32,
+    pub rejoin_s: u32,
     /// Loss on each radio link.
     pub radio_loss_percent: u32,
     /// All links between machines.
@@ -82,6 +85,8 @@ impl Default for Script {
             motes: 10,
             uplinks_per_1000_s: 5_000,
             confirmed_percent: 10,
+            joining_percent: 0,
+            rejoin_s: 0,
             radio_loss_percent: 5,
             link: Link::default(),
             length_ms: 20_000,
@@ -152,6 +157,9 @@ pub struct Expect {
     pub undisturbed: bool,
     /// From the first step to the insurer's custody at the most.
     pub takeover_ms_max: Option<u64>,
+    /// Sessions that motes began over the air, at the least; and how many of them by the insurer.
+    pub joined: u64,
+    pub joined_at_insurer: u64,
     /// Contracts that came into force, in a scenario with a market.
     pub contracts: Option<usize>,
 }
@@ -174,7 +182,8 @@ impl Script {
         unless((1..=LENGTH_MS_MAX).contains(&self.length_ms), "length_ms", "1 ms to a day")?;
         unless((200..=600_000).contains(&self.ttl_ms), "ttl_ms", "200 ms to ten minutes")?;
         unless((1..=MOTES_MAX).contains(&self.motes), "motes", "1 to 10,000")?;
-        unless(self.confirmed_percent <= 100 && self.radio_loss_percent <= 100, "percent", "at most 100")?;
+        let percents = [self.confirmed_percent, self.joining_percent, self.radio_loss_percent];
+        unless(percents.iter().all(|percent| *percent <= 100), "percent", "at most 100")?;
         unless(self.steps.len() <= STEPS_MAX, "steps", "at most 10,000")?;
         let drifts = |step: &Step| match step.fault {
             Fault::Drift(_, percent) => percent.abs() <= DRIFT_PERCENT_MAX,

@@ -7,8 +7,8 @@ use std::time::Duration;
 use contracts::ids::{GroupId, NodeId};
 use contracts::time::Millis;
 use motes::audit::{self, Alive, Delivered, Limits, NodeLife, Report};
-use motes::fleet::Eui64;
-use motes::ledger::Ledger;
+use motes::fleet::{Eui64, Fleet};
+use motes::ledger::{Ledger, RadioRecord};
 use motes::world::{GatewayConfig, Ground};
 use motes::{World as Radio, WorldConfig};
 use peering::in_process::Network;
@@ -123,10 +123,19 @@ pub(crate) struct World {
     first_step_ms: Option<u64>,
 }
 
+const fn percent(percent: u32) -> u32 {
+    percent * (crate::network::PPM / 100)
+}
+
+/// The motes of a scenario, which must be in order.
+pub(crate) fn fleet(script: &Script) -> Fleet {
+    Fleet::with_otaa(script.seed, script.motes, percent(script.joining_percent)).expect("the script was checked")
+}
+
 impl World {
     async fn set_up(script: &Script) -> Self {
         let start = Instant::now();
-        let fleet = motes::fleet::Fleet::new(script.seed, script.motes).expect("the script was checked");
+        let fleet = fleet(script);
         let mut machines: Machines = Machine::ALL.into_iter().map(|machine| (machine, Hardware::new(machine, start))).collect();
         let mut deal = parties::Deal::make(script, &machines, &fleet).await;
         if script.market {
@@ -263,11 +272,12 @@ impl World {
         if script.uplinks_per_1000_s == 0 {
             return;
         }
-        let percent = |percent: u32| percent * (crate::network::PPM / 100);
         let mut config = WorldConfig::new(script.seed, std::path::PathBuf::new());
         config.motes = script.motes;
         config.rate_milli = script.uplinks_per_1000_s;
         config.confirmed_ppm = percent(script.confirmed_percent);
+        config.otaa_ppm = percent(script.joining_percent);
+        config.depth.rejoin_us = u64::from(script.rejoin_s) * 1_000_000;
         config.uplink_loss_ppm = percent(script.radio_loss_percent);
         config.downlink_loss_ppm = percent(script.radio_loss_percent);
         let gateway = |machine: Machine| GatewayConfig { eui: gateway_eui(machine), server: machine.gateway_address() };
@@ -513,8 +523,21 @@ impl World {
         let limits =
             Limits { loss_margin_ms: 50 + travel + WRITES_BEFORE_DISK * slowest_write.max().unwrap_or(0), ..Limits::default() };
         let ledgers = self.ledger.ledgers().unwrap_or_default();
-        let (ledgers, nodes, delivered, timeline) = (&ledgers, &nodes, &delivered, &audit::Timeline::default());
-        audit::audit(&audit::Input { ledgers, nodes, delivered, timeline, limits })
+        let timeline = audit::Timeline { taker: Some(Machine::Patras.name().to_owned()), ..audit::Timeline::default() };
+        let input = audit::Input { ledgers: &ledgers, nodes: &nodes, delivered: &delivered, timeline: &timeline, limits };
+        audit::audit(&input)
+    }
+
+    /// When a counter was on air, for who looks for a fault.
+    fn log_downlinks(&self, device: Eui64, f_cnt: u32) {
+        for record in &self.ledger.ledgers().unwrap_or_default().radio {
+            let RadioRecord::Downlink(downlink) = record else { continue };
+            if downlink.dev_eui == Some(device) && downlink.f_cnt == Some(f_cnt) {
+                let at_ms = (downlink.start_us / 1_000).saturating_sub(WALL_START.0);
+                let (gateway, session, bytes) = (downlink.gateway, downlink.session, &downlink.bytes);
+                self.checker.log(format!("{device} session {session} counter {f_cnt} by {gateway} at {at_ms}: {bytes}"));
+            }
+        }
     }
 
     fn finish(self, report: Option<Report>) -> Outcome {
@@ -531,11 +554,21 @@ impl World {
             ("wrong values", report.wrong_values),
             ("unknown readings", report.unknown_readings),
             ("downlink counters reused", report.downlink_counters_reused),
+            ("nonces of joins reused", report.join_nonces_not_risen),
+            ("joins accepted by two gateways", report.joins_by_two_gateways),
             ("faults of the ledgers", report.ledger_faults),
         ] {
             if count > 0 {
                 self.checker.violate(format!("{what}: {count}"));
             }
+        }
+        let expect = &self.script.expect;
+        if report.joined < expect.joined || report.join_requests_accepted_by_taker < expect.joined_at_insurer {
+            let by_insurer = report.join_requests_accepted_by_taker;
+            self.checker.violate(format!("only {} joins, of these {by_insurer} by the insurer", report.joined));
+        }
+        for (device, f_cnt) in &report.reused_counters {
+            self.log_downlinks(*device, *f_cnt);
         }
         for listed in report.lost_readings.iter().take(5) {
             self.checker.log(format!("lost {listed:?}"));
@@ -544,8 +577,12 @@ impl World {
         let (takeover_ms, virtual_ms) = (self.takeover_ms(), self.now_ms());
         let (downlinks, looks) = (self.checker.downlinks(), self.checker.looks());
         self.checker.log(format!(
-            "{} frames, {} owed readings, {} delivered, {downlinks} downlinks, {statements} statements kept",
-            report.frames_sent, report.readings_owed, report.readings_delivered
+            "{} frames, {} owed readings, {} delivered, {downlinks} downlinks, {statements} statements kept, {} joins, of these {} by the insurer",
+            report.frames_sent,
+            report.readings_owed,
+            report.readings_delivered,
+            report.joined,
+            report.join_requests_accepted_by_taker
         ));
         for hardware in self.machines.values() {
             if let Some(process) = &hardware.process {

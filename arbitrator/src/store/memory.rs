@@ -288,7 +288,9 @@ impl Store for Memory {
         for joins in reservation.bounds.iter().filter(|bound| bound.session == JOINS) {
             // A newer join ends the device's other sessions.
             if kept.bounds.get(&(joins.device, JOINS)).is_none_or(|known| *known < joins.upto) {
-                kept.bounds.retain(|(device, _), _| *device != joins.device);
+                // A reservation of the new one may have come before.
+                let named = |session| reservation.bounds.iter().any(|b| b.device == joins.device && b.session == session);
+                kept.bounds.retain(|(device, session), _| *device != joins.device || named(*session));
             }
         }
         for Bound { device, session, upto } in &reservation.bounds {

@@ -278,11 +278,14 @@ async fn write_records(
 ) -> std::result::Result<(), RecordsError> {
     let group = group.as_bytes().as_slice();
     for joins in reservation.bounds.iter().filter(|bound| bound.session == JOINS) {
-        // A newer join ends the device's other sessions.
-        let end = "DELETE FROM record_bounds WHERE group_id = ?1 AND device = ?2 AND NOT EXISTS
-            (SELECT 1 FROM record_bounds WHERE group_id = ?1 AND device = ?2 AND session = ?3 AND upto >= ?4)";
+        // A newer join ends the device's other sessions; a reservation of the new one may have come before.
+        let end = "DELETE FROM record_bounds WHERE group_id = ?1 AND device = ?2
+            AND NOT EXISTS (SELECT 1 FROM json_each(?5) WHERE value = lower(hex(record_bounds.session)))
+            AND NOT EXISTS (SELECT 1 FROM record_bounds WHERE group_id = ?1 AND device = ?2 AND session = ?3 AND upto >= ?4)";
+        let named = reservation.bounds.iter().filter(|bound| bound.device == joins.device);
+        let named: Vec<String> = named.map(|bound| bound.session.to_string()).collect();
         let query = sqlx::query(end).bind(group).bind(joins.device.as_bytes().as_slice());
-        let query = query.bind(JOINS.as_bytes().as_slice()).bind(joins.upto);
+        let query = query.bind(JOINS.as_bytes().as_slice()).bind(joins.upto).bind(serde_json::json!(named).to_string());
         query.execute(&mut *db).await.map_err(Error::from)?;
     }
     for bound in &reservation.bounds {

@@ -297,9 +297,7 @@ impl Witness {
 
     async fn drive(&self, id: GroupId, config: &GroupConfig) -> Result<(), Error> {
         let mut reserved = Reserved::default();
-        for bound in self.service.store.records(id).await?.bounds {
-            reserved.raise(bound);
-        }
+        reserved.raise_all(&self.service.store.records(id).await?.bounds);
         // Never below what a write under way has announced already: a group that is driven anew may be written to meanwhile.
         lock(&self.reserved.0).entry(id).or_default().merge(&reserved);
         self.custody.add_group(config.clone()).await?;

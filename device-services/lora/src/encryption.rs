@@ -3,10 +3,6 @@
 
 use std::sync::Arc;
 
-use aes::{
-    Aes128,
-    cipher::{BlockEncrypt as _, KeyInit as _},
-};
 use tenant::{Backoff, COUNTERS_MAX, Client, DevAddr, DownlinkEvent, DownlinkState, Encrypted, Error, HexBytes, Key};
 
 use crate::{
@@ -16,45 +12,42 @@ use crate::{
 
 /// In front of every payload at rest.
 const NONCE_BYTES: usize = 8;
-/// What the key for payloads at rest is derived from: no block that LoRaWAN encrypts begins so (theirs begin with 01, 49 or a MHDR).
-const AT_REST: [u8; 16] = *b"antirio at rest\0";
 
-/// The payload in a form that the node may keep: `nonce | ciphertext`. Nobody who has not the application session key can read it; it is not
-/// authenticated, as the payload on air is not.
-pub(crate) fn seal(app_s_key: &Key, nonce: [u8; NONCE_BYTES], payload: &[u8]) -> Vec<u8> {
+/// The payload in a form that the node may keep: `nonce | ciphertext` under the device's key for that ([`crate::keys::Secret::at_rest`]). It is
+/// not authenticated, as the payload on air is not.
+pub(crate) fn seal(at_rest: &Key, nonce: [u8; NONCE_BYTES], payload: &[u8]) -> Vec<u8> {
     let mut sealed = nonce.to_vec();
     sealed.extend_from_slice(payload);
-    apply_at_rest(app_s_key, nonce, &mut sealed[NONCE_BYTES..]);
+    apply_at_rest(at_rest, nonce, &mut sealed[NONCE_BYTES..]);
     sealed
 }
 
 /// What [`seal`] took, or `None` if it is too short.
-pub(crate) fn open(app_s_key: &Key, sealed: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn open(at_rest: &Key, sealed: &[u8]) -> Option<Vec<u8>> {
     let (nonce, payload) = sealed.split_first_chunk::<NONCE_BYTES>()?;
     let mut payload = payload.to_vec();
-    apply_at_rest(app_s_key, *nonce, &mut payload);
+    apply_at_rest(at_rest, *nonce, &mut payload);
     Some(payload)
 }
 
-fn apply_at_rest(app_s_key: &Key, nonce: [u8; NONCE_BYTES], payload: &mut [u8]) {
-    let mut key = AT_REST.into();
-    Aes128::new(&app_s_key.0.into()).encrypt_block(&mut key);
+fn apply_at_rest(at_rest: &Key, nonce: [u8; NONCE_BYTES], payload: &mut [u8]) {
     let [a, b, c, d, e, f, g, h] = nonce;
-    apply_key_stream(&Key(key.into()), Direction::Down, DevAddr([a, b, c, d]), u32::from_le_bytes([e, f, g, h]), payload);
+    apply_key_stream(at_rest, Direction::Down, DevAddr([a, b, c, d]), u32::from_le_bytes([e, f, g, h]), payload);
 }
 
 /// The payloads that an event asks for; `None` if it asks for none, or for a device or session that this configuration does not know.
 fn answer(config: &Config, event: &DownlinkEvent) -> Option<Encrypted> {
     let DownlinkState::Wanted { payload, dev_addr, session, joined, f_cnt_first, count, .. } = &event.state else { return None };
     let device = config.devices.get(&event.dev_eui)?;
-    if joined.is_some() || device.dev_addr != *dev_addr || usize::from(*count) > COUNTERS_MAX {
+    if device.dev_addr != *dev_addr || usize::from(*count) > COUNTERS_MAX {
         return None;
     }
-    let plain = open(&device.app_s_key, &payload.0)?;
+    let key = device.secret.app_s_key(*joined).ok()?;
+    let plain = open(&device.secret.at_rest(), &payload.0)?;
     let encrypted = |offset: u8| {
         let mut payload = plain.clone();
         let f_cnt = f_cnt_first.checked_add(u32::from(offset))?;
-        apply_key_stream(&device.app_s_key, Direction::Down, *dev_addr, f_cnt, &mut payload);
+        apply_key_stream(&key, Direction::Down, *dev_addr, f_cnt, &mut payload);
         Some(HexBytes(payload))
     };
     let payloads = (0..*count).map_while(encrypted).collect();
@@ -107,7 +100,7 @@ mod tests {
             dev_eui: *dev_eui,
             state: DownlinkState::Wanted {
                 f_port: 2,
-                payload: HexBytes(seal(&device.app_s_key, [7; 8], payload)),
+                payload: HexBytes(seal(&device.secret.at_rest(), [7; 8], payload)),
                 dev_addr: device.dev_addr,
                 session: "a1b2".to_owned(),
                 joined: None,
@@ -144,6 +137,27 @@ mod tests {
             assert_eq!(read, [1, 2, 3]);
         }
         assert_ne!(answered.payloads[0], answered.payloads[1]);
+    }
+
+    /// The key stream of the device's block A_1 for counter 7, with AppSKey 2f48aaf6... (see `keys`), by `openssl enc -aes-128-ecb -nopad`.
+    #[test]
+    fn a_device_that_joined_gets_it_under_the_key_of_its_join() {
+        let json = r#"{"joining":[{"dev_eui":"0102030405060709","join_eui":"70b3d57ed0000001","dev_addr":"26011bda",
+            "app_key":"000102030405060708090a0b0c0d0e0f","codec":"none"}]}"#;
+        let config = crate::config::parse(json.as_bytes()).unwrap();
+        let mut event = wanted(&config, &[0; 16], 7);
+        assert_eq!(answer(&config, &event), None, "without its join there is no key");
+        if let DownlinkState::Wanted { joined, .. } = &mut event.state {
+            *joined = Some(tenant::Joined { join_nonce: 0x01_0203, net_id: 0, dev_nonce: 0xbeef });
+        }
+        let answered = answer(&config, &event).unwrap();
+        assert_eq!(hex::encode(&answered.payloads[0].0), "2e253d5a2a8768fa75ec56c620c15486");
+        // At rest it is under a key that does not change when the device joins again.
+        if let DownlinkState::Wanted { joined: Some(joined), .. } = &mut event.state {
+            joined.join_nonce += 1;
+        }
+        let again = answer(&config, &event).unwrap();
+        assert!(again.payloads.len() == 8 && again.payloads[0] != answered.payloads[0]);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! own: a broker that is away holds up nothing, and misses nothing that the node still has.
 //!
 //! # Layout
-//! `config` the customer's devices | `decrypt` LoRaWAN payload encryption | `encryption` downlinks for the counters
+//! `config` the customer's devices | `keys` of sessions | `decrypt` LoRaWAN payload encryption | `encryption` downlinks for the counters
 //! that the node names | `codec` payload formats | `reading` an uplink becomes a
 //! reading (pure) | `service` the loop around it | `outside` connections through the node or direct | `mqtt` a broker's client |
 //! `sinks` readings in the forms of others
@@ -17,6 +17,7 @@ pub mod codec;
 pub mod config;
 pub mod decrypt;
 mod encryption;
+pub mod keys;
 pub mod mqtt;
 pub mod outside;
 pub mod reading;

@@ -55,7 +55,11 @@ pub fn open(devices: &BTreeMap<DevEui, DeviceSecrets>, uplink: &Uplink) -> Step 
         Some(0) => return unreadable("port 0 carries commands for the network, not values", payload),
         Some(port @ 1..=u8::MAX) => port,
     };
-    apply_key_stream(&device.app_s_key, Direction::Up, uplink.dev_addr, uplink.f_cnt, &mut payload);
+    let key = match device.secret.app_s_key(uplink.joined) {
+        Ok(key) => key,
+        Err(error) => return unreadable(&error.to_string(), payload),
+    };
+    apply_key_stream(&key, Direction::Up, uplink.dev_addr, uplink.f_cnt, &mut payload);
     match &device.codec {
         Codec::None => Step::Done(undecoded_by_choice(payload)),
         Codec::CayenneLpp => Step::Done(finish(cayenne_lpp::decode(&payload), payload)),

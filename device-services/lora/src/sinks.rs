@@ -123,8 +123,10 @@ impl Sinks {
             scripts: scripts.clone(),
         };
         if let Some(settings) = &config.chirpstack {
-            let sink = chirpstack::ChirpStack::new(settings.clone(), downlinks.clone());
+            let own = Arc::new(Client::new(&self.socket));
+            let (sink, beside) = chirpstack::ChirpStack::new(settings.clone(), downlinks.clone(), own, Arc::clone(config));
             tasks.spawn(feed::run(sink, feed(chirpstack::NAME, &settings.broker)));
+            tasks.spawn(beside);
         }
         if let Some(settings) = &config.edgex {
             let (sink, services) = edgex::EdgeX::new(settings.clone(), config, downlinks, self.outside.clone());

@@ -6,6 +6,7 @@ use lora_device_service::{
     codec::cayenne_lpp,
     config::{Codec, DeviceSecrets},
     decrypt::{Direction, apply_key_stream},
+    keys::Secret,
     reading::{self, Step},
 };
 use proptest::prelude::*;
@@ -118,7 +119,7 @@ fn what_cannot_be_decoded_is_named_and_what_came_before_is_kept() {
 fn devices() -> BTreeMap<DevEui, DeviceSecrets> {
     let secrets = DeviceSecrets {
         dev_addr: DevAddr([0x26, 0x01, 0x1b, 0xda]),
-        app_s_key: KEY.parse().expect("a key"),
+        secret: Secret::Session(KEY.parse().expect("a key")),
         codec: Codec::CayenneLpp,
         name: "mote".to_owned(),
         profile: "lora".to_owned(),
@@ -149,6 +150,7 @@ fn uplink(payload: &[u8]) -> Uplink {
         kind: UplinkKind::Live,
         epoch: 1,
         rx: Reception::default(),
+        others: Vec::new(),
     }
 }
 

@@ -90,6 +90,8 @@ pub const READING_BYTES_MAX: usize = 8 * 1024;
 pub const READINGS_BODY_BYTES_MAX: usize = READINGS_MAX * READING_BYTES_MAX + 1024;
 /// Largest line of the stream of uplinks in bytes, without its newline.
 pub const LINE_BYTES_MAX: usize = 4096;
+/// Most gateways of an uplink beside the one that heard it best.
+pub const OTHERS_MAX: usize = 15;
 /// Largest FRMPayload in bytes (LoRaWAN Regional Parameters: 242 at the fastest rates).
 pub const PAYLOAD_BYTES_MAX: usize = 242;
 /// Largest body of a downlink in bytes.

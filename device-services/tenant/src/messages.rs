@@ -192,6 +192,9 @@ pub struct Uplink {
     pub epoch: u64,
     /// How it was heard best.
     pub rx: Reception,
+    /// How other gateways heard it whose copies came in time, at most [`OTHERS_MAX`](crate::OTHERS_MAX).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Reception>,
 }
 
 /// Radio side of an uplink.

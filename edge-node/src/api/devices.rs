@@ -1,5 +1,7 @@
 //! `/v1/bridge/devices`: the sessions of the devices that this node serves for its owner.
 
+use contracts::ids::DevEui;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Json;
@@ -66,11 +68,13 @@ pub(super) async fn list_devices(
     let own = app.core().own_service.as_ref().ok_or_else(|| Problem::not_found("this node runs no service of its owner's"))?;
     let stopped = |_| Problem::unavailable("the bridge has stopped");
     let (states, next) = parts.bridge.export(own.group, query.after, limit as usize).await.map_err(stopped)?;
+    let of_joining = |device: &tenant::JoiningDevice| DevEui::from_bytes(device.dev_eui.0);
+    let joining: BTreeSet<DevEui> = own.registration.joining.iter().map(of_joining).collect();
     let device = |state: SessionState| DeviceStatus {
         device: state.device.to_string(),
         dev_addr: parts.links.place(own.group, state.device).dev_addr.to_string(),
         session: state.session.to_string(),
-        joined: parts.links.joined(own.group, state.session).is_some(),
+        joined: joining.contains(&state.device),
         resets: state.reset_ordinal,
         f_cnt_up_next: state.f_cnt_up_next,
         f_cnt_down_next: state.f_cnt_down_next,

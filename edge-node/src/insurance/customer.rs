@@ -43,6 +43,8 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         let writer = Writer::new(parts, group, members_taken);
         side_tasks.spawn(kit::task::belong(reservations::run(writer.clone(), ends.reserve)));
         side_tasks.spawn(kit::task::belong(records::run(writer, ends.records)));
+        let follow = records::follow(parts.clone(), group, contract.members(), ends.missing);
+        side_tasks.spawn(kit::task::belong(follow));
         side_tasks.spawn(kit::task::belong(progress::run(
             parts.clone(),
             group,

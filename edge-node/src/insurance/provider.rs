@@ -88,6 +88,8 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         let writer = Writer::new(parts, contract.group, members_taken);
         side_tasks.spawn(kit::task::belong(reservations::run(writer.clone(), ends.reserve)));
         side_tasks.spawn(kit::task::belong(records::run(writer, ends.records)));
+        let follow = records::follow(parts.clone(), contract.group, contract.members(), ends.missing);
+        side_tasks.spawn(kit::task::belong(follow));
         side_tasks.spawn(kit::task::belong(progress::run(
             parts.clone(),
             contract.group,
@@ -392,7 +394,8 @@ async fn wipe(parts: &Parts, agreement: &Agreement) -> Result<(), Error> {
     for pin in parts.core.content.pins().into_iter().filter(|pin| pin.label == agreement.id.to_string()) {
         parts.core.content.unpin(&pin.cid, &pin.label).await.map_err(migration::Error::from)?;
     }
-    let _busy_now = parts.core.content.collect_garbage().await;
+    // While something is being fetched nothing is removed: tried again, for sealed keys are among it.
+    parts.core.content.collect_garbage().await.map_err(migration::Error::from)?;
     parts.core.agreements.set_wiped(agreement.id).await?;
     parts.core.timeline.push(Event::Wiped { contract: agreement.id });
     Ok(())

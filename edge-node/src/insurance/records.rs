@@ -13,7 +13,7 @@ use contracts::sealed::Sealed;
 use contracts::write_ahead::{Bound, JOINS, RecordsView, RecordsWrite, Reserved, SealedRecord};
 use lora_bridge::mac::downlink::BLOCK;
 use lora_bridge::mac::join::DeviceRecord;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::reservations::{Members, Writer};
 use super::{Error, Parts};
@@ -62,7 +62,7 @@ pub async fn run(writer: Writer, mut wanted: mpsc::UnboundedReceiver<Wanted>) {
 /// The session of a record is the device's session from now on.
 fn note(parts: &Parts, group: GroupId, record: &DeviceRecord) {
     let session = &record.session;
-    parts.links.set_joined_session(group, record.device, session.dev_addr, session.id(), session.joined);
+    parts.links.set_joined_session(group, record.device, session.dev_addr, session.id());
 }
 
 fn bounds(record: &DeviceRecord) -> Vec<Bound> {
@@ -192,6 +192,29 @@ pub(crate) async fn view(parts: &Parts, group: GroupId) -> Result<RecordsView, E
         }
     }
     Ok(RecordsView { bounds: reserved.bounds().collect(), sealed })
+}
+
+/// Fetches records from the other members whenever the bridge misses some, until the link is closed. A member that is away is asked again
+/// when something is missed again.
+pub async fn follow(parts: Parts, group: GroupId, members: Vec<NodeId>, mut missing: watch::Receiver<u64>) {
+    while missing.changed().await.is_ok() {
+        for member in members.iter().filter(|member| **member != parts.core.me()) {
+            if let Err(error) = pull(&parts, group, *member).await {
+                tracing::debug!(%member, error = &error as &dyn std::error::Error, "records of joins cannot be fetched now");
+            }
+        }
+    }
+}
+
+async fn pull(parts: &Parts, group: GroupId, member: NodeId) -> Result<(), Error> {
+    let client = parts.core.client.within(ANSWER_MAX);
+    let view: RecordsView = client.get(member, &format!("/peer/v1/groups/{group}/records")).await?;
+    let own = parts.core.store.list_reserved(group).await?;
+    let mut theirs = Reserved::default();
+    theirs.raise_all(&view.bounds);
+    let wanted: Vec<_> =
+        view.sealed.into_iter().filter(|sealed| theirs.joins(sealed.device) > own.joins(sealed.device)).collect();
+    take(parts, group, &wanted).await
 }
 
 /// Fetches from a member what it knows and this node lacks: before this node serves.

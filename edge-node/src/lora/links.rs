@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use contracts::ids::{DevAddr, DevEui, Epoch, GroupId, SessionId};
 use lora_bridge::bridge::io::{OfferedFrame, Reset};
-use lora_bridge::mac::session::{Joined, Mark, Session, SessionState};
+use lora_bridge::mac::session::{Mark, Session, SessionState};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::downlinks::Downlinks;
@@ -13,9 +13,6 @@ use crate::insurance::records::Wanted;
 
 /// What waits for a group's sender at most; beyond it progress is sent as whole session states, and offers are made again by the bridge.
 const WAITING_MAX: usize = 4_096;
-
-/// Joins of a group that are remembered for its tenant.
-const JOINED_MAX: usize = 100_000;
 
 /// Something for the other party or the members.
 #[derive(Debug)]
@@ -44,6 +41,8 @@ pub struct LinkEnds {
     pub reserve: mpsc::UnboundedReceiver<Wish>,
     /// Bounded by the bridge: one join of a device at a time.
     pub records: mpsc::UnboundedReceiver<Wanted>,
+    /// Changes when records of joins are missing here.
+    pub missing: watch::Receiver<u64>,
     /// Frames given out by the replay of a takeover that ended.
     pub replayed: watch::Receiver<Option<u64>>,
 }
@@ -52,9 +51,8 @@ pub struct LinkEnds {
 struct Link {
     epoch: Epoch,
     devices: BTreeMap<DevEui, (DevAddr, SessionId)>,
-    /// Where joined sessions' keys come from.
-    joined: BTreeMap<SessionId, Joined>,
     records: mpsc::UnboundedSender<Wanted>,
+    missing: watch::Sender<u64>,
     outgoing: mpsc::Sender<Outgoing>,
     /// Bounded by the bridge: it asks again only for what was not granted.
     reserve: mpsc::UnboundedSender<Wish>,
@@ -92,17 +90,20 @@ impl Links {
         let (outgoing, outgoing_taken) = mpsc::channel(WAITING_MAX);
         let (reserve, reserve_taken) = mpsc::unbounded_channel();
         let (records, records_taken) = mpsc::unbounded_channel();
-        let replayed = watch::Sender::new(None);
-        let ends =
-            LinkEnds { outgoing: outgoing_taken, reserve: reserve_taken, records: records_taken, replayed: replayed.subscribe() };
+        let (replayed, missing) = (watch::Sender::new(None), watch::Sender::new(0));
+        let ends = LinkEnds {
+            outgoing: outgoing_taken,
+            reserve: reserve_taken,
+            records: records_taken,
+            missing: missing.subscribe(),
+            replayed: replayed.subscribe(),
+        };
         let devices = sessions.iter().map(|s| (s.device, (s.dev_addr, s.id()))).collect();
         let mut links = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         let epoch = links.get(&group).map_or(Epoch(0), |known| known.epoch);
-        let joined = links.get(&group).map_or_else(BTreeMap::new, |known| known.joined.clone());
-        links.insert(
-            group,
-            Link { epoch, devices, joined, records, outgoing, reserve, replayed, overflowed: false, is_insurer: false },
-        );
+        let is_insurer = false;
+        links
+            .insert(group, Link { epoch, devices, records, missing, outgoing, reserve, replayed, overflowed: false, is_insurer });
         ends
     }
 
@@ -135,31 +136,18 @@ impl Links {
     }
 
     /// A device has a new session.
-    pub fn set_joined_session(
-        &self,
-        group: GroupId,
-        device: DevEui,
-        dev_addr: DevAddr,
-        session: SessionId,
-        joined: Option<Joined>,
-    ) {
+    pub fn set_joined_session(&self, group: GroupId, device: DevEui, dev_addr: DevAddr, session: SessionId) {
         let mut links = self.groups.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(link) = links.get_mut(&group) else { return };
-        link.devices.insert(device, (dev_addr, session));
-        if let Some(joined) = joined {
-            if link.joined.len() >= JOINED_MAX {
-                // Which one goes does not matter: that many joins ago nobody sends any more.
-                link.joined.pop_first();
-            }
-            link.joined.insert(session, joined);
+        if let Some(link) = links.get_mut(&group) {
+            link.devices.insert(device, (dev_addr, session));
         }
     }
 
-    /// The join that a session comes from.
-    #[must_use]
-    pub fn joined(&self, group: GroupId, session: SessionId) -> Option<Joined> {
+    pub(super) fn records_missing(&self, group: GroupId) {
         let links = self.groups.read().unwrap_or_else(PoisonError::into_inner);
-        links.get(&group)?.joined.get(&session).copied()
+        if let Some(link) = links.get(&group) {
+            link.missing.send_modify(|count| *count += 1);
+        }
     }
 
     pub(super) fn record(&self, group: GroupId, wanted: Wanted) {

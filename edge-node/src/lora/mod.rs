@@ -66,6 +66,7 @@ pub async fn consume(
                     keep_owed(&log, &links, group, &state).await;
                     links.state(group, state);
                 }
+                Output::RecordsMissing { group } => links.records_missing(group),
                 Output::RecordWanted { group, epoch, record } => links.record(group, (epoch, record)),
                 Output::Replayed { group, frames } => replayed.push((group, frames)),
                 Output::Refused { group, device, reason } => {
@@ -137,6 +138,7 @@ fn stored(uplink: HeardUplink, links: &Links) -> Uplink {
         device: uplink.device,
         dev_addr: place.dev_addr,
         session: uplink.session,
+        joined: uplink.joined,
         f_cnt: uplink.f_cnt,
         f_port: uplink.f_port,
         confirmed: uplink.confirmed,

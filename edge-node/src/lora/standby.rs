@@ -217,5 +217,6 @@ fn kept_frame(StoredUplink { uplink, .. }: &StoredUplink) -> Option<KeptFrame> {
         rx,
         heard_at: uplink.heard_at,
     };
-    Some(KeptFrame { mark: Mark { device: uplink.device, session: uplink.session, f_cnt: uplink.f_cnt }, frame })
+    let mark = Mark { device: uplink.device, session: uplink.session, f_cnt: uplink.f_cnt };
+    Some(KeptFrame { mark, joined: uplink.joined, frame })
 }

@@ -74,7 +74,7 @@ fn only<T: serde::de::DeserializeOwned>(fields: Fields, names: &[&str]) -> Resul
 /// (the application key among them) are left out.
 ///
 /// # Errors
-/// It is no JSON of the form `{"devices": [...]}`, or a device lacks what the node needs.
+/// It is no JSON of the form `{"devices": [...], "joining": [...]}`, or a device lacks what the node needs.
 pub fn network_part(configuration: &[u8]) -> Result<tenant::Registration, Error> {
     // Without the root key: a node in standby may open this part.
     registration(configuration, &["dev_eui", "join_eui", "dev_addr", "dev_nonces", "rx1_delay_s", "rx2_data_rate"])
@@ -102,14 +102,16 @@ fn registration(configuration: &[u8], joining_fields: &[&str]) -> Result<tenant:
     ];
     #[derive(serde::Deserialize)]
     struct Document {
-        devices: Vec<Fields>,
-        #[serde(default)]
-        joining: Vec<Fields>,
+        devices: Option<Vec<Fields>>,
+        joining: Option<Vec<Fields>>,
     }
     let document: Document = serde_json::from_slice(configuration).map_err(|e| Error::Form(e.to_string()))?;
+    if document.devices.is_none() && document.joining.is_none() {
+        return Err(Error::Form("missing field `devices` (or `joining`)".to_owned()));
+    }
     let registration = tenant::Registration {
-        devices: document.devices.into_iter().map(|fields| only(fields, &NODE_FIELDS)).collect::<Result<_, _>>()?,
-        joining: document.joining.into_iter().map(|fields| only(fields, joining_fields)).collect::<Result<_, _>>()?,
+        devices: document.devices.into_iter().flatten().map(|fields| only(fields, &NODE_FIELDS)).collect::<Result<_, _>>()?,
+        joining: document.joining.into_iter().flatten().map(|fields| only(fields, joining_fields)).collect::<Result<_, _>>()?,
     };
     registration.check().map_err(|e| Error::Form(e.to_string()))?;
     Ok(registration)

@@ -11,6 +11,7 @@ pub mod north;
 use contracts::account::{FrameDigest, Heard};
 use contracts::ids::{DevAddr, DevEui, Epoch, EventId, GroupId, SessionId};
 use contracts::time::WallTime;
+use lora_bridge::mac::session::Joined;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -50,6 +51,9 @@ pub struct Uplink {
     pub device: DevEui,
     pub dev_addr: DevAddr,
     pub session: SessionId,
+    /// The join that the session comes from; absent for one by personalisation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined: Option<Joined>,
     /// 32-bit counter.
     pub f_cnt: u32,
     pub f_port: Option<u8>,

@@ -22,8 +22,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::Tenant;
-use crate::lora::links::Links;
-use crate::readings::{Decoded, Kind, StoredUplink};
+use crate::readings::{Decoded, Kind, Reception, StoredUplink};
 
 /// Uplinks in one chunk of the stream.
 const PAGE: u32 = 256;
@@ -176,7 +175,7 @@ async fn next_lines(stream: &mut Stream) -> Option<Bytes> {
         };
         if let Some(last) = page.last() {
             stream.after = last.seq;
-            return Some(page.iter().filter_map(|stored| line(&stream.tenant.links, stored)).collect::<Vec<_>>().concat().into());
+            return Some(page.iter().filter_map(line).collect::<Vec<_>>().concat().into());
         }
         match tokio::time::timeout(KEEP_ALIVE, stream.changed.changed()).await {
             Ok(Ok(())) => {}
@@ -186,17 +185,15 @@ async fn next_lines(stream: &mut Stream) -> Option<Bytes> {
     }
 }
 
-fn line(links: &Links, stored: &StoredUplink) -> Option<Vec<u8>> {
+fn line(stored: &StoredUplink) -> Option<Vec<u8>> {
     let uplink = &stored.uplink;
-    let joined = links.joined(uplink.group, uplink.session).map(told);
-    let reception = &uplink.rx;
     let line = tenant::Uplink {
         cursor: stored.seq,
         event_id: tenant::EventId(*uplink.event.as_uuid().as_bytes()),
         dev_eui: tenant::DevEui(*uplink.device.as_bytes()),
         dev_addr: tenant::DevAddr(*uplink.dev_addr.as_bytes()),
         session: uplink.session.to_string(),
-        joined,
+        joined: uplink.joined.map(told),
         f_cnt: uplink.f_cnt,
         f_port: uplink.f_port,
         confirmed: uplink.confirmed,
@@ -208,17 +205,22 @@ fn line(links: &Links, stored: &StoredUplink) -> Option<Vec<u8>> {
             Kind::Replayed => tenant::UplinkKind::Replayed,
         },
         epoch: uplink.epoch.0,
-        rx: tenant::Reception {
-            gateway: Some(reception.gateway.clone()),
-            frequency_hz: reception.frequency_hz,
-            data_rate: reception.data_rate.clone(),
-            rssi_dbm: reception.rssi_dbm,
-            snr_tenths_db: reception.snr_tenth_db,
-        },
+        rx: reception(&uplink.rx),
+        others: uplink.others.iter().take(tenant::OTHERS_MAX).map(reception).collect(),
     };
     let mut bytes = serde_json::to_vec(&line).ok()?;
     bytes.push(b'\n');
     Some(bytes)
+}
+
+fn reception(reception: &Reception) -> tenant::Reception {
+    tenant::Reception {
+        gateway: Some(reception.gateway.clone()),
+        frequency_hz: reception.frequency_hz,
+        data_rate: reception.data_rate.clone(),
+        rssi_dbm: reception.rssi_dbm,
+        snr_tenths_db: reception.snr_tenth_db,
+    }
 }
 
 /// As tenants are told.

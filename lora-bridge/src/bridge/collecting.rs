@@ -87,11 +87,16 @@ impl Collecting {
     }
 }
 
+/// Whether a copy names a gateway that is not named yet, and there is room for it.
+pub(super) fn is_further(copy: &Reception, best: GatewayEui, others: &[Reception]) -> bool {
+    let is_named = best == copy.gateway || others.iter().any(|other| other.gateway == copy.gateway);
+    !is_named && others.len() + 1 < RECEPTIONS_MAX
+}
+
 impl Uplink {
     /// Adds a copy's metadata; the best reception stands in front.
     fn add(&mut self, copy: Reception) {
-        let is_named = self.gateway == copy.gateway || self.others.iter().any(|other| other.gateway == copy.gateway);
-        if is_named || self.others.len() + 1 >= RECEPTIONS_MAX {
+        if !is_further(&copy, self.gateway, &self.others) {
             return;
         }
         if is_better(&copy.rx, &self.rx) {

@@ -180,18 +180,16 @@ impl Bridge {
 
     fn replay_frame(&mut self, held: Held, now: Now, out: &mut Vec<Output>) -> bool {
         let (event, mark) = (held.event, held.mark);
-        let slot = self.registry.slot_of(mark.device);
-        let entry = slot.and_then(|slot| self.registry.get_mut(slot).map(|entry| (slot, entry)));
         let mut in_flight = InFlight { slot: SlotIndex::MAX, mark, is_buffered: true };
-        // A frame of a session that has been replaced since is delivered too; it was verified when it was heard.
-        if let Some((slot, entry)) = entry.filter(|(_, entry)| entry.session == mark.session) {
+        // A frame of a session that is no longer known is delivered too; it was verified when it was heard.
+        if let Some((slot, entry)) = self.registry.session_mut(mark.device, mark.session) {
             in_flight.slot = slot;
             if entry.settled.contains(mark.f_cnt) || entry.taken.contains(mark.f_cnt) {
                 self.buffer.discard(&event);
                 return false;
             }
             entry.taken.insert(mark.f_cnt);
-            let is_newest = mark.f_cnt.saturating_add(1) >= entry.f_cnt_up_next;
+            let is_newest = mark.f_cnt.saturating_add(1) >= entry.f_cnt_up_next && !entry.is_past;
             let timing =
                 Timing { heard: held.heard, frequency_hz: held.rx.frequency_hz, data_rate: held.rx.data_rate, rx2_only: true };
             let windows = entry.receive_windows;
@@ -264,8 +262,7 @@ impl Bridge {
         }
         for mark in marks {
             self.buffer.note_served(&mark.event());
-            let Some((slot, entry)) = self.registry.device_mut(mark.device).filter(|(_, entry)| entry.session == mark.session)
-            else {
+            let Some((slot, entry)) = self.registry.session_mut(mark.device, mark.session) else {
                 self.stats.unknown_names += 1;
                 continue;
             };
@@ -286,9 +283,9 @@ impl Bridge {
     pub(super) fn note_settled(&mut self, marks: &[Mark]) {
         for mark in marks {
             self.buffer.discard(&mark.event());
-            match self.registry.device_mut(mark.device) {
-                Some((_, entry)) if entry.session == mark.session => entry.note_settled(mark.f_cnt),
-                Some(_) | None => self.stats.unknown_names += 1,
+            match self.registry.session_mut(mark.device, mark.session) {
+                Some((_, entry)) => entry.note_settled(mark.f_cnt),
+                None => self.stats.unknown_names += 1,
             }
         }
     }
@@ -350,7 +347,7 @@ impl Pending {
             rx: held.rx,
             heard: held.heard,
             heard_at: held.heard_at,
-            gateways: held.gateways,
+            gateways: u8::try_from(held.others.len() + 1).unwrap_or(u8::MAX),
             rx2_only: false,
             adr: None,
         };

@@ -7,7 +7,7 @@ use contracts::ids::{EventId, GroupId};
 use contracts::time::{BootTime, Millis, WallTime};
 
 use super::answering::{Pending, Plan};
-use super::collecting::is_better;
+use super::collecting::{is_better, is_further};
 use super::io::{KeptFrame, Mode, Now, Offer, OfferedFrame, Output, Reception, Uplink, UplinkKind};
 use super::{Bridge, Fault, InFlight, OFFERS_BATCH};
 use crate::buffer::Held;
@@ -16,7 +16,7 @@ use crate::gwmp::rxpk::{self, RxMeta};
 use crate::gwmp::{self, Body, GatewayEui, Packet};
 use crate::mac::downlink::Wants;
 use crate::mac::registry::SlotIndex;
-use crate::mac::session::{Mark, Recent};
+use crate::mac::session::{Joined, Mark, Recent};
 use crate::mac::uplink::{self, Header};
 use crate::rules::Clause;
 use crate::stats::{DropReason, MissedReason};
@@ -33,6 +33,7 @@ struct Heard<'a> {
     header: Header,
     slot: SlotIndex,
     mark: Mark,
+    joined: Option<Joined>,
     wants: Wants,
     gateway: GatewayEui,
     rx: RxMeta,
@@ -49,6 +50,12 @@ pub(super) struct Hearing {
     heard_at: WallTime,
     heard: BootTime,
     is_offered: bool,
+}
+
+impl Hearing {
+    pub(super) const fn heard(&self) -> BootTime {
+        self.heard
+    }
 }
 
 impl Heard<'_> {
@@ -172,6 +179,7 @@ impl Bridge {
             Err(uplink::Error::Join) if !hearing.is_offered => {
                 return self.join_request(phy, hearing.gateway, hearing.rx, now, out);
             }
+            Err(error) if self.await_session(phy, error, hearing, now, out) => return,
             Err(error) => return self.stats.drop(error),
         };
         self.stats.verified += 1;
@@ -188,6 +196,7 @@ impl Bridge {
             header,
             slot: verified.slot,
             mark: entry.mark(verified.f_cnt),
+            joined: entry.joined,
             gateway: hearing.gateway,
             rx: hearing.rx,
             heard_at: hearing.heard_at,
@@ -262,6 +271,7 @@ impl Bridge {
             group,
             device: reception.mark.device,
             session: reception.mark.session,
+            joined: reception.joined,
             f_cnt,
             f_port: reception.header.f_port,
             confirmed: reception.header.is_confirmed,
@@ -348,20 +358,28 @@ impl Bridge {
     fn keep(&mut self, reception: &Heard<'_>, group: GroupId, now: Now, out: &mut Vec<Output>) {
         let f_cnt = reception.mark.f_cnt;
         let event = reception.mark.event();
-        if let Some(held) = self.buffer.get_mut(&event) {
+        let heard_again = self.buffer.update(&event, |held| {
             let recent = Recent { f_cnt, gateway: held.gateway, tmst: held.rx.tmst, heard: held.heard };
-            if reception.is_offered || reception.is_copy_of(&recent) {
-                held.gateways = held.gateways.saturating_add(u8::from(held.gateway != reception.gateway));
-                self.stats.copies += 1;
+            let is_copy = reception.is_offered || reception.is_copy_of(&recent);
+            if is_copy {
+                let copy = Reception { gateway: reception.gateway, rx: reception.rx };
+                if is_further(&copy, held.gateway, &held.others) {
+                    held.others.push(copy);
+                }
             } else {
                 held.gateway = reception.gateway;
                 held.rx = reception.rx;
+                held.others.clear();
                 held.heard = reception.heard;
                 held.is_answered = false;
                 held.is_offered = false;
-                self.stats.repeated += 1;
             }
-            return;
+            is_copy
+        });
+        match heard_again {
+            Some(true) => return self.stats.copies += 1,
+            Some(false) => return self.stats.repeated += 1,
+            None => {}
         }
         if self.registry.get(reception.slot).is_none_or(|entry| self.is_known(entry, f_cnt)) {
             self.stats.copies += 1;
@@ -373,6 +391,7 @@ impl Bridge {
         let held = Held {
             group,
             mark: reception.mark,
+            joined: reception.joined,
             event,
             phy: Bytes::copy_from_slice(reception.phy),
             wants: reception.wants,
@@ -380,7 +399,7 @@ impl Bridge {
             rx: reception.rx,
             heard_at: reception.heard_at,
             heard: reception.heard,
-            gateways: 1,
+            others: Vec::new(),
             is_answered: is_served,
             is_offered: reception.is_offered,
         };
@@ -393,10 +412,9 @@ impl Bridge {
     /// What an earlier process kept: verified when it was heard, never answered, and offered like what was heard just now.
     pub(super) fn restore_kept(&mut self, group: GroupId, frames: Vec<KeptFrame>, now: Now, out: &mut Vec<Output>) {
         let mut known = Vec::new();
-        for KeptFrame { mark, frame } in frames {
+        for KeptFrame { mark, joined, frame } in frames {
             let event = mark.event();
-            let entry =
-                self.registry.device_mut(mark.device).map(|(_, entry)| entry).filter(|entry| entry.session == mark.session);
+            let entry = self.registry.session_mut(mark.device, mark.session).map(|(_, entry)| entry);
             let (is_settled, is_served) =
                 entry.as_ref().map_or((false, false), |e| (e.settled.contains(mark.f_cnt), e.served.contains(mark.f_cnt)));
             if is_settled || entry.as_ref().is_some_and(|e| e.taken.contains(mark.f_cnt)) {
@@ -412,6 +430,7 @@ impl Bridge {
             let held = Held {
                 group,
                 mark,
+                joined,
                 event,
                 phy: frame.phy,
                 wants: Wants::default(),
@@ -419,7 +438,7 @@ impl Bridge {
                 rx: frame.rx,
                 heard_at: frame.heard_at,
                 heard: now.boot,
-                gateways: 1,
+                others: Vec::new(),
                 is_answered: true,
                 is_offered: false,
             };
@@ -451,6 +470,7 @@ impl Bridge {
             group: held.group,
             device: held.mark.device,
             session: held.mark.session,
+            joined: held.joined,
             f_cnt: held.mark.f_cnt,
             f_port: header.as_ref().and_then(|header| header.f_port),
             confirmed: held.wants.ack,
@@ -458,7 +478,7 @@ impl Bridge {
             phy: held.phy,
             gateway: held.gateway,
             rx: held.rx,
-            others: Vec::new(),
+            others: held.others,
             heard_at: held.heard_at,
             heard_boot: held.heard,
             kind: UplinkKind::Buffered,

@@ -147,6 +147,8 @@ pub enum Output {
     /// A join's result, secret, to be written ahead on a majority, with [`BLOCK`](crate::mac::downlink::BLOCK) counters of its session; then
     /// given back in [`Input::Recorded`].
     RecordWanted { group: GroupId, epoch: Epoch, record: Box<DeviceRecord> },
+    /// A device that joins sent something in a session that is not known here: other members may have its record, for [`Input::Records`].
+    RecordsMissing { group: GroupId },
     /// A join-accept. The lease is to be checked directly before sending, without waiting in between.
     Accept(Accept),
     /// Something changed in a session that the other node must know.
@@ -214,7 +216,7 @@ pub enum UplinkKind {
 }
 
 /// At most so many gateways are named in one uplink; further ones are counted only.
-pub const RECEPTIONS_MAX: usize = 8;
+pub const RECEPTIONS_MAX: usize = 16;
 
 /// How one gateway heard a transmission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -230,6 +232,9 @@ pub struct Uplink {
     pub group: GroupId,
     pub device: DevEui,
     pub session: SessionId,
+    /// The join that the session comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined: Option<Joined>,
     /// All 32 bits.
     pub f_cnt: u32,
     pub f_port: Option<u8>,
@@ -285,6 +290,8 @@ pub struct OfferedFrame {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeptFrame {
     pub mark: Mark,
+    /// The join that its session comes from.
+    pub joined: Option<Joined>,
     pub frame: OfferedFrame,
 }
 

@@ -26,7 +26,8 @@ use crate::gwmp::{self, GatewayEui, Version};
 use crate::mac::downlink::{self, BLOCK, DownCounters, Timing, Window};
 use crate::mac::duty_cycle::{self, Booking};
 use crate::mac::join::{self, AppKey, DeviceRecord, JoiningDevice, Nonces, Request, Unfit};
-use crate::mac::session::{Joined, ReceiveWindows};
+use crate::mac::registry::PAST_MAX;
+use crate::mac::session::{Entry, Joined, ReceiveWindows, Session};
 use crate::stats::{DropReason, MissedReason};
 
 /// JOIN_ACCEPT_DELAY1 in seconds (RP002).
@@ -118,6 +119,7 @@ impl Bridge {
     pub(super) fn register_joining(&mut self, group: GroupId, devices: Vec<JoiningDevice>, now: Now, out: &mut Vec<Output>) {
         for device in devices {
             let id = device.device;
+            let address = device.dev_addr;
             let is_known = self.joining.get(&id).is_some_and(|known| known.group == group);
             let is_taken = self.joining.contains_key(&id) && !is_known;
             if is_taken || (!is_known && self.joining.len() >= self.config.sessions_max) || !device.receive_windows.are_valid() {
@@ -141,6 +143,7 @@ impl Bridge {
                 }
                 None => drop(self.joining.insert(id, fresh(device))),
             }
+            self.unknown.note_address(address, group);
             self.take_up_kept(id, now, out);
         }
     }
@@ -159,6 +162,12 @@ impl Bridge {
             joining.version = record.version;
             let group = joining.group;
             self.register(group, std::slice::from_ref(&record.session), now, out);
+            for past in record.past.iter().filter(|past| past.device == record.device).take(PAST_MAX) {
+                if self.registry.remember_past(group, past).is_err() {
+                    self.stats.refused += 1;
+                }
+            }
+            self.hear_awaited(record.session.dev_addr, now, out);
         }
     }
 
@@ -250,8 +259,14 @@ impl Bridge {
         joining.not_before = now.boot + Millis(INTERVAL.0 << doublings);
         joining.streak = joining.streak.saturating_add(1);
         joining.version = version;
-        let record = DeviceRecord { device: heard.request.device, version, nonces: joining.nonces.clone(), session };
         let device = heard.request.device;
+        let newest = self.registry.slot_of(device).and_then(|slot| self.registry.get(slot));
+        let mut past: Vec<Session> = self.registry.past(device).chain(newest).map(Entry::to_session).collect();
+        if past.len() > PAST_MAX {
+            // As the registry does when the new session is registered.
+            past.remove(past[..PAST_MAX].iter().position(|session| session.f_cnt_up_next == 0).unwrap_or(0));
+        }
+        let record = DeviceRecord { device, version, nonces: joining.nonces.clone(), session, past };
         joining.pending = Some(Pending { heard, joined, key, version, epoch, rx2_only, is_recorded: false, is_on_air: false });
         joining.kept = None;
         self.stats.joins_begun += 1;
@@ -435,6 +450,7 @@ impl Bridge {
 
     pub(super) fn forget_joining(&mut self, group: GroupId) {
         self.joining.retain(|_, joining| joining.group != group);
+        self.unknown.forget(group);
         self.joins.retain(|device| self.joining.contains_key(device));
     }
 }

@@ -10,6 +10,7 @@
 //! - `adapting` — adaptive data rate
 //! - `answering` — what is owed to devices, what gateways say
 //! - `resets` — devices that begin their counters anew
+//! - `unknown` — frames of sessions that began at another node
 //! - `joining` — activation over the air
 //! - `queueing` — tenants' downlinks on their way
 //! - `custody` — registration, modes, replay, progress, streamed state
@@ -23,6 +24,7 @@ pub mod io;
 mod joining;
 mod queueing;
 mod resets;
+mod unknown;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -49,6 +51,7 @@ use collecting::Collecting;
 use io::{Input, Mode, Now, Output};
 use joining::{Joining, OnAir};
 use resets::Resets;
+use unknown::Unknown;
 
 /// At so many downlink counters left out since a device last received one, custody is not given back by itself and an alarm is due
 /// (a device is deaf past a gap of 16,384).
@@ -170,6 +173,7 @@ pub struct Bridge {
     in_flight: HashMap<EventId, InFlight>,
     collecting: Collecting,
     resets: Resets,
+    unknown: Unknown,
     trials: Trials,
     /// Answers owed, at most one per session: class A listens after its newest uplink only.
     pending: BTreeMap<SlotIndex, Pending>,
@@ -219,6 +223,7 @@ impl Bridge {
             in_flight: HashMap::new(),
             collecting: Collecting::default(),
             resets: Resets::default(),
+            unknown: Unknown::default(),
             trials: Trials::new(),
             pending: BTreeMap::new(),
             outstanding: BTreeMap::new(),
@@ -332,6 +337,7 @@ impl Bridge {
             self.sweep_answers(now, out);
             self.sweep_queues(now, out);
             self.buffer.sweep(now.boot);
+            self.sweep_awaited(now);
         }
         if !self.waiting.is_empty() && now.boot.since(self.asked) >= RESERVE_RETRY {
             self.ask_again(now);

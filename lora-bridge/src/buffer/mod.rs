@@ -9,10 +9,11 @@ use bytes::Bytes;
 use contracts::ids::{EventId, GroupId};
 use contracts::time::{BootTime, Millis, WallTime};
 
+use crate::bridge::io::Reception;
 use crate::gwmp::GatewayEui;
 use crate::gwmp::rxpk::RxMeta;
 use crate::mac::downlink::Wants;
-use crate::mac::session::Mark;
+use crate::mac::session::{Joined, Mark};
 
 /// Limits of the buffer, over all groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub const FRAME_OVERHEAD_BYTES: usize = 400;
 pub(crate) struct Held {
     pub group: GroupId,
     pub mark: Mark,
+    /// The join that its session comes from.
+    pub joined: Option<Joined>,
     pub event: EventId,
     pub phy: Bytes,
     pub wants: Wants,
@@ -44,7 +47,8 @@ pub(crate) struct Held {
     pub rx: RxMeta,
     pub heard_at: WallTime,
     pub heard: BootTime,
-    pub gateways: u8,
+    /// The other gateways that heard its newest transmission.
+    pub others: Vec<Reception>,
     /// The node that serves owes the answer: it served the newest transmission.
     pub is_answered: bool,
     /// Offered by a peer: it knows the frame, and its gateway is not ours.
@@ -96,7 +100,7 @@ fn offer_backoff(attempts: u8) -> Millis {
 }
 
 fn cost(held: &Held) -> usize {
-    held.phy.len() + FRAME_OVERHEAD_BYTES
+    held.phy.len() + FRAME_OVERHEAD_BYTES + held.others.len() * size_of::<Reception>()
 }
 
 impl Buffer {
@@ -122,9 +126,13 @@ impl Buffer {
         self.bytes
     }
 
-    pub(crate) fn get_mut(&mut self, event: &EventId) -> Option<&mut Held> {
-        let key = self.by_event.get(event)?;
-        self.entries.get_mut(key).map(|entry| &mut entry.held)
+    /// Changes a frame, if it is here.
+    pub(crate) fn update<R>(&mut self, event: &EventId, change: impl FnOnce(&mut Held) -> R) -> Option<R> {
+        let held = &mut self.entries.get_mut(self.by_event.get(event)?)?.held;
+        self.bytes -= cost(held);
+        let result = change(held);
+        self.bytes += cost(held);
+        Some(result)
     }
 
     pub(crate) fn contains(&self, event: &EventId) -> bool {
@@ -307,6 +315,7 @@ mod tests {
         Held {
             group: GROUP,
             mark,
+            joined: None,
             event: mark.event(),
             phy: Bytes::from(vec![0; 20]),
             wants: Wants::default(),
@@ -314,7 +323,7 @@ mod tests {
             rx: RxMeta { tmst: None, frequency_hz: None, data_rate: DataRate::Other, rssi_dbm: None, snr_decibel_tenths: None },
             heard_at: WallTime(heard),
             heard: BootTime(heard),
-            gateways: 1,
+            others: Vec::new(),
             is_answered: false,
             is_offered: false,
         }

@@ -221,6 +221,9 @@ pub struct DeviceRecord {
     pub version: u32,
     pub nonces: Nonces,
     pub session: Session,
+    /// Sessions before it, oldest first, at most [`PAST_MAX`](super::registry::PAST_MAX): whoever keeps the record can check their late frames.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past: Vec<Session>,
 }
 
 /// Records within one epoch of one device.

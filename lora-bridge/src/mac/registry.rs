@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 
-use contracts::ids::{DevAddr, DevEui, GroupId};
+use contracts::ids::{DevAddr, DevEui, GroupId, SessionId};
 
 use super::session::{Entry, Session, SessionState};
 
 /// Devices with the same address cost up to one integrity check each per frame (see [`super::trials`]); more than this are refused.
 pub const SESSIONS_PER_ADDRESS_MAX: usize = 1_024;
+
+/// Sessions of a device that are remembered beside the newest: the one that it used last, and one of a join of which it may not have heard.
+pub const PAST_MAX: usize = 2;
 
 /// Why a session is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -34,8 +37,8 @@ pub(crate) struct Registry {
     free: Vec<SlotIndex>,
     by_device: HashMap<DevEui, SlotIndex>,
     by_address: HashMap<DevAddr, Vec<SlotIndex>>,
-    /// The session before the one in `by_device`, of devices that joined again: its late frames are still readings.
-    past: HashMap<DevEui, SlotIndex>,
+    /// Sessions before the one in `by_device`, of devices that joined again, oldest first: their late frames are still readings.
+    past: HashMap<DevEui, Vec<SlotIndex>>,
     max: usize,
 }
 
@@ -71,6 +74,19 @@ impl Registry {
     pub(crate) fn device_mut(&mut self, device: DevEui) -> Option<(SlotIndex, &mut Entry)> {
         let slot = self.slot_of(device)?;
         self.get_mut(slot).map(|entry| (slot, entry))
+    }
+
+    /// The newest session of a device, or one before it.
+    pub(crate) fn session_mut(&mut self, device: DevEui, session: SessionId) -> Option<(SlotIndex, &mut Entry)> {
+        let newest = self.by_device.get(&device).into_iter();
+        let mut slots = newest.chain(self.past.get(&device).into_iter().flatten()).copied();
+        let slot = slots.find(|slot| self.get(*slot).is_some_and(|entry| entry.session == session))?;
+        self.get_mut(slot).map(|entry| (slot, entry))
+    }
+
+    /// The sessions of a device before the newest, oldest first.
+    pub(crate) fn past(&self, device: DevEui) -> impl Iterator<Item = &Entry> {
+        self.past.get(&device).into_iter().flatten().filter_map(|slot| self.get(*slot))
     }
 
     /// The slots of an address: those to try a frame's integrity code with.
@@ -120,18 +136,35 @@ impl Registry {
         })
     }
 
-    /// Keeps the session that a join ends, in place of the one before it.
+    /// Adds a session that is over to those of its device: merged if it is known. At the bound one that the device never used goes first,
+    /// then the oldest.
+    pub(crate) fn remember_past(&mut self, group: GroupId, session: &Session) -> Result<(), Refused> {
+        let new = Entry::new(group, session);
+        match self.session_mut(session.device, new.session) {
+            Some((_, known)) if known.group == group => {
+                known.merge(&new.state());
+                Ok(())
+            }
+            Some(_) => Err(Refused::OtherGroup),
+            None => self.keep_past(new),
+        }
+    }
+
     fn keep_past(&mut self, mut entry: Entry) -> Result<(), Refused> {
         let (device, dev_addr) = (entry.device, entry.dev_addr);
-        if let Some(older) = self.past.remove(&device) {
-            if let Some(older_entry) = self.slots.get_mut(older as usize).and_then(Option::take) {
-                self.forget_address(older_entry.dev_addr, older);
+        let known = self.past.get(&device).map_or(&[][..], Vec::as_slice);
+        if known.len() >= PAST_MAX {
+            let is_unused = |slot: &&SlotIndex| self.get(**slot).is_none_or(|entry| entry.f_cnt_up_next == 0);
+            if let Some(forgotten) = known.iter().find(is_unused).or_else(|| known.first()).copied() {
+                self.remove(forgotten);
             }
-            self.free.push(older);
+        }
+        if self.with_address(dev_addr).len() >= SESSIONS_PER_ADDRESS_MAX {
+            return Err(Refused::AddressCrowded);
         }
         entry.is_past = true;
         let slot = self.place(entry)?;
-        self.past.insert(device, slot);
+        self.past.entry(device).or_default().push(slot);
         self.by_address.entry(dev_addr).or_default().push(slot);
         Ok(())
     }
@@ -165,7 +198,8 @@ impl Registry {
             self.by_address.entry(new_address).or_default().push(slot);
         }
         if is_join {
-            self.keep_past(old)?;
+            // Without room only its late frames are lost; the new session stands.
+            let _crowded = self.keep_past(old);
         }
         Ok(slot)
     }
@@ -173,9 +207,14 @@ impl Registry {
     /// Removes a session; its memory is used for the next one.
     pub(crate) fn remove(&mut self, slot: SlotIndex) {
         if let Some(entry) = self.slots.get_mut(slot as usize).and_then(Option::take) {
-            // The past session of a device goes by its own slot.
-            let names = if entry.is_past { &mut self.past } else { &mut self.by_device };
-            names.remove(&entry.device);
+            if !entry.is_past {
+                self.by_device.remove(&entry.device);
+            } else if let Some(slots) = self.past.get_mut(&entry.device) {
+                slots.retain(|other| *other != slot);
+                if slots.is_empty() {
+                    self.past.remove(&entry.device);
+                }
+            }
             self.forget_address(entry.dev_addr, slot);
             self.free.push(slot);
         }
@@ -192,11 +231,11 @@ impl Registry {
 
     /// Merges a streamed state into its session; begins that session if the device did elsewhere.
     pub(crate) fn merge(&mut self, state: &SessionState) -> Merged {
-        let Some((slot, entry)) = self.device_mut(state.device) else { return Merged::Unknown };
-        if entry.session == state.session {
+        if let Some((_, entry)) = self.session_mut(state.device, state.session) {
             entry.merge(state);
             return Merged::Known;
         }
+        let Some((slot, entry)) = self.device_mut(state.device) else { return Merged::Unknown };
         let is_later = state.reset_ordinal > entry.reset_ordinal;
         if is_later && entry.session_at(state.reset_ordinal) == state.session {
             entry.restart(state.reset_ordinal);
@@ -264,6 +303,39 @@ mod tests {
         assert_eq!((entry.session, entry.f_cnt_up_next, entry.served.is_empty()), (later.id(), 2, true));
         assert_eq!((entry.down.next, entry.down.skipped), (9, 9), "downlink counters go on");
         assert_eq!(registry.merge(&old), Merged::Unknown, "the old life is over");
+    }
+
+    #[test]
+    fn of_the_sessions_before_the_newest_those_that_were_used_stay() {
+        let joined = |n: u8| {
+            let joined = crate::mac::session::Joined { join_nonce: n.into(), net_id: 0, dev_nonce: n.into() };
+            let key = NwkSKey::from_bytes([n; 16]);
+            Session { joined: Some(joined), ..Session::new(DevEui::from_u64(1), DevAddr::from_u32(5), key) }
+        };
+        let mut registry = Registry::new(10);
+        let past = |registry: &Registry| registry.past(DevEui::from_u64(1)).map(|entry| entry.session).collect::<Vec<_>>();
+        let slot = registry.register(GROUP, &joined(1)).expect("room");
+        registry.get_mut(slot).expect("there").note_served(7);
+        // Three accepts that the device did not hear.
+        for n in 2..=5 {
+            assert_eq!(registry.register(GROUP, &joined(n)), Ok(slot));
+        }
+        assert_eq!(past(&registry), [joined(1).id(), joined(4).id()], "the one that was used, and the last one");
+        assert_eq!(registry.with_address(DevAddr::from_u32(5)).len(), 3);
+        let (_, entry) = registry.session_mut(DevEui::from_u64(1), joined(1).id()).expect("remembered");
+        assert!(entry.is_past && entry.served.contains(7));
+        // A record of another node names what is known, and what is not.
+        let served = Session { f_cnt_up_next: 9, ..joined(1) };
+        assert_eq!(registry.remember_past(GROUP, &served), Ok(()));
+        assert_eq!(registry.remember_past(GroupId::from_bytes([2; 16]), &served), Err(Refused::OtherGroup));
+        assert_eq!(registry.remember_past(GROUP, &joined(9)), Ok(()));
+        assert_eq!(past(&registry), [joined(1).id(), joined(9).id()]);
+        assert_eq!(registry.past(DevEui::from_u64(1)).next().map(|entry| entry.f_cnt_up_next), Some(9));
+        for slot in registry.group(GROUP) {
+            registry.remove(slot);
+        }
+        assert_eq!((registry.len(), registry.with_address(DevAddr::from_u32(5)).len(), registry.past.len()), (0, 0, 0));
+        assert_eq!(registry.slots.iter().flatten().count(), 0, "no key stays");
     }
 
     #[test]

@@ -178,9 +178,9 @@ pub struct Session {
     /// The next uplink counter expected, all 32 bits.
     #[serde(default)]
     pub f_cnt_up_next: u32,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "ServedSet::is_empty")]
     pub served: ServedSet,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "ServedSet::is_empty")]
     pub settled: ServedSet,
     /// The next downlink counter.
     #[serde(default)]
@@ -364,6 +364,24 @@ impl Entry {
 
     pub(crate) fn mark(&self, f_cnt: u32) -> Mark {
         Mark { device: self.device, session: self.session, f_cnt }
+    }
+
+    /// The session as another node would register it, without what was served: marks say that.
+    pub(crate) fn to_session(&self) -> Session {
+        Session {
+            device: self.device,
+            dev_addr: self.dev_addr,
+            nwk_s_key: self.nwk_s_key,
+            reset_ordinal: self.reset_ordinal,
+            receive_windows: self.receive_windows,
+            uplink_rules: self.uplink_rules,
+            joined: self.joined,
+            f_cnt_up_next: self.f_cnt_up_next,
+            served: ServedSet::default(),
+            settled: ServedSet::default(),
+            f_cnt_down_next: self.down.next,
+            f_cnt_down_reserved: self.down.reserved,
+        }
     }
 
     pub(crate) fn state(&self) -> SessionState {

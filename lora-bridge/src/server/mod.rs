@@ -269,6 +269,7 @@ impl<S: Socket> Server<S> {
                 | Output::Downlink { .. }
                 | Output::StateDue { .. }
                 | Output::RecordWanted { .. }
+                | Output::RecordsMissing { .. }
                 | Output::Refused { .. }) => self.backlog.push(kept),
             }
         }

@@ -22,12 +22,16 @@ pub(super) fn judge(input: &Input<'_>, downlinks: &[&Downlink], report: &mut Rep
         }
     }
     report.joins_by_two_gateways = gateways.values().filter(|gateways| gateways.len() > 1).count() as u64;
+    let taker = input.timeline.taker.as_ref();
+    let taker = input.nodes.iter().find(|node| Some(&node.node) == taker).map(|node| node.gateway);
+    let is_by_taker = |frame: &u64| taker.is_some_and(|taker| gateways.get(frame).is_some_and(|by| by.contains(&taker)));
     for record in &input.ledgers.radio {
         let RadioRecord::JoinFrame(frame) = record else { continue };
         let mut hearers = input.nodes.iter().filter(|node| frame.gateways.contains(&node.gateway));
         report.join_requests += 1;
         report.join_requests_heard += u64::from(hearers.any(|node| is_alive(node, frame.end_us, 0)));
         report.join_requests_accepted += u64::from(gateways.contains_key(&frame.frame));
+        report.join_requests_accepted_by_taker += u64::from(is_by_taker(&frame.frame));
     }
     for record in &input.ledgers.motes {
         report.joined += u64::from(matches!(record, MoteRecord::Joined(_)));

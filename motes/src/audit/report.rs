@@ -195,6 +195,8 @@ pub struct Report {
     pub join_requests_heard: u64,
     /// Of these, followed by an accept on air in a window of that request.
     pub join_requests_accepted: u64,
+    /// Of these, by the gateway of the node that took over.
+    pub join_requests_accepted_by_taker: u64,
     /// Sessions that motes began.
     pub joined: u64,
     /// Join accepts on air.

@@ -1,12 +1,18 @@
 //! Events as ChirpStack 4 publishes them over MQTT (JSON), so that what reads them goes on working:
-//! `application/{application}/device/{devEui}/event/{up|log}`, and `.../command/down` for downlinks.
+//! `application/{application}/device/{devEui}/event/{up|join|txack|ack|log}`, and `.../command/down` for downlinks.
 //!
-//! `deduplicationId` is the event id: the same from whichever node the uplink comes, and again after a repetition.
+//! `deduplicationId` is the event id: the same from whichever node the uplink comes, and again after a repetition. As with ChirpStack, `join`
+//! is told with the first uplink of a session; a service that just started, at a node that took over for instance, tells it of sessions whose
+//! first uplink (counter 0) it sees, and of later ones.
+
+mod fates;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tenant::{DevEui, Reception, Uplink};
+use tenant::{Client, DevEui, Reception, Uplink, UplinkKind};
 use tokio::sync::mpsc;
 
 use super::{
@@ -14,7 +20,7 @@ use super::{
     downlink::{Content, Downlinks, Request, new_id, now_ms},
     feed::Sink,
 };
-use crate::config::{DeviceSecrets, is_name};
+use crate::config::{Config, DeviceSecrets, is_name};
 
 /// Of this sink, in names of cursors and clients.
 pub const NAME: &str = "chirpstack";
@@ -52,17 +58,37 @@ impl Settings {
 pub struct ChirpStack {
     settings: Settings,
     downlinks: Downlinks,
+    /// The newest session of each device that joins, of which something was told.
+    sessions: BTreeMap<DevEui, String>,
+    fates: Option<mpsc::Receiver<Message>>,
 }
 
 impl ChirpStack {
-    /// Publishes what it is given; queues downlinks.
+    /// Publishes what it is given; queues downlinks. And what has to run beside it, on a connection of its own: it follows downlinks.
     #[must_use]
-    pub fn new(settings: Settings, downlinks: Downlinks) -> Self {
-        ChirpStack { settings, downlinks }
+    pub fn new(
+        settings: Settings,
+        downlinks: Downlinks,
+        client: Arc<Client>,
+        config: Arc<Config>,
+    ) -> (Self, impl Future<Output = ()> + Send) {
+        let (fates, follow) = fates::follow(settings.clone(), client, config);
+        (ChirpStack { settings, downlinks, sessions: BTreeMap::new(), fates: Some(fates) }, follow)
     }
 
-    fn topic(&self, device: DevEui, event: &str) -> String {
-        format!("application/{}/device/{device}/event/{event}", self.settings.application_id)
+    /// The event of a join, if this is the first that is known of its session.
+    fn join(&mut self, uplink: &Uplink, info: &Value) -> Option<Message> {
+        uplink.joined?;
+        let known = self.sessions.get(&uplink.dev_eui);
+        // A late frame may be of the session before.
+        if uplink.kind == UplinkKind::Late || known == Some(&uplink.session) {
+            return None;
+        }
+        let is_new = known.is_some() || uplink.f_cnt == 0;
+        self.sessions.insert(uplink.dev_eui, uplink.session.clone());
+        let event = json!({"deduplicationId": uplink.event_id, "time": rfc3339(uplink.heard_at_ms), "deviceInfo": info,
+            "devAddr": uplink.dev_addr.to_string(), "regionConfigId": self.settings.region_config_id});
+        is_new.then(|| Message::json(self.settings.topic(uplink.dev_eui, "join"), &event))
     }
 
     /// The device of a command topic.
@@ -74,16 +100,26 @@ impl ChirpStack {
     fn log(&self, device: DevEui, info: &Value, level: &str, code: &str, description: &str, context: &Value) -> Message {
         let event = json!({"time": rfc3339(now_ms()), "deviceInfo": info, "level": level, "code": code,
             "description": description, "context": context});
-        Message::json(self.topic(device, "log"), &event)
+        Message::json(self.settings.topic(device, "log"), &event)
+    }
+
+    async fn queue(&self, device: DevEui, payload: &[u8]) -> Result<(), String> {
+        let request = parse_command(device, payload)?;
+        self.downlinks.queue(request).await.map(drop)
+    }
+}
+
+impl Settings {
+    fn topic(&self, device: DevEui, event: &str) -> String {
+        format!("application/{}/device/{device}/event/{event}", self.application_id)
     }
 
     fn device_info(&self, device: DevEui, secrets: Option<&DeviceSecrets>) -> Value {
-        let settings = &self.settings;
         json!({
-            "tenantId": settings.tenant_id,
-            "tenantName": settings.tenant_name,
-            "applicationId": settings.application_id,
-            "applicationName": settings.application_name.as_ref().unwrap_or(&settings.application_id),
+            "tenantId": self.tenant_id,
+            "tenantName": self.tenant_name,
+            "applicationId": self.application_id,
+            "applicationName": self.application_name.as_ref().unwrap_or(&self.application_id),
             "deviceProfileId": secrets.map_or("", |known| known.profile.as_str()),
             "deviceProfileName": secrets.map_or("", |known| known.profile.as_str()),
             "deviceName": secrets.map_or_else(|| device.to_string(), |known| known.name.clone()),
@@ -91,11 +127,6 @@ impl ChirpStack {
             "deviceClassEnabled": "CLASS_A",
             "tags": secrets.map(|known| &known.tags),
         })
-    }
-
-    async fn queue(&self, device: DevEui, payload: &[u8]) -> Result<(), String> {
-        let request = parse_command(device, payload)?;
-        self.downlinks.queue(request).await.map(drop)
     }
 }
 
@@ -106,7 +137,8 @@ impl Sink for ChirpStack {
 
     fn messages(&mut self, heard: &Heard<'_>) -> Vec<Message> {
         let Heard { uplink, device, opened } = *heard;
-        let info = self.device_info(uplink.dev_eui, Some(device));
+        let info = self.settings.device_info(uplink.dev_eui, Some(device));
+        let mut messages: Vec<Message> = self.join(uplink, &info).into_iter().collect();
         let mut event = up(&self.settings, uplink, info.clone());
         if opened.is_clear {
             event.insert("data".to_owned(), STANDARD.encode(&opened.payload).into());
@@ -114,7 +146,7 @@ impl Sink for ChirpStack {
         if !opened.decoded.values.is_empty() && opened.decoded.error.is_none() {
             event.insert("object".to_owned(), Value::Object(opened.decoded.values.clone()));
         }
-        let mut messages = vec![Message::json(self.topic(uplink.dev_eui, "up"), &Value::Object(event))];
+        messages.push(Message::json(self.settings.topic(uplink.dev_eui, "up"), &Value::Object(event)));
         let context = json!({"deduplication_id": uplink.event_id});
         let warnings = opened.decoded.warnings.iter().map(|text| ("WARNING", text));
         for (level, text) in opened.decoded.error.iter().map(|text| ("ERROR", text)).chain(warnings) {
@@ -128,14 +160,14 @@ impl Sink for ChirpStack {
         match self.queue(device, payload).await {
             Ok(()) => Vec::new(),
             Err(reason) => {
-                let info = self.device_info(device, None);
+                let info = self.settings.device_info(device, None);
                 vec![self.log(device, &info, "ERROR", "DOWNLINK_CODEC", &reason, &json!({}))]
             }
         }
     }
 
     fn others(&mut self) -> Option<mpsc::Receiver<Message>> {
-        None
+        self.fates.take()
     }
 }
 
@@ -150,7 +182,7 @@ fn up(settings: &Settings, uplink: &Uplink, info: Value) -> Map<String, Value> {
         "fCnt": uplink.f_cnt,
         "fPort": uplink.f_port.unwrap_or(0),
         "confirmed": uplink.confirmed,
-        "rxInfo": [rx_info(uplink, &uplink.rx)],
+        "rxInfo": std::iter::once(&uplink.rx).chain(&uplink.others).map(|rx| rx_info(uplink, rx)).collect::<Vec<_>>(),
         "txInfo": tx_info(&uplink.rx),
         "regionConfigId": settings.region_config_id,
     });

@@ -72,7 +72,7 @@ impl Downlinks {
             id: request.id,
             dev_eui: request.device,
             f_port: f_port.or(request.f_port).unwrap_or(F_PORT),
-            payload: HexBytes(encryption::seal(&device.app_s_key, nonce(), &bytes)),
+            payload: HexBytes(encryption::seal(&device.secret.at_rest(), nonce(), &bytes)),
             confirmed: request.confirmed,
             delivery: Delivery::default(),
             priority: 0,

@@ -56,6 +56,7 @@ pub fn uplink(number: u32, payload: &[u8]) -> Uplink {
         kind: UplinkKind::Live,
         epoch: 1,
         rx: Reception { frequency_hz: 868_100_000, data_rate: "SF7BW125".to_owned(), ..Reception::default() },
+        others: Vec::new(),
     }
 }
 
@@ -95,6 +96,8 @@ pub struct Memory {
     pub state: BTreeMap<String, Bytes>,
     pub downlinks: Vec<tenant::Downlink>,
     pub encrypted: Vec<tenant::Encrypted>,
+    /// What became of downlinks; cursors above those of the questions.
+    pub fates: Vec<tenant::DownlinkEvent>,
     /// Lines that went from the node towards the service.
     pub lines_taken: usize,
     streams: Vec<UnboundedSender<Bytes>>,
@@ -201,7 +204,7 @@ async fn config(State(shared): State<Shared>) -> Vec<u8> {
 }
 
 async fn devices(State(shared): State<Shared>, Json(registration): Json<Registration>) -> Json<Registered> {
-    let registered = registration.devices.len();
+    let registered = registration.devices.len() + registration.joining.len();
     shared.change(|memory| memory.registrations.push(registration));
     Json(Registered { registered })
 }
@@ -212,7 +215,7 @@ async fn downlinks(State(shared): State<Shared>, Json(downlink): Json<tenant::Do
     Json(tenant::Queued { id })
 }
 
-/// Asks for every downlink once, for the counters from 70,000 on.
+/// Asks for every downlink once, for the counters from 70,000 on; then the fates.
 async fn downlink_events(
     State(shared): State<Shared>,
     Query(query): Query<BTreeMap<String, u64>>,
@@ -233,8 +236,11 @@ async fn downlink_events(
             count: 2,
         },
     };
-    let pending =
-        || -> Vec<_> { (1..).zip(&shared.lock().downlinks).filter(|(cursor, _)| *cursor > after).map(wanted).collect() };
+    let pending = || -> Vec<_> {
+        let memory = shared.lock();
+        let fates = memory.fates.iter().filter(|fate| fate.cursor > after).cloned();
+        (1..).zip(&memory.downlinks).filter(|(cursor, _)| *cursor > after).map(wanted).chain(fates).collect()
+    };
     let begun = std::time::Instant::now();
     while pending().is_empty() && begun.elapsed().as_millis() < u128::from(tenant::DOWNLINK_WAIT_MS_MAX) {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;

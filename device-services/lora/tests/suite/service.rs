@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::common::{self, Node, Place, Service, Shared};
 use serde_json::json;
-use tenant::{DevEui, HexBytes, Key, READINGS_MAX, Uplink};
+use tenant::{DevEui, EventId, HexBytes, Joined, Key, READINGS_MAX, Uplink};
 
 /// Uplink number `number` of the configured device: generic sensor 2 with that number.
 fn uplink(number: u32) -> Uplink {
@@ -187,6 +187,36 @@ fn a_reading_that_the_node_refuses_does_not_hold_up_the_others() {
 }
 
 #[test]
+fn a_device_that_joined_is_read_under_the_key_of_each_of_its_joins() {
+    let place = Place::new();
+    let config = json!({"joining": [{"dev_eui": "0101010101010101", "join_eui": "70b3d57ed0000001", "dev_addr": "26011bda", "dev_nonces": "rising",
+        "app_key": "000102030405060708090a0b0c0d0e0f", "codec": "cayenne-lpp", "rx1_delay_s": 5}]});
+    place.shared.change(|memory| memory.config = config.to_string().into_bytes());
+    let _node = Node::start(&place.socket(), &place.shared);
+    // By openssl: AppSKey 2f48aaf6ecf2c19c82f0189d3951bdfe, and its key stream for counter 5 begins with a93f58f8.
+    let first = Joined { join_nonce: 0x01_0203, net_id: 0, dev_nonce: 0xbeef };
+    let encrypted: Vec<u8> = [1, 0x67, 0, 0xeb].iter().zip([0xa9, 0x3f, 0x58, 0xf8]).map(|(plain, key)| plain ^ key).collect();
+    let joined = |joined| Uplink { joined, frm_payload: HexBytes(encrypted.clone()), ..uplink(5) };
+    let later = Joined { join_nonce: 0x01_0204, ..first };
+    let other_session = Uplink { event_id: EventId([5; 16]), ..joined(Some(later)) };
+    let unknown = Uplink { event_id: EventId([6; 16]), ..joined(None) };
+    place.shared.hear([joined(Some(first)), other_session, unknown]);
+    let _service = Service::start(&place.socket());
+    place.shared.wait_until("three readings", |memory| memory.readings.len() == 3);
+    let memory = place.shared.lock();
+    let registered = &memory.registrations[0];
+    assert_eq!((registered.devices.len(), registered.joining.len()), (0, 1));
+    let device = &registered.joining[0];
+    assert_eq!((device.rx1_delay_s, device.dev_nonces, device.app_key.is_some()), (5, tenant::DevNonces::Rising, true));
+    let reading = &memory.readings[&uplink(5).event_id];
+    assert_eq!((&reading.decoded["temperature_1"], &reading.error), (&json!("23.5"), &None));
+    assert_ne!(memory.readings[&EventId([5; 16])].decoded.get("temperature_1"), Some(&json!("23.5")), "the key of another join");
+    let unknown = &memory.readings[&EventId([6; 16])];
+    assert!(unknown.error.as_ref().is_some_and(|error| error.contains("join")), "{unknown:?}");
+    assert_eq!(unknown.decoded["raw"], hex::encode(&encrypted));
+}
+
+#[test]
 fn an_unusable_configuration_ends_the_program_with_a_clear_message() {
     let secret = "5ec4e700".repeat(4);
     let device = |change: &dyn Fn(&mut serde_json::Map<String, serde_json::Value>)| {
@@ -196,6 +226,14 @@ fn an_unusable_configuration_ends_the_program_with_a_clear_message() {
     };
     let set =
         |name: &'static str, value: serde_json::Value| device(&|fields| drop(fields.insert(name.to_owned(), value.clone())));
+    let joining = |name: &str, value: Option<serde_json::Value>| {
+        let abp = json!({"dev_eui": "0202020202020202", "dev_addr": "26011bda", "nwk_s_key": secret, "app_s_key": secret, "codec": "none"});
+        let mut device = json!({"dev_eui": "0101010101010101", "join_eui": "70b3d57ed0000001", "dev_addr": "26011bda", "app_key": secret, "codec": "none"});
+        let fields = device.as_object_mut().unwrap();
+        fields.remove(name);
+        fields.extend(value.map(|value| (name.to_owned(), value)));
+        json!({"devices": [abp], "joining": [device]}).to_string()
+    };
     let cases = [
         ("not json".to_owned(), "configuration: expected"),
         ("{}".to_owned(), "missing field `devices`"),
@@ -210,6 +248,15 @@ fn an_unusable_configuration_ends_the_program_with_a_clear_message() {
         (set("rx1_delay_s", json!(16)), "devices[1].rx1_delay_s: not in 1..=15"),
         (set("f_cnt_width", json!(24)), "devices[1].f_cnt_width: neither 16 nor 32"),
         (set("dev_eui", json!("0202020202020202")), "devices[1].dev_eui: the same device twice"),
+        (joining("app_key", None), "joining[0]: missing field `app_key`"),
+        (joining("app_key", Some(json!("5ec4e700"))), "joining[0]: expected a key of 32 hexadecimal digits"),
+        (joining("join_eui", None), "joining[0]: missing field `join_eui`"),
+        (joining("nwk_s_key", Some(json!(secret))), "joining[0]: unknown field `nwk_s_key`"),
+        (joining("app_s_key", Some(json!(secret))), "joining[0]: unknown field `app_s_key`"),
+        (joining("dev_nonces", Some(json!("1.0.4"))), "joining[0]: unknown variant `1.0.4`, expected `random` or `rising`"),
+        (joining("rx1_delay_s", Some(json!(0))), "joining[0].rx1_delay_s: not in 1..=15"),
+        (joining("dev_eui", Some(json!("0202020202020202"))), "joining[0].dev_eui: the same device twice"),
+        (joining("name", Some(json!("0202020202020202"))), "joining[0]: name: another device has it"),
     ];
     let place = Place::new();
     let _node = Node::start(&place.socket(), &place.shared);

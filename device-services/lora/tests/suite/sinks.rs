@@ -18,7 +18,7 @@ use lora_device_service::{
     mqtt::{Event, Login, Session},
 };
 use serde_json::{Value, json};
-use tenant::{DevEui, Reception, Uplink};
+use tenant::{DevEui, HexBytes, Reception, Uplink, UplinkKind};
 use tokio::net::TcpStream;
 
 const SERVICE: &str = "device-lora-antirio";
@@ -207,6 +207,86 @@ fn uplinks_become_events_as_chirpstack_has_them() {
     assert_eq!((bytes.f_port, bytes.confirmed, bytes.dev_eui), (7, true, DevEui([1; 8])));
     let object = &memory.downlinks[1];
     assert_eq!((object.f_port, object.id.as_str(), object.confirmed), (10, "mine", false));
+}
+
+#[test]
+fn joins_and_the_fates_of_downlinks_become_events_and_all_gateways_are_named() {
+    let place = Place::new();
+    let Some(broker) = Mosquitto::start(place.directory.path(), free_port()) else { return };
+    configure(
+        &place,
+        &json!({
+            "devices": [],
+            "joining": [{"dev_eui": EUI, "join_eui": "70b3d57ed0000001", "dev_addr": "26011bda", "app_key": "0f".repeat(16), "codec": "none", "name": "cellar"}],
+            "chirpstack": {"broker": {"address": broker.address()}, "application_id": "app-1"},
+        }),
+    );
+    let listener = Listener::start(&broker);
+    let _node = Node::start(&place.socket(), &place.shared);
+    let of = |number: u32, session: &str, f_cnt| Uplink {
+        session: session.to_owned(),
+        joined: Some(tenant::Joined { join_nonce: 1, net_id: 0, dev_nonce: 5 }),
+        f_cnt,
+        ..uplink(number)
+    };
+    let heard = |n: u8| Reception { gateway: Some(format!("{n:016x}")), rssi_dbm: -100, ..uplink(0).rx };
+    // The fullest line that a node sends.
+    let wide = Uplink {
+        others: (1..=15).map(heard).collect(),
+        frm_payload: HexBytes(vec![7; tenant::PAYLOAD_BYTES_MAX]),
+        ..of(1, "a", 1)
+    };
+    assert!(serde_json::to_vec(&wide).expect("JSON").len() < tenant::LINE_BYTES_MAX);
+    let late = Uplink { kind: UplinkKind::Late, ..of(3, "a", 2) };
+    place.shared.hear([of(0, "a", 0), wide, of(2, "b", 3), late, of(4, "b", 4)]);
+    let state = |cursor, id: &str, state| tenant::DownlinkEvent {
+        cursor,
+        at_ms: 1_700_000_000_123,
+        id: id.to_owned(),
+        dev_eui: DevEui([1; 8]),
+        state,
+    };
+    use tenant::DownlinkState::{Acked, Expired, Failed, Sent};
+    let fates = vec![
+        state(101, "one", Sent { f_cnt: 7, gateway: "aa555a0000000000".to_owned() }),
+        state(102, "one", Acked { f_cnt: 7 }),
+        state(103, "two", Failed { reason: "not_acknowledged".to_owned() }),
+        state(104, "three", Expired),
+        state(105, "four", Failed { reason: "unknown".to_owned() }),
+    ];
+    place.shared.change(|memory| memory.fates = fates);
+    let service = Service::start_with(&place.socket(), &["--direct"]);
+    wait_for("five uplinks", || (listener.all(&up_topic()).len() == 5).then_some(()));
+    let topic = |event: &str| format!("application/app-1/device/{EUI}/event/{event}");
+    let joins = listener.all(&topic("join"));
+    assert_eq!(ids(&joins), [event_id(0).to_string(), event_id(2).to_string()], "once for each session");
+    assert_eq!((&joins[0]["devAddr"], &joins[0]["deviceInfo"]["deviceName"]), (&json!("26011bda"), &json!("cellar")));
+    let named = listener.all(&up_topic())[1]["rxInfo"].as_array().expect("a list").clone();
+    assert_eq!((named.len(), &named[0]["gatewayId"]), (16, &json!("aa555a0000000000")));
+    assert_eq!((&named[15]["gatewayId"], &named[15]["rssi"]), (&json!("000000000000000f"), &json!(-100)));
+    let txack = listener.wait(&topic("txack"), |_| true);
+    let time = "2023-11-14T22:13:20.123Z";
+    assert_eq!(
+        (&txack["queueItemId"], &txack["fCntDown"], &txack["gatewayId"], &txack["time"]),
+        (&json!("one"), &json!(7), &json!("aa555a0000000000"), &json!(time))
+    );
+    let acks = wait_for("two acks", || Some(listener.all(&topic("ack"))).filter(|acks| acks.len() == 2));
+    let facts = |ack: &Value| (ack["queueItemId"].clone(), ack["acknowledged"].clone(), ack["fCntDown"].clone());
+    assert_eq!(facts(&acks[0]), (json!("one"), json!(true), json!(7)));
+    assert_eq!(facts(&acks[1]), (json!("two"), json!(false), Value::Null));
+    let logs = wait_for("two logs", || Some(listener.all(&topic("log"))).filter(|logs| logs.len() == 2));
+    assert_eq!((&logs[0]["code"], &logs[1]["code"]), (&json!("EXPIRED"), &json!("DOWNLINK_GATEWAY")));
+    // A service that starts anew repeats nothing of what it noted.
+    place.shared.wait_until("it is noted what was told", |memory| {
+        memory.state.get("sink.chirpstack.fates").is_some_and(|told| told == "1700000000123 105")
+    });
+    drop(service);
+    let after = state(106, "five", Acked { f_cnt: 9 });
+    place.shared.change(|memory| memory.fates.push(after));
+    let _service = Service::start_with(&place.socket(), &["--direct"]);
+    let acks = wait_for("one more ack", || Some(listener.all(&topic("ack"))).filter(|acks| acks.len() >= 3));
+    assert_eq!((acks.len(), facts(&acks[2])), (3, (json!("five"), json!(true), json!(9))));
+    assert_eq!(listener.all(&topic("txack")).len(), 1);
 }
 
 #[test]

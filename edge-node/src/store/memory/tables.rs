@@ -86,7 +86,9 @@ impl Tables {
         for joins in bounds.iter().filter(|bound| bound.session == JOINS) {
             // A newer join ends the device's other sessions.
             if known.get(&(joins.device, JOINS)).is_none_or(|newest| *newest < joins.upto) {
-                known.retain(|(device, _), _| *device != joins.device);
+                // A reservation of the new one may have come before.
+                let named = |session| bounds.iter().any(|bound| bound.device == joins.device && bound.session == session);
+                known.retain(|(device, session), _| *device != joins.device || named(*session));
             }
         }
         for bound in bounds {
@@ -96,10 +98,11 @@ impl Tables {
     }
 
     pub(super) fn list_reserved(&self, group: GroupId) -> Reserved {
+        let known = self.reserved.get(&group).into_iter().flatten();
+        let bounds: Vec<_> =
+            known.map(|((device, session), upto)| Bound { device: *device, session: *session, upto: *upto }).collect();
         let mut reserved = Reserved::default();
-        for ((device, session), upto) in self.reserved.get(&group).into_iter().flatten() {
-            reserved.raise(Bound { device: *device, session: *session, upto: *upto });
-        }
+        reserved.raise_all(&bounds);
         reserved
     }
 

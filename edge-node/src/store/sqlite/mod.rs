@@ -59,6 +59,8 @@ impl Sqlite {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .pragma("cache_size", "-1024")
+            // What is deleted is overwritten: keys of others, sealed or not, must not stay in free pages.
+            .pragma("secure_delete", "ON")
             .busy_timeout(std::time::Duration::from_secs(5));
         // A transaction that failed on a full disk may be half rolled back, and sqlx then nests the next one in it, which is never
         // committed though it says so. Such a connection is thrown away.

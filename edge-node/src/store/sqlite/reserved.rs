@@ -15,9 +15,11 @@ pub(super) async fn raise(store: &Sqlite, group: GroupId, bounds: &[Bound]) -> R
     let rows = serde_json::to_string(&rows).map_err(|e| Error::Row { table: "reserved", reason: e.to_string() })?;
     let mut transaction = store.writer.begin().await?;
     if bounds.iter().any(|bound| bound.session == JOINS) {
-        // A newer join ends the device's other sessions.
+        // A newer join ends the device's other sessions; a reservation of the new one may have come before.
         sqlx::query(
-            "DELETE FROM reserved WHERE group_id = ?1 AND device IN
+            "DELETE FROM reserved WHERE group_id = ?1 AND NOT EXISTS
+             (SELECT 1 FROM json_each(?2) WHERE unhex(value ->> 0) = reserved.device AND unhex(value ->> 1) = reserved.session)
+             AND device IN
              (SELECT unhex(value ->> 0) FROM json_each(?2) WHERE unhex(value ->> 1) = ?3 AND NOT EXISTS
               (SELECT 1 FROM reserved AS known WHERE known.group_id = ?1 AND known.device = unhex(value ->> 0)
                AND known.session = ?3 AND known.upto >= value ->> 2))",
@@ -48,11 +50,13 @@ pub(super) async fn list(store: &Sqlite, group: GroupId) -> Result<Reserved> {
             .bind(group.as_bytes().as_slice())
             .fetch_all(&store.reader)
             .await?;
-    let mut reserved = Reserved::default();
+    let mut bounds = Vec::with_capacity(rows.len());
     for (device, session, upto) in rows {
         let (device, session) =
             (DevEui::from_bytes(bytes("reserved", device)?), SessionId::from_bytes(bytes("reserved", session)?));
-        reserved.raise(Bound { device, session, upto: unsigned("reserved", upto)? });
+        bounds.push(Bound { device, session, upto: unsigned("reserved", upto)? });
     }
+    let mut reserved = Reserved::default();
+    reserved.raise_all(&bounds);
     Ok(reserved)
 }
