@@ -26,7 +26,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio_stream::{StreamExt as _, wrappers::UnboundedReceiverStream};
 
 /// How long a test waits for what must happen.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Of the device in the tests' configurations.
 pub const DEV_ADDR: tenant::DevAddr = tenant::DevAddr([0x26, 0x01, 0x1b, 0xda]);
 pub const APP_S_KEY: tenant::Key = tenant::Key([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
