@@ -17,8 +17,16 @@ use crate::ids::{DevEui, Epoch, SessionId};
 pub const SESSIONS_MAX: usize = 20_000;
 /// Stands for a device's join records in place of a session; its bound is the version of the newest.
 pub const JOINS: SessionId = SessionId::from_bytes([0xff; 8]);
+/// Stands for a device's link records (where it listens) in place of a session; its bound is the version of the newest.
+pub const LINKS: SessionId = SessionId::from_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe]);
 /// Bytes of one session's bound in [`Reserved::to_bytes`].
 const ENTRY_BYTES: usize = 20;
+
+/// Whether a bound is one of downlink counters, and not the version of a record.
+#[must_use]
+pub fn is_session(session: SessionId) -> bool {
+    session != JOINS && session != LINKS
+}
 
 /// A reservation that a holder asks members to keep. Refused if `epoch` is below the member's voted epoch, or was granted to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +47,7 @@ pub struct Bound {
     pub upto: u32,
 }
 
-/// The secret record of one device, sealed to those who may hold.
+/// The records of one device; what is secret in them is sealed to those who may hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SealedRecord {
@@ -124,6 +132,12 @@ impl Reserved {
     #[must_use]
     pub fn joins(&self, device: DevEui) -> u32 {
         self.upto(device, JOINS).unwrap_or(0)
+    }
+
+    /// Version of a device's newest link record; 0 if nothing was changed since it joined.
+    #[must_use]
+    pub fn links(&self, device: DevEui) -> u32 {
+        self.upto(device, LINKS).unwrap_or(0)
     }
 
     fn forget_others(&mut self, device: DevEui, named: &BTreeSet<(DevEui, SessionId)>) {
@@ -256,6 +270,19 @@ mod tests {
         }
         // Bounds of a device that joined are read back whole.
         assert_eq!(Reserved::from_bytes(&in_order.to_bytes()), Ok(in_order));
+    }
+
+    #[test]
+    fn a_link_record_ends_no_session_and_a_join_ends_the_link_records_before_it() {
+        let (device, session) = (DevEui::from_u64(1), SessionId::from_bytes([7; 8]));
+        let versioned = |session, upto| Bound { device, session, upto };
+        let mut reserved = Reserved::default();
+        reserved.raise(bound(1, 48));
+        reserved.raise(versioned(LINKS, 9));
+        assert_eq!((reserved.upto(device, session), reserved.links(device)), (Some(48), 9));
+        reserved.raise(versioned(JOINS, 3));
+        assert_eq!((reserved.upto(device, session), reserved.links(device), reserved.joins(device)), (None, 0, 3));
+        assert!(is_session(session) && !is_session(LINKS) && !is_session(JOINS));
     }
 
     #[test]

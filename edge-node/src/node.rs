@@ -72,6 +72,8 @@ pub enum Error {
     Custody(#[from] peering::custody::Error),
     #[error("packet forwarders cannot be served")]
     Bridge(#[from] lora_bridge::server::Error),
+    #[error("time on air cannot be kept")]
+    AirTime(#[from] lora::air_time::Error),
     #[error("the operator API cannot listen on {address}")]
     Api { address: SocketAddr, source: std::io::Error },
     #[error("contracts cannot be read")]
@@ -315,6 +317,12 @@ pub async fn assemble<S: Socket>(host: Host, gateways: Option<S>) -> Result<Runn
         let (core, custody, visits) = (Arc::clone(&core), custody.clone(), insurance::provider::Visits::default());
         Parts { core, custody, votes, bridge, leases, links, standby, reserved, doors, visits }
     });
+    if let Some(parts) = &parts {
+        // Before anything is sent.
+        lora::air_time::restore(&core.store, &parts.bridge).await?;
+        kit::task::spawn(lora::air_time::run(core.store.clone(), parts.bridge.clone()));
+        kit::task::spawn(lora::alarms::run(parts.bridge.clone(), core.timeline.clone()));
+    }
     let own_tenant = match (&parts, &core.own_service) {
         (Some(parts), Some(service)) => Some(run_own_service(parts, service).await?),
         _ => None,

@@ -14,9 +14,10 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use bytes::Bytes;
 use cmac::{Cmac, Mac};
 use contracts::ids::{DevAddr, DevEui, Epoch, GroupId};
-use contracts::time::{BootTime, WallTime};
+use contracts::time::{BootTime, Millis, WallTime};
 use lora_bridge::gwmp::sources::Rate;
 use lora_bridge::mac::join::{AppKey, DeviceRecord, JoiningDevice, NonceRule};
+use lora_bridge::mac::link::Wish;
 use lora_bridge::{
     Bridge, Config, GatewayEui, Input, Mode, Now, NwkSKey, OfferedFrame, Output, ReceiveWindows, Session, UplinkRules,
 };
@@ -78,7 +79,13 @@ fn joining_device(n: u32) -> JoiningDevice {
         app_key: (n + 8 < JOINING).then(|| AppKey::from_bytes(KEY)),
         nonce_rule: if n.is_multiple_of(2) { NonceRule::Random } else { NonceRule::Rising },
         receive_windows: ReceiveWindows::eu868(),
+        wish: wish(),
     }
+}
+
+/// Receive windows are to be moved too, and statuses asked for.
+fn wish() -> Wish {
+    Wish { rx1_delay_seconds: Some(2), rx1_data_rate_offset: Some(1), status_interval: Some(Millis(60_000)), ..Wish::default() }
 }
 
 /// Bent before its integrity code is made, after it, or not at all.
@@ -204,7 +211,7 @@ impl Fuzzer {
             // A quarter may begin anew.
             let rules = UplinkRules { may_reset: n.is_multiple_of(4), ..UplinkRules::default() };
             let session = Session::new(DevEui::from_u64(n.into()), DevAddr::from_u32(address(n)), NwkSKey::from_bytes(KEY));
-            Session { uplink_rules: rules, ..session }
+            Session { uplink_rules: rules, wish: wish(), ..session }
         };
         fuzzer.apply(Input::Register { group: GROUP, sessions: (0..DEVICES).map(session).collect() });
         fuzzer.apply(Input::Register { group: STANDBY, sessions: (DEVICES..DEVICES + 8).map(session).collect() });
@@ -223,6 +230,7 @@ impl Fuzzer {
         let mut reserved = Vec::new();
         let mut resets = Vec::new();
         let mut recorded = Vec::new();
+        let mut linked = Vec::new();
         for output in self.out.drain(..) {
             match output {
                 Output::Uplink(uplink) => events.push(uplink.event),
@@ -231,11 +239,15 @@ impl Fuzzer {
                 Output::Transmit(downlink) => self.sent = Some((downlink.bytes, downlink.gateway)),
                 Output::Accept(accept) => self.sent = Some((accept.bytes, accept.gateway)),
                 Output::RecordWanted { record, .. } => recorded.push(record),
+                Output::LinkRecordWanted { record, .. } => linked.push(record),
                 _ => {}
             }
         }
         if !reserved.is_empty() {
             self.apply(Input::Reserved { entries: reserved });
+        }
+        for record in linked {
+            self.apply(Input::LinkRecorded { record });
         }
         if !resets.is_empty() {
             self.apply(Input::Reset { entries: resets });

@@ -85,7 +85,7 @@ reasons! {
         Unbuildable => "unbuildable",
         /// The gateway has spent its share of the hour in the sub-bands of both windows.
         DutyCycle => "duty_cycle",
-        /// A join's result was not written ahead in time.
+        /// A join's result, or the device's answer to a change of its windows, was not written ahead in time.
         NotRecorded => "not_recorded",
         /// The payload was not encrypted in time.
         NotEncrypted => "not_encrypted",
@@ -172,8 +172,16 @@ pub struct Stats {
     pub stale_custody: u64,
     pub answers_rx1: u64,
     pub answers_rx2: u64,
-    /// Of these, second attempts after the gateway refused RX1.
+    /// Of these, further attempts after a gateway refused.
     pub answers_retried: u64,
+    /// Of these, by another gateway than the one that heard the device best.
+    pub answers_rerouted: u64,
+    /// Changes of receive windows and channels: requests sent, changes that devices took, and that they refused.
+    pub link_asked: u64,
+    pub link_taken: u64,
+    pub link_refused: u64,
+    /// Devices that told battery and margin.
+    pub statuses: u64,
     /// `TX_ACK` without a downlink that waits for it.
     pub tx_ack_unmatched: u64,
     /// Joins: written ahead, answered, and kept in standby for a takeover.

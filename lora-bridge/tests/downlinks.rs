@@ -12,6 +12,7 @@ use common::{GATEWAY, GROUP, Mote, Rig, address, downlinks, tx_ack};
 use contracts::ids::DevEui;
 use contracts::time::{BootTime, Millis, WallTime};
 use lora_bridge::bridge::Config;
+use lora_bridge::mac::adr::AdrMode;
 use lora_bridge::mac::queue::{Delivery, Downlink, Encrypted, Failure, ITEMS_MAX, Outcome, Question, Refused};
 use lora_bridge::{CounterSource, Input, MissedReason, Mode, Now, Output, SessionState, Transmit, Window};
 use lorawan::keys::AES128;
@@ -415,19 +416,27 @@ fn adaptive_data_rate_is_asked_for_answered_and_off_unless_switched_on() {
     for f_cnt in 0..30 {
         assert!(downlinks(&hear(&mut rig, f_cnt, &[])).is_empty(), "off");
     }
-    rig.apply(Input::Adr { group: GROUP, is_on: true });
-    for f_cnt in 30..49 {
+    rig.apply(Input::Adr { group: GROUP, mode: AdrMode::Insured });
+    for f_cnt in 30..35 {
+        assert!(downlinks(&hear(&mut rig, f_cnt, &[])).is_empty(), "the insurer does not hear it");
+    }
+    // Custody begins: how it is heard is not known any more.
+    rig.custody(Mode::Following);
+    rig.serve(2, None);
+    rig.reserve(std::slice::from_ref(&mote), 2_000);
+    rig.apply(Input::Adr { group: GROUP, mode: AdrMode::Alone });
+    for f_cnt in 35..54 {
         assert!(downlinks(&hear(&mut rig, f_cnt, &[])).is_empty(), "too few");
     }
-    let out = hear(&mut rig, 49, &[]);
+    let out = hear(&mut rig, 54, &[]);
     let json: serde_json::Value = serde_json::from_slice(&downlinks(&out)[0].bytes[4..]).expect("JSON");
     let phy = STANDARD.decode(json["txpk"]["data"].as_str().expect("a text")).expect("base64");
     // SF9 at 9 dB: 11.5 dB to spare are three steps, two of them to DR5.
     assert_eq!((phy[5], &phy[8..13]), (0x85, &[0x03, 0x51, 0xff, 0x00, 0x61][..]), "ADR and LinkADRReq");
     let mut answer = lorawan::maccommandcreator::LinkADRAnsCreator::new();
     answer.set_channel_mask_ack(true).set_data_rate_ack(true).set_tx_power_ack(true);
-    assert!(downlinks(&hear(&mut rig, 50, &[&answer])).is_empty(), "taken");
-    for f_cnt in 51..60 {
+    assert!(downlinks(&hear(&mut rig, 55, &[&answer])).is_empty(), "taken");
+    for f_cnt in 56..65 {
         assert!(downlinks(&hear(&mut rig, f_cnt, &[])).is_empty(), "heard anew before it is asked again");
     }
 }

@@ -2,11 +2,13 @@
 
 mod common;
 
-use common::{GATEWAY, Mote, OTHER_GATEWAY, Rig, address, downlinks, pull, push, push_with, the_downlink, tx_ack, uplinks};
+use common::{
+    GATEWAY, Mote, OTHER_GATEWAY, Rig, address, downlinks, on_air, pull, push, push_with, the_downlink, tx_ack, uplinks,
+};
 use contracts::time::BootTime;
 use lora_bridge::gwmp::sources::Rate;
 use lora_bridge::gwmp::taps::Tap;
-use lora_bridge::{Config, DropReason, GatewayEui, Input, Output, Window};
+use lora_bridge::{Config, DropReason, GatewayEui, Input, MissedReason, Output, Window};
 
 /// Both gateways hear `frames` uplinks, the second `delay` ms later.
 fn both_hear(rig: &mut Rig, mote: &Mote, first: u32, frames: u32, delay: u64) {
@@ -207,4 +209,68 @@ fn a_tap_gets_the_datagrams_of_chosen_gateways_as_they_are() {
     assert_eq!((sends(&back), uplinks(&back).len()), (1, 1), "what the other taps for this one is taken and not sent back");
     let unchosen = rig.apply(Input::Datagram { from: address(1_002), bytes: &push(OTHER_GATEWAY, &[]) });
     assert_eq!(sends(&unchosen), 1);
+}
+
+/// Two gateways that pull heard the uplink; the second one's copy comes when the first has the downlink already.
+fn answered_by_the_first() -> (Rig, Mote, Vec<Output>) {
+    let mote = Mote::new(1);
+    let mut rig = Rig::serving(std::slice::from_ref(&mote));
+    rig.apply(Input::Datagram { from: address(2_001), bytes: &pull(OTHER_GATEWAY) });
+    let tmst = rig.tmst();
+    let phy = mote.frame(0, true);
+    let out = rig.apply(Input::Datagram { from: address(1_002), bytes: &push_with(GATEWAY, &[(tmst, phy.clone())], 2, 50) });
+    let out = rig.commit(uplinks(&out).iter().map(|uplink| uplink.event).collect());
+    rig.now += 30;
+    let copy = push_with(OTHER_GATEWAY, &[(777_000, phy)], 2, -20);
+    assert!(downlinks(&rig.apply(Input::Datagram { from: address(2_002), bytes: &copy })).is_empty());
+    (rig, mote, out)
+}
+
+#[test]
+fn a_gateway_that_refuses_is_followed_by_the_next_and_each_attempt_has_its_own_counter() {
+    let (mut rig, mote, out) = answered_by_the_first();
+    let mut newest = downlinks(&out)[0].clone();
+    assert_eq!((newest.gateway, newest.window, newest.f_cnt_down), (GATEWAY, Window::Rx1, 0));
+    let expected = [
+        ("COLLISION_PACKET", OTHER_GATEWAY, Window::Rx1, 1_777_000),
+        ("TX_FREQ", GATEWAY, Window::Rx2, on_air(&newest, &mote).tmst.wrapping_add(1_000_000)),
+        ("TOO_LATE", OTHER_GATEWAY, Window::Rx2, 2_777_000),
+    ];
+    for (counter, (error, gateway, window, tmst)) in (1_u32..).zip(expected) {
+        rig.now += 50;
+        let out = rig.apply(Input::Datagram { from: address(1_001), bytes: &tx_ack(&newest, error) });
+        let next = downlinks(&out);
+        assert_eq!(next.len(), 1, "after {error}");
+        newest = next[0].clone();
+        assert_eq!((newest.gateway, newest.window, newest.f_cnt_down), (gateway, window, counter));
+        assert_eq!(on_air(&newest, &mote).tmst, tmst, "on the gateway's own clock");
+    }
+    let out = rig.apply(Input::Datagram { from: address(2_001), bytes: &tx_ack(&newest, "COLLISION_PACKET") });
+    assert!(downlinks(&out).is_empty());
+    let stats = rig.bridge.stats();
+    assert_eq!((stats.missed(MissedReason::Refused), stats.answers_retried, stats.answers_rerouted), (1, 3, 2));
+}
+
+#[test]
+fn no_second_gateway_sends_what_the_first_took_or_said_nothing_of() {
+    for word in [Some(""), None] {
+        let (mut rig, _, out) = answered_by_the_first();
+        let first = downlinks(&out)[0].clone();
+        if let Some(word) = word {
+            let bytes = tx_ack(&first, word);
+            assert!(downlinks(&rig.apply(Input::Datagram { from: address(1_001), bytes: &bytes })).is_empty());
+        }
+        for _ in 0..60 {
+            assert!(downlinks(&rig.advance(100)).is_empty(), "{word:?}");
+        }
+    }
+}
+
+#[test]
+fn without_lead_time_for_rx1_the_next_attempt_goes_to_rx2_by_the_best() {
+    let (mut rig, _, out) = answered_by_the_first();
+    let first = downlinks(&out)[0].clone();
+    rig.now += 900;
+    let out = rig.apply(Input::Datagram { from: address(1_001), bytes: &tx_ack(&first, "TOO_LATE") });
+    assert_eq!((downlinks(&out)[0].gateway, downlinks(&out)[0].window), (GATEWAY, Window::Rx2));
 }

@@ -283,3 +283,38 @@ fn state_goes_in_pages_and_merges() {
     b.apply(Input::Import { states: vec![stranger] });
     assert_eq!(b.bridge.stats().unknown_names, 1);
 }
+
+/// The insured node's copy of a frame may come before this node's own gateway hears it (`mirror`).
+#[test]
+fn a_frame_offered_first_and_then_heard_here_is_answered_by_who_takes_over() {
+    for is_heard in [true, false] {
+        let mote = Mote::new(1);
+        let mut b = Rig::standby(std::slice::from_ref(&mote));
+        let mut a = Rig::serving(std::slice::from_ref(&mote));
+        let phy = mote.frame(0, true);
+        let heard = a.hear(&phy);
+        let uplink = uplinks(&heard)[0];
+        let frame = lora_bridge::OfferedFrame {
+            phy: uplink.phy.clone(),
+            gateway: uplink.gateway,
+            rx: uplink.rx,
+            heard_at: uplink.heard_at,
+        };
+        b.apply(Input::Offered { frame });
+        assert_eq!(b.bridge.stats().buffer_frames, 1);
+        if is_heard {
+            b.hear(&phy);
+            assert_eq!(b.bridge.stats().buffer_frames, 1);
+            assert_eq!(b.bridge.take_margins(GROUP, 10).len(), 1, "it is within reach");
+        }
+        b.reserve(std::slice::from_ref(&mote), 16);
+        let now = b.now;
+        let out = b.serve(2, Some(now + 1));
+        let events = uplinks(&out).iter().map(|uplink| uplink.event).collect::<Vec<_>>();
+        assert_eq!(events, [mote.event(0)], "delivered once, whoever heard it");
+        let out = b.commit(events);
+        b.apply(Input::CountersFrom { entries: vec![(mote.device, 16)], source: lora_bridge::CounterSource::Reservation });
+        let answered = downlinks(&out).len() + downlinks(&b.reserve(std::slice::from_ref(&mote), 48)).len();
+        assert_eq!(answered, usize::from(is_heard));
+    }
+}

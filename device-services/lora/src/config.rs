@@ -6,8 +6,8 @@
 //!               "dev_nonces": "rising", "codec": "cayenne-lpp"}]}
 //! ```
 //! `devices` are personalised (ABP), `joining` are activated over the air (OTAA); a document has one of the two lists or both. A device may
-//! also have `f_cnt_width`, `rx1_delay_s`, `rx2_data_rate`, `rx2_frequency_hz` and `supports_reset`, one that joins `rx1_delay_s`,
-//! `rx2_data_rate` and `dev_nonces` (`random` for LoRaWAN 1.0 to 1.0.3, the default; `rising` for 1.0.4), which go to the node as they are
+//! also have `f_cnt_width`, `rx1_delay_s`, `rx2_data_rate`, `rx2_frequency_hz`, `supports_reset` and `desired`, one that joins
+//! `rx1_delay_s`, `rx2_data_rate`, `desired` and `dev_nonces` (`random` for LoRaWAN 1.0 to 1.0.3, the default; `rising` for 1.0.4), which go to the node as they are
 //! ([`tenant::Device`], [`tenant::JoiningDevice`]), and `name`, `profile`, `tags` and `variables` ([`DeviceSecrets`]). `codec` is `none`,
 //! `cayenne-lpp` or the name of one of
 //! ```json

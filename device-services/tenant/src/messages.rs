@@ -26,6 +26,88 @@ pub struct Registration {
     pub joining: Vec<JoiningDevice>,
 }
 
+/// What the network should make of a device's radio by MAC commands. What is absent stays as the device has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Desired {
+    /// Delay of the first receive window in seconds, 1..=15.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx1_delay_s: Option<u8>,
+    /// Steps by which the first window is slower than the uplink, 0..=5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx1_data_rate_offset: Option<u8>,
+    /// Data rate index of the second receive window, 0..=7.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx2_data_rate: Option<u8>,
+    /// Frequency of the second receive window in Hz.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx2_frequency_hz: Option<u32>,
+    /// Channels to be added, or whose first window is to be elsewhere; at most 16, each index once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub channels: Vec<DesiredChannel>,
+    /// From one question for battery and margin to the next in seconds, 60..=2,592,000; never, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_interval_s: Option<u32>,
+}
+
+/// A channel that a device should have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DesiredChannel {
+    /// 0..=15. The region's default channels stay as they are; only their first window can be moved.
+    pub index: u8,
+    /// Of the uplink, in Hz.
+    pub frequency_hz: u32,
+    /// Data rate indices, 0..=7.
+    #[serde(default)]
+    pub data_rate_min: u8,
+    /// See there.
+    #[serde(default = "default_data_rate_max")]
+    pub data_rate_max: u8,
+    /// Of the first window, in Hz, if it is not the uplink's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downlink_frequency_hz: Option<u32>,
+}
+
+fn default_data_rate_max() -> u8 {
+    5
+}
+
+/// What MAC commands can name, in Hz: 24 bits of 100 Hz.
+const FREQUENCIES_HZ: std::ops::RangeInclusive<u32> = 100_000_000..=1_677_721_500;
+
+impl Desired {
+    fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        let is_frequency = |hz: Option<u32>| hz.is_none_or(|hz| FREQUENCIES_HZ.contains(&hz) && hz.is_multiple_of(100));
+        if self.rx1_delay_s.is_some_and(|delay| !(1..=15).contains(&delay)) {
+            return Err(("rx1_delay_s", "not in 1..=15"));
+        }
+        if self.rx1_data_rate_offset.is_some_and(|offset| offset > 5) {
+            return Err(("rx1_data_rate_offset", "not in 0..=5"));
+        }
+        if self.rx2_data_rate.is_some_and(|rate| rate > 7) {
+            return Err(("rx2_data_rate", "not in 0..=7"));
+        }
+        if !is_frequency(self.rx2_frequency_hz) {
+            return Err(("rx2_frequency_hz", "not a multiple of 100 Hz in 100..=1677.7215 MHz"));
+        }
+        if self.status_interval_s.is_some_and(|seconds| !(60..=2_592_000).contains(&seconds)) {
+            return Err(("status_interval_s", "not in 60..=2592000"));
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for channel in &self.channels {
+            let is_form = channel.index <= 15 && channel.data_rate_min <= channel.data_rate_max && channel.data_rate_max <= 7;
+            if !is_form || !is_frequency(Some(channel.frequency_hz)) || !is_frequency(channel.downlink_frequency_hz) {
+                return Err(("channels", "an index above 15, a data rate outside of 0..=7, or no frequency"));
+            }
+            if !seen.insert(channel.index) {
+                return Err(("channels", "an index twice"));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// How a device chooses its DevNonce.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -59,6 +141,9 @@ pub struct JoiningDevice {
     /// Data rate index of the second receive window that it is told, 0..=15; the region's default if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rx2_data_rate: Option<u8>,
+    /// What the network should change once it has joined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired: Option<Desired>,
 }
 
 /// A device activated by personalisation, with what the node needs to serve its radio side. The application key is not part of it.
@@ -89,6 +174,9 @@ pub struct Device {
     /// How far its frame counter may be ahead of the expected one; LoRaWAN's 16,384 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub f_cnt_gap_max: Option<u16>,
+    /// What the network should change; the fields above say how the device is switched on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired: Option<Desired>,
 }
 
 fn default_f_cnt_width() -> u8 {
@@ -123,6 +211,9 @@ impl Registration {
             if device.rx2_data_rate.is_some_and(|rate| rate > 15) {
                 return refused("rx2_data_rate", "not in 0..=15");
             }
+            if let Err((field, reason)) = device.desired.as_ref().map_or(Ok(()), Desired::check) {
+                return refused(&format!("desired.{field}"), reason);
+            }
         }
         for (index, device) in self.joining.iter().enumerate() {
             let refused = |field: &str, reason| Err(Refused { field: format!("joining[{index}].{field}"), reason });
@@ -134,6 +225,9 @@ impl Registration {
             }
             if device.rx2_data_rate.is_some_and(|rate| rate > 15) {
                 return refused("rx2_data_rate", "not in 0..=15");
+            }
+            if let Err((field, reason)) = device.desired.as_ref().map_or(Ok(()), Desired::check) {
+                return refused(&format!("desired.{field}"), reason);
             }
         }
         Ok(())

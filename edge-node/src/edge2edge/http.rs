@@ -10,14 +10,14 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json, Router, routing};
 use contracts::envelope::Envelope;
 use contracts::ids::{GroupId, NodeId};
-use contracts::write_ahead::{RecordsView, RecordsWrite, SESSIONS_MAX};
+use contracts::write_ahead::{RecordsView, RecordsWrite, SESSIONS_MAX, is_session};
 use kit::problem::Problem;
 use peering::PeerIdentity;
 use serde::Deserialize;
 
 use super::messages::{
-    AccountReport, FRAMES_MAX, Frames, Level, LevelAnswer, LevelReport, MARKS_MAX, OPEN_MAX, OpenUplink, OpenUplinks, Progress,
-    ReceiptAnswer, ReceiptWanted, STATES_MAX, Sessions,
+    AccountReport, FRAMES_MAX, Frames, Level, LevelAnswer, LevelReport, MARGINS_MAX, MARKS_MAX, Margins, OPEN_MAX, OpenUplink,
+    OpenUplinks, Progress, ReceiptAnswer, ReceiptWanted, STATES_MAX, Sessions,
 };
 use crate::agreements::Agreement;
 use crate::insurance::progress::without_hearsay;
@@ -47,6 +47,7 @@ pub fn router(context: Context) -> Router {
         .route("/peer/v1/content/{cid}", routing::get(get_content))
         .route("/peer/v1/groups/{group}/progress", routing::post(take_progress))
         .route("/peer/v1/groups/{group}/frames", routing::post(take_frames))
+        .route("/peer/v1/groups/{group}/margins", routing::post(take_margins))
         .route("/peer/v1/groups/{group}/sessions", routing::get(list_sessions).post(take_sessions))
         .route("/peer/v1/groups/{group}/records", routing::put(store_records).get(list_records))
         .route("/peer/v1/groups/{group}/open", routing::get(list_open))
@@ -259,6 +260,22 @@ async fn take_sessions(
     Ok(Json(()))
 }
 
+async fn take_margins(
+    State(context): State<Context>,
+    Extension(PeerIdentity(peer)): Peer,
+    group: Result<Path<GroupId>, PathRejection>,
+    body: Result<Json<Margins>, JsonRejection>,
+) -> Result<Json<()>, Problem> {
+    let (Path(group), Json(Margins { margins })) = (group?, body?);
+    let agreement = context.agreement(group, peer)?;
+    within(margins.len(), MARGINS_MAX, "margins")?;
+    if let Some(foreign) = margins.iter().find(|margin| !agreement.contract.devices.contains(&margin.device)) {
+        return Err(Problem::invalid("margins", format_args!("device {} is not in the contract", foreign.device)));
+    }
+    context.parts()?.bridge.peer_margins(margins).await.map_err(|e| failed(&e))?;
+    Ok(Json(()))
+}
+
 /// A member's duty: keep what the holder reserves, durably, unless its epoch is not the one this node voted for.
 async fn store_records(
     State(context): State<Context>,
@@ -292,7 +309,8 @@ async fn store_records(
     records::take(parts, group, &reservation.sealed).await.map_err(|e| failed(&e))?;
     context.core.store.raise_reserved(group, &reservation.bounds).await.map_err(|e| failed(&e))?;
     parts.reserved.raise(group, &reservation.bounds);
-    let sessions = reservation.bounds.iter().map(|bound| (bound.device, bound.session)).collect();
+    let sessions = reservation.bounds.iter().map(|bound| (bound.device, bound.session));
+    let sessions = sessions.filter(|(_, session)| is_session(*session)).collect();
     parts.bridge.written_ahead(sessions).await.map_err(|_| Problem::unavailable("the bridge has stopped"))?;
     Ok(Json(()))
 }

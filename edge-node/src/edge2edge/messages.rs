@@ -4,6 +4,7 @@ use contracts::envelope::{Envelope, Invalid, Statement};
 use contracts::ids::{DevEui, Epoch, EventId, GroupId, NodeId};
 use contracts::time::Millis;
 use lora_bridge::bridge::io::OfferedFrame;
+use lora_bridge::mac::adr::Margin;
 use lora_bridge::mac::session::{Mark, SessionState};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,8 @@ use crate::readings::Uplink;
 pub const MARKS_MAX: usize = 8_192;
 /// Frames in one message at most.
 pub const FRAMES_MAX: usize = 512;
+/// Devices in one [`Margins`] at most.
+pub const MARGINS_MAX: usize = 1_024;
 /// Session states in one page at most.
 pub const STATES_MAX: usize = 256;
 /// Open uplinks in one page at most.
@@ -31,6 +34,13 @@ pub struct Progress {
 #[serde(deny_unknown_fields)]
 pub struct Frames {
     pub frames: Vec<OfferedFrame>,
+}
+
+/// How the node in standby hears devices.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Margins {
+    pub margins: Vec<Margin>,
 }
 
 /// A page of session states; also pushed after a gap in the progress.

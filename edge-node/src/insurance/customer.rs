@@ -7,12 +7,13 @@ use contracts::envelope::Envelope;
 use contracts::evidence::HandbackReport;
 use contracts::ids::{Epoch, GroupId};
 use lora_bridge::bridge::io::Mode;
+use lora_bridge::mac::adr::AdrMode;
 use peering::custody::{CustodyView, Role};
 use tokio::sync::watch;
 
-use super::records;
 use super::reservations::{self, Members, Writer};
 use super::{Error, Parts, Won, begin_serving, ended, join, leave, presence, progress, restore, returning, self_check};
+use super::{margins, records};
 use crate::agreements::Agreement;
 use crate::tenants;
 use crate::timeline::Event;
@@ -37,6 +38,7 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
     if agreement.state.is_in_force() || !parts.leases.is_alone(group) {
         let sessions = tenants::http::sessions(&service.registration);
         let ends = parts.links.open(group, &sessions);
+        parts.links.set_mirror(group, contract.terms.mirror);
         let (members, members_taken) = watch::channel(Members::default());
         let (serves, serves_taken) = watch::channel(false);
         let mut side_tasks = tokio::task::JoinSet::new();
@@ -50,8 +52,9 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
             group,
             contract.provider.node,
             ends.outgoing,
-            serves_taken,
+            serves_taken.clone(),
         )));
+        side_tasks.spawn(kit::task::belong(margins::run(parts.clone(), group, contract.provider.node, serves_taken)));
         let presence = presence::run(parts.custody.clone(), parts.core.timeline.clone(), group);
         side_tasks.spawn(kit::task::belong(presence));
         side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), group, contract.provider.node)));
@@ -133,8 +136,7 @@ pub(crate) async fn alone(parts: &Parts, group: GroupId, epoch: Epoch, registrat
     parts.links.set_epoch(group, epoch);
     parts.bridge.custody(group, Mode::Serving { epoch, foreign_lease_end: None }).await?;
     // Nobody else's gateways have to hear them.
-    let adr = parts.core.config.lora.as_ref().is_some_and(|lora| lora.adr);
-    parts.bridge.set_adr(group, adr).await?;
+    parts.bridge.set_adr(group, super::adr(parts, AdrMode::Alone)).await?;
     Ok(())
 }
 
@@ -165,7 +167,7 @@ impl Guard<'_> {
         let group = self.contract().group;
         let is_first = never_voted(self.parts, group).await;
         // What this node's gateways hear says nothing about the insurer's.
-        self.parts.bridge.set_adr(group, false).await?;
+        self.parts.bridge.set_adr(group, super::adr(self.parts, AdrMode::Insured)).await?;
         let hold = join(self.parts, self.agreement).await?;
         let mut view = self.parts.custody.subscribe(group).ok_or(peering::custody::Error::UnknownGroup(group))?;
         let mut agreements = self.parts.core.agreements.changed();

@@ -6,6 +6,7 @@
 //! - [`accounts`] — what an insurer heard and answers for
 //! - [`customer`], [`provider`] — the two guards
 //! - [`hysteresis`] — how long a customer must be back
+//! - [`margins`] — how well the node in standby hears devices, told to the other
 //! - [`presence`] — an alarm for a member that does not answer
 //! - [`progress`] — what is served and settled, told to the other party
 //! - [`reservations`] — downlink counters on the disks of a majority before they are used
@@ -18,6 +19,7 @@
 pub mod accounts;
 pub mod customer;
 pub mod hysteresis;
+pub mod margins;
 pub mod presence;
 pub mod progress;
 pub mod provider;
@@ -35,9 +37,10 @@ use contracts::contract::State;
 use contracts::custody::Readiness;
 use contracts::ids::{ContractId, DevEui, Epoch, GroupId, NodeId, StatementId};
 use contracts::time::{BootTime, WallTime};
-use contracts::write_ahead::{Bound, JOINS, Reserved};
+use contracts::write_ahead::{Bound, Reserved, is_session};
 use kit::clock::Clock;
 use lora_bridge::bridge::io::Mode;
+use lora_bridge::mac::adr::AdrMode;
 use lora_bridge::mac::downlink::CounterSource;
 use lora_bridge::server::BridgeHandle;
 use peering::custody::{Certificate, CustodyHandle, CustodyView, GroupConfig, Hold, VoteStore};
@@ -166,6 +169,12 @@ pub(crate) async fn ended(parts: &Parts, id: ContractId) {
     }
 }
 
+/// How far this node manages data rates, if it does.
+pub(crate) fn adr(parts: &Parts, mode: AdrMode) -> AdrMode {
+    let is_on = parts.core.config.lora.as_ref().is_some_and(|lora| lora.adr);
+    if is_on { mode } else { AdrMode::Off }
+}
+
 /// The group of a contract as the custody driver wants it.
 pub(crate) fn group_config(agreement: &Agreement) -> GroupConfig {
     let contract = &agreement.contract;
@@ -207,7 +216,7 @@ pub(crate) async fn leave(parts: &Parts, group: GroupId) -> Result<(), Error> {
 fn of_sessions(parts: &Parts, group: GroupId, known: &Reserved) -> Vec<(DevEui, u32)> {
     let is_current = |bound: &Bound| {
         let is_of_join = known.joins(bound.device) > 0;
-        bound.session != JOINS && (!is_of_join || parts.links.session(group, bound.device) == Some(bound.session))
+        is_session(bound.session) && (!is_of_join || parts.links.session(group, bound.device) == Some(bound.session))
     };
     known.bounds().filter(is_current).map(|bound| (bound.device, bound.upto)).collect()
 }
@@ -230,7 +239,7 @@ pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, v
     let news: Vec<_> = bounds.iter().filter(|b| own.upto(b.device, b.session) != Some(b.upto)).copied().collect();
     parts.core.store.raise_reserved(group, &news).await?;
     parts.reserved.merge(group, &known);
-    let sessions = bounds.iter().filter(|b| b.session != JOINS).map(|b| (b.device, b.session)).collect();
+    let sessions = bounds.iter().filter(|b| is_session(b.session)).map(|b| (b.device, b.session)).collect();
     parts.bridge.written_ahead(sessions).await?;
     let entries = of_sessions(parts, group, &known);
     let handover = view.released.as_ref().filter(|r| r.epoch.next() == epoch && r.successor == Some(parts.core.me()));
@@ -270,7 +279,7 @@ pub(crate) async fn restore(parts: &Parts, group: GroupId, registration: &tenant
     restore_downlinks(parts, group).await?;
     let (served, settled) = parts.core.store.list_marks(group).await?;
     // Before the marks: they may be of the life that a record began.
-    let lives = known.bounds().filter(|b| b.session != JOINS).map(|b| (b.device, b.session)).collect();
+    let lives = known.bounds().filter(|b| is_session(b.session)).map(|b| (b.device, b.session)).collect();
     parts.bridge.written_ahead(lives).await?;
     parts.bridge.peer_progress(served, settled).await?;
     parts.bridge.counters_from(of_sessions(parts, group, &known), CounterSource::Reservation).await?;

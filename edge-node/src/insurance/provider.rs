@@ -11,14 +11,15 @@ use contracts::evidence::{ReleaseReport, TakeoverReport};
 use contracts::ids::{Epoch, GroupId, NodeId};
 use contracts::time::{BootTime, Millis, WallTime};
 use lora_bridge::bridge::io::Mode;
+use lora_bridge::mac::adr::AdrMode;
 use peering::custody::{CustodyView, Role};
 use tokio::sync::watch;
 
 use super::accounts;
 use super::hysteresis::Takeovers;
-use super::records;
 use super::reservations::{self, Members, Writer};
 use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, presence, progress, restore, self_check};
+use super::{margins, records};
 use crate::agreements::Agreement;
 use crate::edge2edge::messages::{Handover, LevelAnswer};
 use crate::lora;
@@ -32,6 +33,8 @@ use crate::timeline::Event;
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// After custody went, the tenant has so long to decode what was heard before.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// Between two attempts to learn where the customer's devices listen.
+const FETCH_PAUSE: Duration = Duration::from_secs(5);
 /// Longest wait for the last progress before a release.
 const FLUSH_MAX: Duration = Duration::from_millis(200);
 /// A customer that was silent for so long has to be quiet anew.
@@ -95,14 +98,16 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
             contract.group,
             contract.customer.node,
             ends.outgoing,
-            serves_taken,
+            serves_taken.clone(),
         )));
+        side_tasks.spawn(kit::task::belong(margins::run(parts.clone(), contract.group, contract.customer.node, serves_taken)));
         side_tasks.spawn(kit::task::belong(ask_for_states(parts.clone(), contract.group, contract.customer.node)));
         side_tasks.spawn(kit::task::belong(accounts::run(parts.clone(), contract.clone())));
         let presence = presence::run(parts.custody.clone(), parts.core.timeline.clone(), contract.group);
         side_tasks.spawn(kit::task::belong(presence));
         side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), contract.group, contract.customer.node)));
         restore(parts, contract.group, &registration).await?;
+        parts.bridge.set_adr(contract.group, super::adr(parts, AdrMode::Insured)).await?;
         lora::standby::restore(&parts.core.store, &parts.bridge, contract.group).await?;
         let socket = prepare(parts, agreement).await?;
         let guard = Guard { parts, agreement, socket, members, serves, replayed: ends.replayed };
@@ -134,6 +139,10 @@ async fn open_network(parts: &Parts, contract: &Contract) -> Result<tenant::Regi
 async fn ask_for_states(parts: Parts, group: GroupId, customer: NodeId) {
     if let Err(error) = progress::pull_states(&parts, group, customer).await {
         tracing::info!(error = &error as &dyn std::error::Error, "the customer's session states will come with its progress");
+    }
+    while let Err(error) = records::fetch_links(&parts, group, customer).await {
+        tracing::info!(error = &error as &dyn std::error::Error, "where the customer's devices listen is not known yet");
+        tokio::time::sleep(FETCH_PAUSE).await;
     }
 }
 

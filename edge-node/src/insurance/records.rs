@@ -1,8 +1,11 @@
-//! Results of joins on the disks of a majority before the accept leaves, and what a new holder makes of them.
+//! Results of joins on the disks of a majority before the accept leaves, changes of receive windows before they are asked for, and what a
+//! new holder makes of them.
 //!
-//! A record is sealed to both parties: the witness keeps what it cannot read. Its version stands among the bounds that go with every
-//! vote, so whoever takes over knows whether it lacks one, and fetches it from the member that voted.
+//! The record of a join is sealed to both parties: the witness keeps what it cannot read. Where a device listens is no secret. Versions
+//! stand among the bounds that go with every vote, so whoever takes over knows whether it lacks one, and fetches it from the member that
+//! voted. A member keeps one blob per device, so each write names the newest of both kinds.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,10 +13,12 @@ use std::time::Duration;
 use contracts::ids::{DevEui, Epoch, GroupId, NodeId};
 use contracts::node_record::SealingKey;
 use contracts::sealed::Sealed;
-use contracts::write_ahead::{Bound, JOINS, RecordsView, RecordsWrite, Reserved, SealedRecord};
+use contracts::write_ahead::{Bound, JOINS, LINKS, RecordsView, RecordsWrite, Reserved, SealedRecord, is_session};
 use lora_bridge::mac::downlink::BLOCK;
 use lora_bridge::mac::join::DeviceRecord;
-use tokio::sync::{mpsc, watch};
+use lora_bridge::mac::link::LinkRecord;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, mpsc, watch};
 
 use super::reservations::{Members, Writer};
 use super::{Error, Parts};
@@ -28,31 +33,59 @@ const WRITES_MAX: usize = 32;
 const ANSWER_MAX: Duration = Duration::from_secs(3);
 
 /// A record that the bridge wants written ahead.
-pub type Wanted = (Epoch, Box<DeviceRecord>);
+pub type Wanted = (Epoch, Record);
+
+/// What is written ahead of a device.
+#[derive(Debug)]
+pub enum Record {
+    Join(Box<DeviceRecord>),
+    Link(Box<LinkRecord>),
+}
+
+/// What members keep of a device.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    join: Option<Sealed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    link: Option<LinkRecord>,
+}
 
 /// Under this key a device's record is kept; tenants' own keys cannot begin with a dot.
 fn key(device: DevEui) -> String {
     format!(".record.{device}")
 }
 
+fn link_key(device: DevEui) -> String {
+    format!(".link.{device}")
+}
+
 /// Writes records ahead until the link is closed. A join whose record does not get through is over; the device tries again.
 pub async fn run(writer: Writer, mut wanted: mpsc::UnboundedReceiver<Wanted>) {
     let Writer { parts, group, members, seq } = writer;
     let mut writes = tokio::task::JoinSet::new();
+    // From what is read of the disk to the number of the write: a member keeps the blob with the highest number.
+    let order = Arc::new(Mutex::new(()));
     while let Some((epoch, record)) = wanted.recv().await {
         while writes.len() >= WRITES_MAX {
             let _ended = writes.join_next().await;
         }
-        let (parts, members, seq) = (parts.clone(), members.borrow().clone(), Arc::clone(&seq));
+        let (parts, members, seq, order) = (parts.clone(), members.borrow().clone(), Arc::clone(&seq), Arc::clone(&order));
         writes.spawn(kit::task::belong(async move {
-            match write(&parts, group, &members, epoch, &seq, &record).await {
+            match write(&parts, group, &members, epoch, (&seq, &order), &record).await {
                 Ok(true) => {
-                    note(&parts, group, &record);
-                    let _stopped = parts.bridge.recorded(record).await;
+                    let _stopped = match record {
+                        Record::Join(record) => {
+                            note(&parts, group, &record);
+                            parts.bridge.recorded(record).await
+                        }
+                        Record::Link(record) => parts.bridge.link_recorded(record).await,
+                    };
                 }
-                Ok(false) => tracing::warn!(device = %record.device, "a join was not written ahead by a majority"),
+                Ok(false) => tracing::warn!(device = %record.device(), "a record was not written ahead by a majority"),
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "a join cannot be written ahead");
+                    tracing::error!(error = &error as &dyn std::error::Error, "a record cannot be written ahead");
                 }
             }
         }));
@@ -63,6 +96,43 @@ pub async fn run(writer: Writer, mut wanted: mpsc::UnboundedReceiver<Wanted>) {
 fn note(parts: &Parts, group: GroupId, record: &DeviceRecord) {
     let session = &record.session;
     parts.links.set_joined_session(group, record.device, session.dev_addr, session.id());
+}
+
+impl Record {
+    const fn device(&self) -> DevEui {
+        match self {
+            Self::Join(record) => record.device,
+            Self::Link(record) => record.device,
+        }
+    }
+
+    fn key(&self) -> String {
+        match self {
+            Self::Join(record) => key(record.device),
+            Self::Link(record) => link_key(record.device),
+        }
+    }
+}
+
+const fn link_bound(record: &LinkRecord) -> Bound {
+    Bound { device: record.device, session: LINKS, upto: record.version }
+}
+
+fn sealed(parts: &Parts, group: GroupId, record: &DeviceRecord) -> Result<Vec<u8>, Error> {
+    let json = serde_json::to_vec(record).map_err(form)?;
+    let sealed = Sealed::seal(&json, &recipients(parts, group), PURPOSE).map_err(form)?;
+    serde_json::to_vec(&sealed).map_err(form)
+}
+
+/// All that this node's disk has of a device, as members keep it.
+async fn kept_bytes(parts: &Parts, group: GroupId, device: DevEui) -> Result<Vec<u8>, Error> {
+    let (join, link) = (on_disk(parts, group, &key(device)).await?, on_disk(parts, group, &link_key(device)).await?);
+    serde_json::to_vec(&Kept { join, link }).map_err(form)
+}
+
+async fn on_disk<T: serde::de::DeserializeOwned>(parts: &Parts, group: GroupId, key: &str) -> Result<Option<T>, Error> {
+    let blob = parts.core.store.get_tenant_value(group, key).await?;
+    blob.map(|blob| serde_json::from_slice(&blob).map_err(form)).transpose()
 }
 
 fn bounds(record: &DeviceRecord) -> Vec<Bound> {
@@ -88,23 +158,26 @@ async fn write(
     group: GroupId,
     members: &Members,
     epoch: Epoch,
-    seq: &AtomicU64,
-    record: &DeviceRecord,
+    (seq, order): (&AtomicU64, &Mutex<()>),
+    record: &Record,
 ) -> Result<bool, Error> {
     if members.epoch.is_some_and(|held| held != epoch) {
         return Ok(false);
     }
-    let json = serde_json::to_vec(record).map_err(form)?;
-    let sealed = Sealed::seal(&json, &recipients(parts, group), PURPOSE).map_err(form)?;
-    let blob = serde_json::to_vec(&sealed).map_err(form)?;
-    let bounds = bounds(record);
-    keep(parts, group, record.device, &blob, &bounds).await?;
+    let device = record.device();
+    let ordered = order.lock().await;
+    let (blob, bounds) = match record {
+        Record::Join(record) => (sealed(parts, group, record)?, bounds(record)),
+        Record::Link(record) => (serde_json::to_vec(record).map_err(form)?, vec![link_bound(record)]),
+    };
+    keep(parts, group, &record.key(), &blob, &bounds).await?;
     let needed = members.needed();
     if needed == 0 {
         return Ok(true);
     }
-    let sealed = vec![SealedRecord { device: record.device, blob: hex::encode(blob) }];
+    let sealed = vec![SealedRecord { device, blob: hex::encode(kept_bytes(parts, group, device).await?) }];
     let write = Arc::new(RecordsWrite { epoch, seq: seq.fetch_add(1, Ordering::Relaxed) + 1, bounds, sealed });
+    drop(ordered);
     let (stored, mut answers) = mpsc::unbounded_channel();
     for member in members.others.clone() {
         let (client, write, stored) = (parts.core.client.within(ANSWER_MAX), Arc::clone(&write), stored.clone());
@@ -127,16 +200,15 @@ async fn write(
 }
 
 /// Blob first: a bound on disk says that the record is there.
-async fn keep(parts: &Parts, group: GroupId, device: DevEui, blob: &[u8], bounds: &[Bound]) -> Result<(), Error> {
-    parts.core.store.put_tenant_value(group, &key(device), blob, u32::MAX).await?;
+async fn keep(parts: &Parts, group: GroupId, key: &str, blob: &[u8], bounds: &[Bound]) -> Result<(), Error> {
+    parts.core.store.put_tenant_value(group, key, blob, u32::MAX).await?;
     parts.core.store.raise_reserved(group, bounds).await?;
     parts.reserved.raise(group, bounds);
     Ok(())
 }
 
-fn open(parts: &Parts, device: DevEui, blob: &[u8]) -> Result<DeviceRecord, Error> {
-    let sealed: Sealed = serde_json::from_slice(blob).map_err(form)?;
-    let json = parts.core.identity.unsealing.open(&sealed, PURPOSE).map_err(form)?;
+fn open(parts: &Parts, device: DevEui, sealed: &Sealed) -> Result<DeviceRecord, Error> {
+    let json = parts.core.identity.unsealing.open(sealed, PURPOSE).map_err(form)?;
     let record: DeviceRecord = serde_json::from_slice(&json).map_err(form)?;
     if record.device == device && record.session.device == device {
         Ok(record)
@@ -151,25 +223,47 @@ fn open(parts: &Parts, device: DevEui, blob: &[u8]) -> Result<DeviceRecord, Erro
 /// One cannot be opened, or the disk failed; those before it were taken.
 pub(crate) async fn take(parts: &Parts, group: GroupId, sealed: &[SealedRecord]) -> Result<(), Error> {
     for SealedRecord { device, blob } in sealed {
-        let blob = hex::decode(blob).map_err(form)?;
-        let record = open(parts, *device, &blob)?;
-        let known = parts.core.store.list_reserved(group).await?.joins(*device);
-        if record.version > known {
-            keep(parts, group, *device, &blob, &bounds(&record)).await?;
+        let kept: Kept = serde_json::from_slice(&hex::decode(blob).map_err(form)?).map_err(form)?;
+        let known = parts.core.store.list_reserved(group).await?;
+        if let Some(sealed) = &kept.join {
+            take_join(parts, group, *device, sealed, known.joins(*device)).await?;
         }
-        if record.version >= known {
-            note(parts, group, &record);
-            parts.bridge.records(vec![record]).await?;
+        if let Some(record) = kept.link.filter(|record| record.device == *device) {
+            take_link(parts, group, record, known.links(*device)).await?;
         }
     }
     Ok(())
 }
 
-/// What this node's disk has of devices that join, for its own bridge after a restart.
+async fn take_join(parts: &Parts, group: GroupId, device: DevEui, sealed: &Sealed, known: u32) -> Result<(), Error> {
+    let record = open(parts, device, sealed)?;
+    if record.version > known {
+        let blob = serde_json::to_vec(sealed).map_err(form)?;
+        keep(parts, group, &key(device), &blob, &bounds(&record)).await?;
+    }
+    if record.version >= known {
+        note(parts, group, &record);
+        parts.bridge.records(vec![record]).await?;
+    }
+    Ok(())
+}
+
+async fn take_link(parts: &Parts, group: GroupId, record: LinkRecord, known: u32) -> Result<(), Error> {
+    if record.version > known {
+        let blob = serde_json::to_vec(&record).map_err(form)?;
+        keep(parts, group, &link_key(record.device), &blob, &[link_bound(&record)]).await?;
+    }
+    if record.version >= known {
+        parts.bridge.link_records(vec![record]).await?;
+    }
+    Ok(())
+}
+
+/// What this node's disk has of devices' joins and links, for its own bridge after a restart.
 pub(crate) async fn restore(parts: &Parts, group: GroupId, reserved: &Reserved) -> Result<(), Error> {
     for bound in reserved.bounds().filter(|bound| bound.session == JOINS) {
-        let Some(blob) = parts.core.store.get_tenant_value(group, &key(bound.device)).await? else { continue };
-        match open(parts, bound.device, &blob) {
+        let Some(sealed) = on_disk(parts, group, &key(bound.device)).await? else { continue };
+        match open(parts, bound.device, &sealed) {
             Ok(record) => {
                 note(parts, group, &record);
                 parts.bridge.records(vec![record]).await?;
@@ -179,17 +273,22 @@ pub(crate) async fn restore(parts: &Parts, group: GroupId, reserved: &Reserved) 
             }
         }
     }
+    for bound in reserved.bounds().filter(|bound| bound.session == LINKS) {
+        if let Some(record) = on_disk(parts, group, &link_key(bound.device)).await? {
+            parts.bridge.link_records(vec![record]).await?;
+        }
+    }
     Ok(())
 }
 
 /// What this node keeps, for another member.
 pub(crate) async fn view(parts: &Parts, group: GroupId) -> Result<RecordsView, Error> {
     let reserved = parts.core.store.list_reserved(group).await?;
+    let recorded = reserved.bounds().filter(|bound| !is_session(bound.session)).map(|bound| bound.device);
     let mut sealed = Vec::new();
-    for bound in reserved.bounds().filter(|bound| bound.session == JOINS) {
-        if let Some(blob) = parts.core.store.get_tenant_value(group, &key(bound.device)).await? {
-            sealed.push(SealedRecord { device: bound.device, blob: hex::encode(blob) });
-        }
+    for device in recorded.collect::<BTreeSet<_>>() {
+        let blob = hex::encode(kept_bytes(parts, group, device).await?);
+        sealed.push(SealedRecord { device, blob });
     }
     Ok(RecordsView { bounds: reserved.bounds().collect(), sealed })
 }
@@ -219,12 +318,26 @@ async fn pull(parts: &Parts, group: GroupId, member: NodeId) -> Result<(), Error
 
 /// Fetches from a member what it knows and this node lacks: before this node serves.
 pub(crate) async fn fetch(parts: &Parts, group: GroupId, member: NodeId, theirs: &Reserved, own: &Reserved) -> Result<(), Error> {
-    let newer = |device: DevEui| theirs.joins(device) > own.joins(device);
-    if !theirs.bounds().any(|bound| bound.session == JOINS && newer(bound.device)) {
+    let newer = |device: DevEui| theirs.joins(device) > own.joins(device) || theirs.links(device) > own.links(device);
+    if !theirs.bounds().any(|bound| !is_session(bound.session) && newer(bound.device)) {
         return Ok(());
     }
     let client = parts.core.client.within(ANSWER_MAX);
     let view: RecordsView = client.get(member, &format!("/peer/v1/groups/{group}/records")).await?;
     let wanted: Vec<_> = view.sealed.into_iter().filter(|sealed| newer(sealed.device)).collect();
     take(parts, group, &wanted).await
+}
+
+/// Where the customer's devices listen, from the time before the contract; until the customer has answered once.
+pub(crate) async fn fetch_links(parts: &Parts, group: GroupId, customer: NodeId) -> Result<(), Error> {
+    let client = parts.core.client.within(ANSWER_MAX);
+    let view: RecordsView = client.get(customer, &format!("/peer/v1/groups/{group}/records")).await?;
+    for SealedRecord { device, blob } in view.sealed {
+        let kept: Kept = serde_json::from_slice(&hex::decode(blob).map_err(form)?).map_err(form)?;
+        let known = parts.core.store.list_reserved(group).await?;
+        if let Some(record) = kept.link.filter(|record| record.device == device) {
+            take_link(parts, group, record, known.links(device)).await?;
+        }
+    }
+    Ok(())
 }

@@ -57,6 +57,8 @@ struct Link {
     /// Bounded by the bridge: it asks again only for what was not granted.
     reserve: mpsc::UnboundedSender<Wish>,
     replayed: watch::Sender<Option<u64>>,
+    /// Every frame goes to the other party as it is heard.
+    mirrors: bool,
     /// Something could not be queued: whole states are due.
     overflowed: bool,
     /// This node is the insurer: it answers for what it hears.
@@ -101,10 +103,21 @@ impl Links {
         let devices = sessions.iter().map(|s| (s.device, (s.dev_addr, s.id()))).collect();
         let mut links = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         let epoch = links.get(&group).map_or(Epoch(0), |known| known.epoch);
-        let is_insurer = false;
-        links
-            .insert(group, Link { epoch, devices, records, missing, outgoing, reserve, replayed, overflowed: false, is_insurer });
+        let (mirrors, overflowed, is_insurer) = (false, false, false);
+        let link = Link { epoch, devices, records, missing, outgoing, reserve, replayed, mirrors, overflowed, is_insurer };
+        links.insert(group, link);
         ends
+    }
+
+    /// The contract's `mirror` clause.
+    pub fn set_mirror(&self, group: GroupId, mirrors: bool) {
+        if let Some(link) = self.groups.write().unwrap_or_else(PoisonError::into_inner).get_mut(&group) {
+            link.mirrors = mirrors;
+        }
+    }
+
+    pub(super) fn mirrors(&self, group: GroupId) -> bool {
+        self.groups.read().unwrap_or_else(PoisonError::into_inner).get(&group).is_some_and(|link| link.mirrors)
     }
 
     pub fn close(&self, group: GroupId) {

@@ -1,10 +1,14 @@
 //! The node's side of the LoRa bridge: puts uplinks on disk before they count, and tells those who wait for them.
 //!
+//! - [`air_time`] — time on air, on disk
+//! - [`alarms`] — devices that may soon be deaf
 //! - [`leases`] — what the bridge asks directly before each downlink
 //! - [`downlinks`] — what tenants are told about their downlinks
 //! - [`links`] — where progress, offers and reservations of a group go
 //! - [`standby`] — what was heard in standby, on disk
 
+pub mod air_time;
+pub mod alarms;
 pub mod downlinks;
 pub mod leases;
 pub mod links;
@@ -14,12 +18,13 @@ use std::collections::BTreeMap;
 
 use contracts::ids::GroupId;
 use lora_bridge::GatewayEui;
-use lora_bridge::bridge::io::{Output, Uplink as HeardUplink, UplinkKind};
+use lora_bridge::bridge::io::{OfferedFrame, Output, Uplink as HeardUplink, UplinkKind};
 use lora_bridge::gwmp::rxpk::RxMeta;
 use lora_bridge::mac::session::{Mark, SessionState};
 use lora_bridge::server::BridgeHandle;
 use tokio::sync::mpsc;
 
+use crate::insurance::records::Record;
 use crate::readings::log::Log;
 use crate::readings::{Kind, Reception, Uplink};
 use crate::timeline::{Event, Timeline};
@@ -43,7 +48,10 @@ pub async fn consume(
         let (mut heard, mut replayed) = (Vec::new(), Vec::new());
         for output in batch {
             match output {
-                Output::Uplink(uplink) => heard.push(uplink),
+                Output::Uplink(uplink) => {
+                    mirror(&uplink, &links);
+                    heard.push(uplink);
+                }
                 Output::Keep(uplink) => standby.keep(Uplink { deliver: false, ..stored(uplink, &links) }),
                 Output::Forget { events } => standby.forget(events),
                 Output::OfferDue(offer) => links.offer(offer.group, offer.frame),
@@ -67,7 +75,8 @@ pub async fn consume(
                     links.state(group, state);
                 }
                 Output::RecordsMissing { group } => links.records_missing(group),
-                Output::RecordWanted { group, epoch, record } => links.record(group, (epoch, record)),
+                Output::RecordWanted { group, epoch, record } => links.record(group, (epoch, Record::Join(record))),
+                Output::LinkRecordWanted { group, epoch, record } => links.record(group, (epoch, Record::Link(record))),
                 Output::Replayed { group, frames } => replayed.push((group, frames)),
                 Output::Refused { group, device, reason } => {
                     timeline.push(Event::Alarm { what: format!("session of {device} in {group} refused: {reason:?}") });
@@ -84,6 +93,18 @@ pub async fn consume(
             Ok(false) => {}
             Err(_) => return,
         }
+    }
+}
+
+/// By the contract's `mirror` clause the insurer gets every frame as it is heard: what reached no disk when this node dies is not lost.
+fn mirror(uplink: &HeardUplink, links: &Links) {
+    let is_own = match uplink.kind {
+        UplinkKind::Live | UplinkKind::Late => true,
+        UplinkKind::Buffered => false,
+    };
+    if is_own && links.mirrors(uplink.group) {
+        let HeardUplink { phy, gateway, rx, heard_at, .. } = uplink;
+        links.offer(uplink.group, OfferedFrame { phy: phy.clone(), gateway: *gateway, rx: *rx, heard_at: *heard_at });
     }
 }
 

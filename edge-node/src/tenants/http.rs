@@ -11,10 +11,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, routing};
 use contracts::ids::{DevAddr, DevEui, EventId};
-use contracts::time::WallTime;
+use contracts::time::{Millis, WallTime};
 use kit::problem::Problem;
 use lora_bridge::gwmp::data_rate::DataRate;
 use lora_bridge::mac::join::{AppKey, JoiningDevice, NonceRule};
+use lora_bridge::mac::link::{Channel, Wish, WishedChannel};
 use lora_bridge::mac::queue;
 use lora_bridge::mac::session::{Joined, NwkSKey, ReceiveWindows, Session};
 use lora_bridge::mac::uplink::F_CNT_GAP_MAX;
@@ -106,9 +107,32 @@ pub fn joining(devices: &[tenant::JoiningDevice]) -> Vec<JoiningDevice> {
                 tenant::DevNonces::Rising => NonceRule::Rising,
             },
             receive_windows,
+            wish: wish(device.desired.as_ref()),
         }
     };
     devices.iter().map(device).collect()
+}
+
+/// What the network should change, as the bridge wants it.
+fn wish(desired: Option<&tenant::Desired>) -> Wish {
+    let Some(desired) = desired else { return Wish::default() };
+    let channel = |channel: &tenant::DesiredChannel| WishedChannel {
+        index: channel.index,
+        channel: Channel {
+            frequency_hz: channel.frequency_hz,
+            data_rate_min: channel.data_rate_min,
+            data_rate_max: channel.data_rate_max,
+            downlink_hz: channel.downlink_frequency_hz,
+        },
+    };
+    Wish {
+        rx1_delay_seconds: desired.rx1_delay_s,
+        rx1_data_rate_offset: desired.rx1_data_rate_offset,
+        rx2_data_rate: desired.rx2_data_rate.and_then(DataRate::eu868),
+        rx2_frequency_hz: desired.rx2_frequency_hz,
+        channels: desired.channels.iter().map(channel).collect(),
+        status_interval: desired.status_interval_s.map(|seconds| Millis::from_secs(u64::from(seconds))),
+    }
 }
 
 /// The radio side of devices as the bridge wants it.
@@ -124,6 +148,7 @@ pub fn sessions(registration: &tenant::Registration) -> Vec<Session> {
         if let Some(rate) = device.rx2_data_rate.and_then(DataRate::eu868) {
             session.receive_windows.rx2_data_rate = rate;
         }
+        session.wish = wish(device.desired.as_ref());
         session.uplink_rules.may_reset = device.supports_reset;
         session.uplink_rules.f_cnt_gap_max = device.f_cnt_gap_max.unwrap_or(F_CNT_GAP_MAX);
         session

@@ -1,92 +1,40 @@
 //! What is owed to devices: acknowledged only after the uplink is on disk, only with custody, only with a counter that is written ahead.
 
 use contracts::ids::{DevEui, Epoch, EventId};
-use contracts::time::{BootTime, Millis, WallTime};
+use contracts::time::Millis;
 
 use super::io::{Mode, Now, Output, Transmit};
+use super::planning::{Candidate, Outstanding, Pending, Plan};
 use super::{Bridge, RESERVE_RETRY};
 use crate::gwmp::gateways::Route;
-use crate::gwmp::rxpk::RxMeta;
 use crate::gwmp::txpk::{self, Txpk};
 use crate::gwmp::{self, GatewayEui, Token, Version};
-use crate::mac::adr::Setting;
-use crate::mac::downlink::{self, Answer, F_OPTS_BYTES_MAX, Frame, Timing, Wants, Window};
-use crate::mac::duty_cycle::{self, Booking};
+use crate::mac::adr::{AdrMode, Setting};
+use crate::mac::downlink::{self, F_OPTS_BYTES_MAX, Frame, Timing, Window};
+use crate::mac::duty_cycle;
 use crate::mac::queue::Queue;
 use crate::mac::registry::SlotIndex;
-use crate::mac::session::{Entry, Mark};
+use crate::mac::session::Entry;
 use crate::stats::MissedReason;
 
 /// A gateway tells what became of a downlink within this time, or never.
 const TX_ACK_WITHIN: Millis = Millis::from_secs(5);
 
-/// Everything that an answer needs.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Plan {
-    /// The uplink that is answered.
-    pub mark: Mark,
-    pub wants: Wants,
-    pub gateway: GatewayEui,
-    pub rx: RxMeta,
-    /// When the transmission was first heard.
-    pub heard: BootTime,
-    pub heard_at: WallTime,
-    pub gateways: u8,
-    pub rx2_only: bool,
-    /// What the device is to be told of its data rate.
-    pub adr: Option<Setting>,
-}
-
-impl Plan {
-    const fn timing(&self, rx2_only: bool) -> Timing {
-        Timing {
-            heard: self.heard,
-            frequency_hz: self.rx.frequency_hz,
-            data_rate: self.rx.data_rate,
-            rx2_only: rx2_only || self.rx2_only,
-        }
-    }
-
-    fn answer(&self) -> Answer {
-        let snr = self.rx.snr_decibel_tenths.unwrap_or(0);
-        let margin = (snr.saturating_sub(self.rx.data_rate.required_snr_decibel_tenths()) / 10).clamp(0, 254);
-        Answer {
-            ack: self.wants.ack,
-            link_check: self.wants.link_check.then(|| (u8::try_from(margin).unwrap_or(0), self.gateways)),
-            device_time: self.wants.device_time.then_some(self.heard_at),
-        }
-    }
-}
-
-/// An answer that waits: for the disk, for custody, for a counter.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pending {
-    pub event: EventId,
-    pub plan: Plan,
-    pub is_committed: bool,
-    /// The node that serves has the uplink and answers it.
-    pub is_answered_elsewhere: bool,
-}
-
-/// A downlink whose fate the gateway has not told.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Outstanding {
-    slot: SlotIndex,
-    plan: Plan,
-    window: Window,
-    gateway: GatewayEui,
-    epoch: Epoch,
-    sent: BootTime,
-    f_cnt_down: u32,
-    booking: Option<Booking>,
-}
-
-/// A window and what it costs.
+/// A gateway, a window and what it costs.
 #[derive(Debug, Clone, Copy)]
 struct Choice {
+    candidate: Candidate,
     window: Window,
     frequency_hz: u32,
     micros: u64,
+}
+
+/// The requests to the device in a downlink.
+#[derive(Debug, Clone, Copy, Default)]
+struct Requests {
+    setting: Option<Setting>,
+    is_link: bool,
+    is_status: bool,
 }
 
 /// A downlink on its way to the gateway.
@@ -95,6 +43,7 @@ struct Sending {
     slot: SlotIndex,
     plan: Plan,
     choice: Choice,
+    requests: Requests,
     epoch: Epoch,
     now: Now,
 }
@@ -154,25 +103,28 @@ impl Bridge {
     }
 
     fn attempt(&mut self, slot: SlotIndex, plan: Plan, rx2_only: bool, epoch: Epoch, now: Now, out: &mut Vec<Output>) -> Attempt {
-        let Some(route) = self.gateways.route(plan.gateway, now.boot) else {
-            return Attempt::Missed(MissedReason::NoRoute);
-        };
-        let Some(tmst) = plan.rx.tmst else {
-            return Attempt::Missed(MissedReason::NoTimestamp);
-        };
-        let Some(entry) = self.registry.get(slot).filter(|entry| entry.session == plan.mark.session) else {
+        if let Err(reason) = self.is_any_reachable(&plan, now) {
+            return Attempt::Missed(reason);
+        }
+        let known = self.registry.get(slot).filter(|entry| entry.session == plan.mark.session);
+        let Some((group, device)) = known.map(|entry| (entry.group, entry.device)) else {
             return Attempt::Missed(MissedReason::NoCustody);
         };
-        let (group, device, windows) = (entry.group, entry.device, entry.receive_windows);
-        let timing = plan.timing(rx2_only);
-        if downlink::reachable(&windows, &timing, self.config.answer_margin, now.boot).is_none() {
+        if !self.is_link_certain(slot, &plan, epoch, now, out) {
+            return Attempt::Waits;
+        }
+        let Some(entry) = self.registry.get(slot) else { return Attempt::Missed(MissedReason::NoCustody) };
+        let timing = plan.timing(entry, rx2_only);
+        if downlink::reachable(entry.windows(), &timing, self.config.answer_margin, now.boot).is_none() {
             return Attempt::Missed(MissedReason::TooLate);
         }
         let queue = self.queues.get(&device);
         let ready = entry.down.peek().and_then(|f_cnt| queue?.ready(entry.session, f_cnt));
-        let is_due = plan.wants.is_answer() || plan.adr.is_some();
+        let (commands, requests) = self.commands(entry, &plan);
+        let is_due = plan.wants.is_answer() || requests.is_link || requests.setting.is_some() || requests.is_status;
         if ready.is_none() && !is_due && queue.is_none_or(|queue| !queue.is_waiting()) {
-            return Attempt::Sent;
+            // A change that is not written ahead yet may still be asked for in these windows.
+            return if plan.asks.is_link_due { Attempt::Waits } else { Attempt::Sent };
         }
         if entry.down.peek().is_none() {
             self.want(slot);
@@ -182,13 +134,9 @@ impl Bridge {
             self.ask_for_encryption(device);
             return Attempt::Waits;
         }
-        let mut commands = Vec::with_capacity(F_OPTS_BYTES_MAX);
-        plan.answer().write_commands(&mut commands);
-        let setting = plan.adr.filter(|_| commands.len() + 5 <= F_OPTS_BYTES_MAX);
-        commands.extend(setting.iter().flat_map(|setting| setting.request()));
         let bare = Frame {
             ack: plan.wants.ack,
-            adr: self.groups.get(&group).is_some_and(|group| group.adr),
+            adr: self.groups.get(&group).is_some_and(|group| group.adr != AdrMode::Off),
             pending: queue.is_some_and(Queue::is_waiting),
             commands: &commands,
             ..Frame::default()
@@ -208,29 +156,58 @@ impl Bridge {
             },
             _ => return Attempt::Missed(MissedReason::DutyCycle),
         };
-        let sending = Sending { slot, plan, choice, epoch, now };
-        self.send_frame(&sending, frame, setting, route, downlink::slot(&windows, &timing, choice.window, tmst), out)
+        let place = downlink::slot(entry.windows(), &timing, choice.window, choice.candidate.rx.tmst.unwrap_or(0));
+        self.send_frame(&Sending { slot, plan, choice, requests, epoch, now }, frame, place, out)
+    }
+
+    fn route(&self, candidate: &Candidate, now: Now) -> Option<Route> {
+        self.gateways.route(candidate.gateway, now.boot)
+    }
+
+    fn is_any_reachable(&self, plan: &Plan, now: Now) -> Result<(), MissedReason> {
+        let mut routed = plan.candidates.iter().filter(|candidate| self.route(candidate, now).is_some()).peekable();
+        if routed.peek().is_none() {
+            return Err(MissedReason::NoRoute);
+        }
+        if routed.any(|candidate| candidate.rx.tmst.is_some()) { Ok(()) } else { Err(MissedReason::NoTimestamp) }
+    }
+
+    /// Answers and requests, by importance, as far as they fit.
+    fn commands(&self, entry: &Entry, plan: &Plan) -> (Vec<u8>, Requests) {
+        let mut commands = Vec::with_capacity(F_OPTS_BYTES_MAX);
+        plan.answer().write_commands(&mut commands);
+        let (region, heard) = (self.region(), plan.link_heard());
+        let is_link = entry.link.as_ref().is_some_and(|link| link.write_request(heard, region, F_OPTS_BYTES_MAX, &mut commands));
+        let setting = plan.asks.adr.filter(|_| commands.len() + 5 <= F_OPTS_BYTES_MAX);
+        commands.extend(setting.iter().flat_map(|setting| setting.request()));
+        let is_status = plan.asks.is_status_due && commands.len() < F_OPTS_BYTES_MAX;
+        if is_status {
+            commands.push(downlink::DEV_STATUS_REQ);
+        }
+        (commands, Requests { setting, is_link, is_status })
     }
 
     /// Takes a counter, makes the frame, and hands it over.
-    fn send_frame(
-        &mut self,
-        sending: &Sending,
-        frame: &Frame<'_>,
-        setting: Option<Setting>,
-        route: Route,
-        place: downlink::Slot,
-        out: &mut Vec<Output>,
-    ) -> Attempt {
-        let Sending { slot, plan, choice, epoch, .. } = *sending;
+    fn send_frame(&mut self, sending: &Sending, frame: &Frame<'_>, place: downlink::Slot, out: &mut Vec<Output>) -> Attempt {
+        let Sending { slot, plan, choice, requests, epoch, now } = *sending;
+        let Some(route) = self.route(&choice.candidate, now) else { return Attempt::Missed(MissedReason::NoRoute) };
         let Some(entry) = self.registry.get_mut(slot) else { return Attempt::Missed(MissedReason::NoCustody) };
         let (group, device) = (entry.group, entry.device);
         let Some(f_cnt_down) = entry.down.take() else { return Attempt::Waits };
         let Some(phy) = downlink::build(entry.dev_addr, entry.nwk_s_key, f_cnt_down, frame) else {
             return Attempt::Missed(MissedReason::Unbuildable);
         };
-        if let Some(setting) = setting {
+        if let Some(setting) = requests.setting {
             entry.adr.note_asked(setting);
+        }
+        if let Some(link) = &mut entry.link {
+            if requests.is_link {
+                link.note_asked(plan.mark.f_cnt);
+                self.stats.link_asked += 1;
+            }
+            if requests.is_status {
+                link.note_status_asked(now.boot);
+            }
         }
         if plan.wants.ack {
             entry.answered = Some(plan.mark.f_cnt);
@@ -246,7 +223,7 @@ impl Bridge {
             event: plan.mark.event(),
             f_cnt_down,
             window: choice.window,
-            gateway: plan.gateway,
+            gateway: choice.candidate.gateway,
             to: route.address,
             bytes,
         }));
@@ -255,21 +232,43 @@ impl Bridge {
         Attempt::Sent
     }
 
+    /// Gateway and window for a frame: the best gateway that can take it. Once one has refused, RX1 by any other goes before RX2 by any.
+    fn choose(&self, entry: &Entry, plan: &Plan, timing: &Timing, frame: &Frame<'_>, now: Now) -> Option<Choice> {
+        let usable = |candidate: &&Candidate| candidate.rx.tmst.is_some() && self.route(candidate, now).is_some();
+        let over = |windows: &[Window]| {
+            let mut candidates = plan.candidates.iter().filter(usable);
+            candidates.find_map(|candidate| self.choose_window(entry, plan, candidate, timing, frame, windows, now))
+        };
+        let has_refused = plan.candidates.iter().any(|candidate| candidate.has_refused(Window::Rx1));
+        if has_refused { over(&[Window::Rx1]).or_else(|| over(&[Window::Rx2])) } else { over(&[Window::Rx1, Window::Rx2]) }
+    }
+
     /// The window for a frame: RX1 if it can be reached, takes the frame, and its sub-band has time left; else RX2 likewise.
     ///
     /// RX1 with little left gives way to RX2 if the frame costs less of what is left there. What nobody waits for leaves a tenth of the
     /// hour to acknowledgements.
-    fn choose(&self, entry: &Entry, plan: &Plan, timing: &Timing, frame: &Frame<'_>, now: Now) -> Option<Choice> {
+    #[expect(clippy::too_many_arguments, reason = "one question about one candidate")]
+    fn choose_window(
+        &self,
+        entry: &Entry,
+        plan: &Plan,
+        candidate: &Candidate,
+        timing: &Timing,
+        frame: &Frame<'_>,
+        allowed: &[Window],
+        now: Now,
+    ) -> Option<Choice> {
         let region = self.region();
-        let windows = downlink::reachable_windows(&entry.receive_windows, timing, self.config.answer_margin, now.boot);
-        let mut choices = windows.filter_map(|window| {
-            let place = downlink::slot(&entry.receive_windows, timing, window, 0);
+        let windows = downlink::reachable_windows(entry.windows(), timing, self.config.answer_margin, now.boot);
+        let mut choices = windows.filter(|w| allowed.contains(w) && !candidate.has_refused(*w)).filter_map(|window| {
+            let place = downlink::slot(entry.windows(), timing, window, 0);
             let micros = duty_cycle::time_on_air_micros(place.data_rate, frame.len(), false);
-            let left = self.ledger.left_micros(plan.gateway, place.frequency_hz, now.boot);
+            let left = self.ledger.left_micros(candidate.gateway, place.frequency_hz, now.boot);
             let budget = self.ledger.budget_micros(place.frequency_hz);
             let kept = if plan.wants.is_answer() { 0 } else { budget / 10 };
             let fits = frame.mac_payload_len() <= region.mac_payload_bytes_max(place.data_rate) && micros + kept <= left;
-            fits.then_some((Choice { window, frequency_hz: place.frequency_hz, micros }, left, budget))
+            let choice = Choice { candidate: *candidate, window, frequency_hz: place.frequency_hz, micros };
+            fits.then_some((choice, left, budget))
         });
         let (first, left, budget) = choices.next()?;
         let second = choices.next().filter(|(second, left_there, _)| {
@@ -280,7 +279,7 @@ impl Bridge {
 
     /// Counts the time on air, makes the datagram, and waits for the gateway's word.
     fn hand_over(&mut self, sending: &Sending, f_cnt_down: u32, route: Route, place: downlink::Slot, phy: &[u8]) -> Vec<u8> {
-        let Sending { slot, plan, choice, epoch, now } = *sending;
+        let Sending { slot, plan, choice, epoch, now, .. } = *sending;
         let txpk = Txpk {
             tmst: place.tmst,
             frequency_hz: place.frequency_hz,
@@ -291,23 +290,28 @@ impl Bridge {
         let token = self.next_token;
         self.next_token = token.wrapping_add(1);
         let bytes = gwmp::pull_resp(route.version, token.to_be_bytes(), &txpk);
-        let booking = self.ledger.book(plan.gateway, choice.frequency_hz, choice.micros, now.boot);
-        let window = choice.window;
+        let (window, gateway) = (choice.window, choice.candidate.gateway);
+        let booking = self.ledger.book(gateway, choice.frequency_hz, choice.micros, now.boot);
         if route.version == Version::V2 {
-            let gateway = plan.gateway;
             self.await_tx_ack(token, Outstanding { slot, plan, window, gateway, epoch, sent: now.boot, f_cnt_down, booking });
+            if let Some(entry) = self.registry.get_mut(slot) {
+                entry.on_air = Some(token);
+            }
         }
         match window {
             Window::Rx1 => self.stats.answers_rx1 += 1,
             Window::Rx2 => self.stats.answers_rx2 += 1,
         }
-        self.gateways.sent(plan.gateway);
+        if gateway != plan.candidates.best().gateway {
+            self.stats.answers_rerouted += 1;
+        }
+        self.gateways.sent(gateway);
         bytes
     }
 
     /// A gateway that says nothing about downlinks (GWMP 1) is taken at its word.
     fn note_payload_sent(&mut self, sending: &Sending, f_cnt: u32, device: DevEui, version: Version, out: &mut Vec<Output>) {
-        let gateway = sending.plan.gateway;
+        let gateway = sending.choice.candidate.gateway;
         self.change_queue(device, |queue| queue.note_on_air(f_cnt, sending.plan.mark.f_cnt));
         if version == Version::V1 {
             self.report(device, out, |queue| queue.note_taken(f_cnt, gateway));
@@ -374,27 +378,36 @@ impl Bridge {
         {
             entry.answered = None;
         }
-        match outstanding.window {
-            Window::Rx1 if !self.pending.contains_key(&outstanding.slot) => self.retry(&outstanding, now, out),
-            // A newer transmission is about to be answered.
-            Window::Rx1 => {}
-            Window::Rx2 => self.stats.miss(MissedReason::Refused),
+        // Else a newer transmission is about to be answered.
+        if !self.pending.contains_key(&outstanding.slot) {
+            self.retry(&outstanding, now, out);
         }
     }
 
-    /// RX1 failed: RX2, with a new counter.
+    /// A gateway refused: another one, or RX2, with a new counter.
     fn retry(&mut self, failed: &Outstanding, now: Now, out: &mut Vec<Output>) {
         let mode = self.registry.get(failed.slot).and_then(|entry| self.groups.get(&entry.group)).map(|group| group.mode);
         if mode.and_then(|mode| mode.epoch()) != Some(failed.epoch) {
             return self.stats.miss(MissedReason::NoCustody);
         }
-        let plan = Plan { rx2_only: true, ..failed.plan };
-        match self.attempt(failed.slot, plan, true, failed.epoch, now, out) {
+        let mut plan = failed.plan;
+        plan.refuse(failed.gateway, failed.window);
+        // What went out in RX2 for some reason does not go back to RX1.
+        plan.rx2_only |= failed.window == Window::Rx2;
+        let is_left = |window: Window| plan.candidates.iter().any(|candidate| !candidate.has_refused(window));
+        if !is_left(Window::Rx2) {
+            return self.stats.miss(MissedReason::Refused);
+        }
+        match self.attempt(failed.slot, plan, plan.rx2_only, failed.epoch, now, out) {
             Attempt::Sent => self.stats.answers_retried += 1,
             Attempt::Waits => {
                 let event = plan.mark.event();
                 let pending = Pending { event, plan, is_committed: true, is_answered_elsewhere: false };
                 self.pending.insert(failed.slot, pending);
+            }
+            // Nobody is left to take it.
+            Attempt::Missed(MissedReason::DutyCycle | MissedReason::NoRoute) if failed.window == Window::Rx2 => {
+                self.stats.miss(MissedReason::Refused);
             }
             Attempt::Missed(reason) => self.stats.miss(reason),
         }
@@ -409,15 +422,17 @@ impl Bridge {
         let (registry, groups, stats, margin) = (&self.registry, &self.groups, &mut self.stats, self.config.answer_margin);
         self.pending.retain(|slot, pending| {
             let Some(entry) = registry.get(*slot) else { return false };
-            let timing = pending.plan.timing(true);
-            if downlink::reachable(&entry.receive_windows, &timing, margin, now.boot).is_some() {
+            let timing = pending.plan.timing(entry, true);
+            if downlink::reachable(entry.latest_windows(), &timing, margin, now.boot).is_some() {
                 return true;
             }
-            if !pending.is_answered_elsewhere {
+            let is_owed = pending.plan.wants.is_answer() || pending.plan.asks.adr.is_some();
+            if !pending.is_answered_elsewhere && is_owed {
                 let is_serving = groups.get(&entry.group).is_some_and(|group| group.mode.epoch().is_some());
                 stats.miss(match (is_serving, pending.is_committed) {
                     (false, _) => MissedReason::NoCustody,
                     (true, false) => MissedReason::TooLate,
+                    (true, true) if !entry.is_link_certain(&pending.plan.link_heard()) => MissedReason::NotRecorded,
                     (true, true) if entry.down.peek().is_some() => MissedReason::NotEncrypted,
                     (true, true) => MissedReason::NoCounter,
                 });

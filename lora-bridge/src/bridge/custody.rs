@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use contracts::ids::{DevEui, Epoch, EventId, GroupId};
 use contracts::time::BootTime;
 
-use super::answering::{Pending, Plan};
 use super::io::{Mode, Now, Output};
+use super::planning::{Asks, Candidates, Pending, Plan};
 use super::{Bridge, Group, InFlight, REPLAY_BATCH, REPLAY_RETRY, Replay};
 use crate::buffer::Held;
+use crate::mac::adr::AdrMode;
 use crate::mac::downlink::{self, CounterSource, Timing};
 use crate::mac::registry::{Merged, Refused, SlotIndex};
 use crate::mac::session::{Mark, Recent, Session, SessionState};
@@ -22,7 +23,7 @@ impl Bridge {
             self.stats.refused += 1;
             return None;
         }
-        let new = Group { mode: Mode::Standby, epoch: Epoch(0), replay: None, adr: false };
+        let new = Group { mode: Mode::Standby, epoch: Epoch(0), replay: None, adr: AdrMode::Off };
         Some(self.groups.entry(group).or_insert(new))
     }
 
@@ -47,6 +48,7 @@ impl Bridge {
                     if let Some(entry) = self.registry.get_mut(slot).filter(|_| is_new && is_serving) {
                         entry.down.start();
                     }
+                    self.set_wish(slot, session, is_new);
                     self.want(slot);
                     self.ask_for_encryption(session.device);
                     self.try_answer(slot, now, out);
@@ -135,6 +137,9 @@ impl Bridge {
                     entry.adr.clear();
                     entry.down.start();
                 }
+                if let Some(link) = &mut entry.link {
+                    link.change_custody();
+                }
             }
             if new.epoch().is_some() {
                 self.want(*slot);
@@ -192,7 +197,7 @@ impl Bridge {
             let is_newest = mark.f_cnt.saturating_add(1) >= entry.f_cnt_up_next && !entry.is_past;
             let timing =
                 Timing { heard: held.heard, frequency_hz: held.rx.frequency_hz, data_rate: held.rx.data_rate, rx2_only: true };
-            let windows = entry.receive_windows;
+            let windows = *entry.latest_windows();
             let is_reachable = downlink::reachable(&windows, &timing, self.config.answer_margin, now.boot).is_some();
             if is_newest && is_reachable && !held.is_offered {
                 entry.recent = Some(Recent { f_cnt: mark.f_cnt, gateway: held.gateway, tmst: held.rx.tmst, heard: held.heard });
@@ -340,17 +345,17 @@ impl Bridge {
 
 impl Pending {
     fn of_buffered(held: &Held) -> Self {
-        let plan = Plan {
+        let mut plan = Plan {
             mark: held.mark,
             wants: held.wants,
-            gateway: held.gateway,
-            rx: held.rx,
+            candidates: Candidates::of(held.gateway, held.rx),
             heard: held.heard,
             heard_at: held.heard_at,
-            gateways: u8::try_from(held.others.len() + 1).unwrap_or(u8::MAX),
+            gateways: 1,
             rx2_only: false,
-            adr: None,
+            asks: Asks::default(),
         };
+        held.others.iter().for_each(|other| plan.add(*other));
         Self { event: held.event, plan, is_committed: false, is_answered_elsewhere: false }
     }
 }

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use contracts::ids::{EventId, GroupId};
 use contracts::time::{BootTime, Millis, WallTime};
 
-use super::answering::{Pending, Plan};
-use super::collecting::{is_better, is_further};
+use super::adapting::RadioUplink;
+use super::collecting::is_further;
 use super::io::{KeptFrame, Mode, Now, Offer, OfferedFrame, Output, Reception, Uplink, UplinkKind};
+use super::planning::{Asks, Candidates, Pending, Plan};
 use super::{Bridge, Fault, InFlight, OFFERS_BATCH};
 use crate::buffer::Held;
 use crate::gwmp::gateways::Pushed;
@@ -40,6 +41,15 @@ struct Heard<'a> {
     heard_at: WallTime,
     heard: BootTime,
     is_offered: bool,
+}
+
+/// How a frame came again that is in the buffer.
+#[derive(Debug, Clone, Copy)]
+enum HeardAgain {
+    /// By this node for the first time.
+    First,
+    Copy,
+    Repeated,
 }
 
 /// Where and when a frame was heard.
@@ -80,13 +90,12 @@ impl Heard<'_> {
         Plan {
             mark: self.mark,
             wants: self.wants,
-            gateway: self.gateway,
-            rx: self.rx,
+            candidates: Candidates::of(self.gateway, self.rx),
             heard: self.heard,
             heard_at: heard_wall,
             gateways: 1,
             rx2_only: false,
-            adr: None,
+            asks: Asks::default(),
         }
     }
 }
@@ -250,10 +259,9 @@ impl Bridge {
             }
             self.note_joined(reception.mark.device);
             self.note_uplink(reception.mark.device, f_cnt, reception.header.is_ack, out);
-            let (is_adr, wants) = (reception.header.is_adr, reception.wants);
-            let adr = self.note_radio(reception.slot, mode, is_adr, f_cnt, wants, &reception.rx);
-            if wants.is_answer() || adr.is_some() || self.has_downlink(reception.mark.device) {
-                let plan = Plan { adr, ..reception.plan(now.wall) };
+            let asks = self.note_asks(reception, mode, now, out);
+            if reception.wants.is_answer() || asks.is_any() || self.has_downlink(reception.mark.device) {
+                let plan = Plan { asks, ..reception.plan(now.wall) };
                 let is_answered_elsewhere = mode.epoch().is_none() && is_served_elsewhere;
                 let pending = Pending { event, plan, is_committed: false, is_answered_elsewhere };
                 self.pending.insert(reception.slot, pending);
@@ -292,6 +300,14 @@ impl Bridge {
         }
     }
 
+    /// What a new uplink says of the device's radio and link, and what the device is to be asked because of it.
+    fn note_asks(&mut self, reception: &Heard<'_>, mode: Mode, now: Now, out: &mut Vec<Output>) -> Asks {
+        let (f_cnt, is_adr, wants) = (reception.mark.f_cnt, reception.header.is_adr, reception.wants);
+        let uplink = RadioUplink { is_adr, f_cnt, link_adr: wants.link_adr, rx: &reception.rx };
+        let adr = self.note_radio(reception.slot, mode, &uplink, now);
+        Asks { adr, ..self.note_link(reception.slot, mode, f_cnt, wants, now, out) }
+    }
+
     /// A counter that is known: a copy, a repetition that wants its answer again, or nothing of interest.
     fn hear_again(&mut self, reception: &Heard<'_>, mode: Mode, is_newest: bool, now: Now, out: &mut Vec<Output>) {
         let Some(entry) = self.registry.get_mut(reception.slot) else { return };
@@ -310,7 +326,7 @@ impl Bridge {
                 // Those who always come later are not waited for.
                 entry.hearers.note(reception.gateway);
             }
-            self.note_copy(reception, now);
+            self.note_copy(reception);
             let copy = Reception { gateway: reception.gateway, rx: reception.rx };
             if !self.collecting.add(reception.slot, reception.mark, copy, out) {
                 self.stats.copies_late += 1;
@@ -338,19 +354,20 @@ impl Bridge {
         self.try_answer(reception.slot, now, out);
     }
 
-    /// One more gateway heard the transmission: it may be the better way back.
-    fn note_copy(&mut self, reception: &Heard<'_>, now: Now) {
-        let Some(pending) = self.pending.get_mut(&reception.slot) else { return };
-        if pending.plan.mark != reception.mark || pending.plan.gateway == reception.gateway {
-            return;
+    /// One more gateway heard the transmission: it may be the better way back, or another one if the first refuses.
+    fn note_copy(&mut self, reception: &Heard<'_>) {
+        if let Some(entry) = self.registry.get_mut(reception.slot) {
+            entry.adr.note_copy(reception.mark.f_cnt, reception.rx.snr_decibel_tenths);
         }
-        pending.plan.gateways = pending.plan.gateways.saturating_add(1);
-        let is_reached = |gateway| self.gateways.route(gateway, now.boot).is_some();
-        let is_louder = is_better(&reception.rx, &pending.plan.rx);
-        if is_reached(reception.gateway) && (is_louder || !is_reached(pending.plan.gateway)) {
-            // The earlier of the two times of hearing stays: it is nearer to the end of the transmission.
-            pending.plan.gateway = reception.gateway;
-            pending.plan.rx = reception.rx;
+        let copy = Reception { gateway: reception.gateway, rx: reception.rx };
+        let pending = self.pending.get_mut(&reception.slot).map(|pending| &mut pending.plan);
+        if let Some(plan) = pending.filter(|plan| plan.mark == reception.mark) {
+            return plan.add(copy);
+        }
+        let token = self.registry.get(reception.slot).and_then(|entry| entry.on_air);
+        let on_air = token.and_then(|token| self.outstanding.get_mut(&token));
+        if let Some(on_air) = on_air.filter(|on_air| on_air.plan.mark == reception.mark) {
+            on_air.plan.add(copy);
         }
     }
 
@@ -359,6 +376,11 @@ impl Bridge {
         let f_cnt = reception.mark.f_cnt;
         let event = reception.mark.event();
         let heard_again = self.buffer.update(&event, |held| {
+            if held.is_offered && !reception.is_offered {
+                // The other node was faster. What this node heard itself it may answer.
+                (held.gateway, held.rx, held.heard, held.is_offered) = (reception.gateway, reception.rx, reception.heard, false);
+                return HeardAgain::First;
+            }
             let recent = Recent { f_cnt, gateway: held.gateway, tmst: held.rx.tmst, heard: held.heard };
             let is_copy = reception.is_offered || reception.is_copy_of(&recent);
             if is_copy {
@@ -374,12 +396,10 @@ impl Bridge {
                 held.is_answered = false;
                 held.is_offered = false;
             }
-            is_copy
+            if is_copy { HeardAgain::Copy } else { HeardAgain::Repeated }
         });
-        match heard_again {
-            Some(true) => return self.stats.copies += 1,
-            Some(false) => return self.stats.repeated += 1,
-            None => {}
+        if let Some(again) = heard_again {
+            return self.note_heard_again(reception, again, now);
         }
         if self.registry.get(reception.slot).is_none_or(|entry| self.is_known(entry, f_cnt)) {
             self.stats.copies += 1;
@@ -388,6 +408,9 @@ impl Bridge {
         let Some(entry) = self.registry.get_mut(reception.slot) else { return };
         let is_served = entry.served.contains(f_cnt);
         entry.f_cnt_up_next = entry.f_cnt_up_next.max(f_cnt + 1);
+        if !reception.is_offered {
+            entry.adr.note(reception.header.is_adr, f_cnt, reception.rx.snr_decibel_tenths, now.wall);
+        }
         let held = Held {
             group,
             mark: reception.mark,
@@ -406,6 +429,21 @@ impl Bridge {
         let offer_at = (!reception.is_offered).then(|| now.boot + self.config.offer_wait);
         if self.buffer.insert(held.clone(), is_served, offer_at) {
             out.push(Output::Keep(Self::buffered_uplink(held)));
+        }
+    }
+
+    /// A frame that is in the buffer already.
+    fn note_heard_again(&mut self, reception: &Heard<'_>, again: HeardAgain, now: Now) {
+        let (f_cnt, snr) = (reception.mark.f_cnt, reception.rx.snr_decibel_tenths);
+        let entry = self.registry.get_mut(reception.slot).filter(|_| !reception.is_offered);
+        match (again, entry) {
+            (HeardAgain::First, Some(entry)) => entry.adr.note(reception.header.is_adr, f_cnt, snr, now.wall),
+            (HeardAgain::Copy, Some(entry)) => entry.adr.note_copy(f_cnt, snr),
+            (HeardAgain::Repeated, _) | (HeardAgain::First | HeardAgain::Copy, None) => {}
+        }
+        match again {
+            HeardAgain::First | HeardAgain::Copy => self.stats.copies += 1,
+            HeardAgain::Repeated => self.stats.repeated += 1,
         }
     }
 

@@ -10,8 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::gwmp::GatewayEui;
 use crate::gwmp::rxpk::RxMeta;
 use crate::gwmp::taps::Tap;
+use crate::mac::adr::{AdrMode, Margin};
 use crate::mac::downlink::{CounterSource, Window};
+use crate::mac::duty_cycle::AirTime;
 use crate::mac::join::{DeviceRecord, JoiningDevice};
+use crate::mac::link::LinkRecord;
 use crate::mac::queue::{Encrypted, Outcome, Question, QueueState};
 use crate::mac::registry::Refused;
 use crate::mac::session::{Joined, Mark, Session, SessionState};
@@ -97,18 +100,26 @@ pub enum Input<'a> {
     Kept { group: GroupId, frames: Vec<KeptFrame> },
     /// Servers that get the uplinks of some gateways too, from now on.
     Taps { taps: Vec<Tap> },
-    /// Whether devices' data rates are managed; not at first. Only for groups that nobody insures.
-    Adr { group: GroupId, is_on: bool },
+    /// How far devices' data rates are managed; not at first.
+    Adr { group: GroupId, mode: AdrMode },
+    /// How the other node hears devices.
+    PeerMargins { margins: Vec<Margin> },
     /// Devices of a group that join over the air.
     RegisterJoining { group: GroupId, devices: Vec<JoiningDevice> },
     /// A record is on the disks of a majority.
     Recorded { record: Box<DeviceRecord> },
     /// Records that other members or this node's own disk know. To be told before custody begins.
     Records { records: Vec<DeviceRecord> },
+    /// The same for [`Output::LinkRecordWanted`].
+    LinkRecorded { record: Box<LinkRecord> },
+    /// The same for records of links. After [`Input::Records`].
+    LinkRecords { records: Vec<LinkRecord> },
     /// What was owed to devices when this node last ended.
     RestoreQueues { queues: Vec<(DevEui, QueueState)> },
     /// A tenant encrypted a payload, as asked for by [`Output::EncryptWanted`].
     Encrypted { answer: Encrypted },
+    /// Time on air that an earlier process of this node stored. To be told before custody begins.
+    AirTime { spent: Box<AirTime> },
     /// Time passed; due at [`super::Bridge::next_due`] or at any other time.
     Tick,
 }
@@ -149,6 +160,9 @@ pub enum Output {
     RecordWanted { group: GroupId, epoch: Epoch, record: Box<DeviceRecord> },
     /// A device that joins sent something in a session that is not known here: other members may have its record, for [`Input::Records`].
     RecordsMissing { group: GroupId },
+    /// Where a device listens, or will: to be written ahead on a majority, then given back in [`Input::LinkRecorded`]. What does not get
+    /// through is wanted again at a later uplink.
+    LinkRecordWanted { group: GroupId, epoch: Epoch, record: Box<LinkRecord> },
     /// A join-accept. The lease is to be checked directly before sending, without waiting in between.
     Accept(Accept),
     /// Something changed in a session that the other node must know.

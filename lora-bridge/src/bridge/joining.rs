@@ -26,6 +26,7 @@ use crate::gwmp::{self, GatewayEui, Version};
 use crate::mac::downlink::{self, BLOCK, DownCounters, Timing, Window};
 use crate::mac::duty_cycle::{self, Booking};
 use crate::mac::join::{self, AppKey, DeviceRecord, JoiningDevice, Nonces, Request, Unfit};
+use crate::mac::link::Wish;
 use crate::mac::registry::PAST_MAX;
 use crate::mac::session::{Entry, Joined, ReceiveWindows, Session};
 use crate::stats::{DropReason, MissedReason};
@@ -86,6 +87,12 @@ pub(super) struct OnAir {
     sent: BootTime,
 }
 
+impl Joining {
+    pub(super) const fn wish(&self) -> &Wish {
+        &self.device.wish
+    }
+}
+
 fn join_windows(region: &crate::mac::region::Region) -> ReceiveWindows {
     ReceiveWindows {
         rx1_delay_seconds: JOIN_DELAY_SECONDS,
@@ -144,6 +151,7 @@ impl Bridge {
                 None => drop(self.joining.insert(id, fresh(device))),
             }
             self.unknown.note_address(address, group);
+            self.renew_wish(id);
             self.take_up_kept(id, now, out);
         }
     }

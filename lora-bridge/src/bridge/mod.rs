@@ -12,16 +12,20 @@
 //! - `resets` — devices that begin their counters anew
 //! - `unknown` — frames of sessions that began at another node
 //! - `joining` — activation over the air
+//! - `linking` — changes of devices' receive windows and channels
+//! - `planning` — what is owed, and by which gateways it can go
 //! - `queueing` — tenants' downlinks on their way
 //! - `custody` — registration, modes, replay, progress, streamed state
 
-mod adapting;
+pub mod adapting;
 mod answering;
 mod collecting;
 mod custody;
 mod hearing;
 pub mod io;
 mod joining;
+mod linking;
+mod planning;
 mod queueing;
 mod resets;
 mod unknown;
@@ -38,7 +42,8 @@ use crate::gwmp::gateways::{GatewayStatus, Gateways};
 use crate::gwmp::rxpk::Frame;
 use crate::gwmp::sources::{Rate, Sources};
 use crate::gwmp::taps::Taps;
-use crate::mac::duty_cycle::Ledger;
+use crate::mac::adr::AdrMode;
+use crate::mac::duty_cycle::{AirTime, Ledger};
 use crate::mac::queue::Queue;
 use crate::mac::region::{Region, RegionName};
 use crate::mac::registry::{Registry, SlotIndex};
@@ -46,10 +51,10 @@ use crate::mac::session::{Entry, Mark, SessionState};
 use crate::mac::trials::Trials;
 use crate::rules::{Clause, Rules};
 use crate::stats::{DropReason, Stats};
-use answering::{Outstanding, Pending};
 use collecting::Collecting;
 use io::{Input, Mode, Now, Output};
 use joining::{Joining, OnAir};
+use planning::{Outstanding, Pending};
 use resets::Resets;
 use unknown::Unknown;
 
@@ -131,7 +136,7 @@ struct Group {
     epoch: Epoch,
     replay: Option<Replay>,
     /// Devices' data rates are managed.
-    adr: bool,
+    adr: AdrMode,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -269,12 +274,16 @@ impl Bridge {
             Input::Import { states } => self.import(&states, now, out),
             Input::Kept { group, frames } => self.restore_kept(group, frames, now, out),
             Input::Taps { taps } => self.taps.set(taps),
-            Input::Adr { group, is_on } => self.set_adr(group, is_on),
+            Input::Adr { group, mode } => self.set_adr(group, mode),
+            Input::PeerMargins { margins } => self.note_margins(&margins),
             Input::RegisterJoining { group, devices } => self.register_joining(group, devices, now, out),
             Input::Recorded { record } => self.recorded(&record, now, out),
             Input::Records { records } => self.take_records(&records, now, out),
+            Input::LinkRecorded { record } => self.link_recorded(&record, now, out),
+            Input::LinkRecords { records } => self.take_link_records(records),
             Input::RestoreQueues { queues } => queues.iter().for_each(|(device, state)| self.merge_queue(*device, state)),
             Input::Encrypted { answer } => self.encrypted(answer, now, out),
+            Input::AirTime { spent } => self.ledger.restore(&spent, now.boot),
             Input::Tick => self.tick(now, out),
         }
         let forgotten = self.buffer.take_forgotten();
@@ -406,6 +415,12 @@ impl Bridge {
             DutyCycle { gateway, from_hz: band.from_hz, to_hz: band.to_hz, spent_micros, budget_micros: band.budget_micros() }
         };
         spent.map(row).collect()
+    }
+
+    /// What was spent, to be stored and given back with [`Input::AirTime`] when this bridge begins anew.
+    #[must_use]
+    pub fn air_time(&self, now: BootTime) -> AirTime {
+        self.ledger.air_time(now)
     }
 
     /// Counters and sizes. Walks over all sessions: not for every datagram.

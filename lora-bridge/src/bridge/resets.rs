@@ -128,7 +128,9 @@ impl Bridge {
         self.stats.resets += 1;
         self.collecting.give(slot, out);
         self.pending.remove(&slot);
-        let Some(entry) = self.registry.get(slot) else { return };
+        let region = self.region();
+        let Some(entry) = self.registry.get_mut(slot) else { return };
+        entry.restart_link(region);
         let device = entry.device;
         out.push(Output::SessionChanged { group: entry.group, device, session: entry.session });
         let Some(life) = self.resets.0.remove(&device) else { return };

@@ -2,14 +2,24 @@
 //!
 //! The best signal of the last twenty uplinks, less what the data rate needs, less 10 dB for what changes around the device, is what may be
 //! given up: each 3 dB is a faster data rate, then 2 dB less power. The number of transmissions follows from the share of lost uplinks.
+//!
+//! A device that is insured must stay in reach of both nodes: the signal is then the worse of both, and a device that the other node does
+//! not hear is never made quieter.
+
+use contracts::ids::{DevEui, SessionId};
+use contracts::time::WallTime;
+use serde::{Deserialize, Serialize};
 
 use super::region::Region;
 use crate::gwmp::data_rate::DataRate;
 
 /// Uplinks that decide.
 const UPLINKS: usize = 20;
+const UPLINKS_U32: u32 = 20;
 const MARGIN_DECIBEL_TENTHS: i16 = 100;
 const STEP_DECIBEL_TENTHS: i16 = 30;
+/// Of the last twenty, so many the other node has to have heard: else its best signal says little.
+const HEARD_MIN: u8 = 10;
 /// A device that refuses is asked so often.
 const REFUSALS_MAX: u8 = 3;
 
@@ -31,6 +41,32 @@ impl Setting {
     }
 }
 
+/// How far devices of a group are managed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AdrMode {
+    #[default]
+    Off,
+    /// Nobody else has to hear them.
+    Alone,
+    /// By the worse of both nodes' signals.
+    Insured,
+}
+
+/// How one node hears a device: told to the other one of a contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Margin {
+    pub device: DevEui,
+    pub session: SessionId,
+    /// The newest uplink that it heard.
+    pub f_cnt: u32,
+    /// The best of the last twenty, in tenths of a decibel, whichever of its gateways.
+    pub snr_decibel_tenths: i16,
+    /// How many of the twenty counters up to the newest it heard, 1..=20.
+    pub heard: u8,
+    pub heard_at: WallTime,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Heard {
     f_cnt: u32,
@@ -40,8 +76,14 @@ struct Heard {
 /// What is known of a device's radio.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Adr {
-    /// The newest last; none for a device that does not let the network choose.
+    /// The newest last.
     heard: Vec<Heard>,
+    heard_at: WallTime,
+    /// The device lets the network choose.
+    is_adr: bool,
+    /// Heard since this was last told to the other node.
+    is_new: bool,
+    other: Option<Margin>,
     tx_power: u8,
     /// One less than the number of transmissions.
     more_trans: u8,
@@ -51,27 +93,83 @@ pub(crate) struct Adr {
 
 impl Adr {
     /// A new uplink; `snr` in tenths of a decibel.
-    pub(crate) fn note(&mut self, is_adr: bool, f_cnt: u32, snr: Option<i16>) {
-        let Some(snr_decibel_tenths) = snr.filter(|_| is_adr) else {
-            self.heard = Vec::new();
-            return;
-        };
+    pub(crate) fn note(&mut self, is_adr: bool, f_cnt: u32, snr: Option<i16>, at: WallTime) {
+        self.is_adr = is_adr;
+        let Some(snr_decibel_tenths) = snr else { return };
+        if self.heard.capacity() == 0 {
+            self.heard.reserve_exact(UPLINKS);
+        }
         if self.heard.len() >= UPLINKS {
             self.heard.remove(0);
         }
         self.heard.push(Heard { f_cnt, snr_decibel_tenths });
+        (self.heard_at, self.is_new) = (at, true);
+    }
+
+    /// Another gateway heard the newest uplink too.
+    pub(crate) fn note_copy(&mut self, f_cnt: u32, snr: Option<i16>) {
+        if let (Some(newest), Some(snr)) = (self.heard.last_mut().filter(|newest| newest.f_cnt == f_cnt), snr) {
+            newest.snr_decibel_tenths = newest.snr_decibel_tenths.max(snr);
+        }
+    }
+
+    /// How this node hears the device.
+    pub(crate) fn margin(&self, device: DevEui, session: SessionId) -> Option<Margin> {
+        let newest = self.heard.last()?;
+        let best = self.heard.iter().map(|heard| heard.snr_decibel_tenths).max()?;
+        let lately = self.heard.iter().filter(|heard| newest.f_cnt.saturating_sub(heard.f_cnt) < UPLINKS_U32);
+        Some(Margin {
+            device,
+            session,
+            f_cnt: newest.f_cnt,
+            snr_decibel_tenths: best,
+            heard: u8::try_from(lately.count()).unwrap_or(u8::MAX),
+            heard_at: self.heard_at,
+        })
+    }
+
+    /// The same, once per uplink.
+    pub(crate) fn take_news(&mut self, device: DevEui, session: SessionId) -> Option<Margin> {
+        std::mem::take(&mut self.is_new).then(|| self.margin(device, session))?
+    }
+
+    pub(crate) fn note_other(&mut self, margin: Margin) {
+        if self.other.is_none_or(|known| known.session != margin.session || known.f_cnt <= margin.f_cnt) {
+            self.other = Some(margin);
+        }
+    }
+
+    pub(crate) fn other(&self) -> Option<&Margin> {
+        self.other.as_ref()
+    }
+
+    /// The other node's signal, if it heard the device lately and often enough.
+    pub(crate) fn covered(&self, session: SessionId, f_cnt: u32) -> Option<i16> {
+        let is_recent = |other: &&Margin| {
+            other.session == session && f_cnt.saturating_sub(other.f_cnt) <= UPLINKS_U32 && other.heard >= HEARD_MIN
+        };
+        self.other.as_ref().filter(is_recent).map(|other| other.snr_decibel_tenths)
     }
 
     /// What the device should use, if that is something else than it does.
-    pub(crate) fn decide(&self, region: &Region, rate: DataRate) -> Option<Setting> {
-        if self.heard.len() < UPLINKS || self.refusals >= REFUSALS_MAX {
+    pub(crate) fn decide(&self, region: &Region, rate: DataRate, mode: AdrMode, session: SessionId) -> Option<Setting> {
+        if !self.is_adr || self.heard.len() < UPLINKS || self.refusals >= REFUSALS_MAX {
             return None;
         }
         let data_rate = region.index_of(rate).filter(|index| *index <= region.adr_data_rate_max)?;
         let used = Setting { data_rate, tx_power: self.tx_power, nb_trans: self.more_trans + 1 };
-        let best = self.heard.iter().map(|heard| heard.snr_decibel_tenths).max()?;
+        let own = self.heard.iter().map(|heard| heard.snr_decibel_tenths).max()?;
+        let newest = self.heard.last()?.f_cnt;
+        let (best, may_be_quieter) = match (mode, self.covered(session, newest)) {
+            (AdrMode::Off, _) => return None,
+            (AdrMode::Alone, _) => (own, true),
+            (AdrMode::Insured, Some(other)) => (own.min(other), true),
+            (AdrMode::Insured, None) => (own, false),
+        };
         let spare = best.saturating_sub(rate.required_snr_decibel_tenths()).saturating_sub(MARGIN_DECIBEL_TENTHS);
-        let mut wanted = Setting { nb_trans: self.nb_trans(used.nb_trans), ..used };
+        let spare = if may_be_quieter { spare } else { spare.min(0) };
+        let nb_trans = self.nb_trans(used.nb_trans).max(if may_be_quieter { 1 } else { used.nb_trans });
+        let mut wanted = Setting { nb_trans, ..used };
         for _ in 0..(spare / STEP_DECIBEL_TENTHS) {
             if wanted.data_rate < region.adr_data_rate_max {
                 wanted.data_rate += 1;
@@ -126,13 +224,61 @@ mod tests {
     use super::*;
     use crate::mac::region::EU868;
 
+    const SESSION: SessionId = SessionId::from_bytes([1; 8]);
+
+    /// Heard by the other node in its newest uplinks.
+    fn other(f_cnt: u32, snr_decibel_tenths: i16, heard: u8) -> Margin {
+        Margin { device: DevEui::from_u64(1), session: SESSION, f_cnt, snr_decibel_tenths, heard, heard_at: WallTime(0) }
+    }
+
+    #[test]
+    fn under_contract_the_worse_of_both_decides_and_nobody_is_made_quieter_than_the_other_hears() {
+        let decide =
+            |adr: &Adr, used| adr.decide(&EU868, rate(used), AdrMode::Insured, SESSION).map(|s| (s.data_rate, s.tx_power));
+        for (told, expected) in [
+            (None, None),
+            (Some(other(19, 300, 20)), Some((5, 7))),
+            // 13 dB to spare at the other node are four steps; at this one there is much more.
+            (Some(other(19, 30, 20)), Some((4, 0))),
+            (Some(other(19, -200, 20)), None),
+            // It heard too few, or none lately, or of another session.
+            (Some(other(19, 300, 9)), None),
+            (Some(Margin { session: SessionId::from_bytes([2; 8]), ..other(19, 300, 20) }), None),
+        ] {
+            let mut adr = heard(300, 1);
+            told.into_iter().for_each(|margin| adr.note_other(margin));
+            assert_eq!(decide(&adr, 0), expected, "{told:?}");
+        }
+        let mut late = heard(300, 2);
+        late.note_other(other(17, 300, 20));
+        assert_eq!(decide(&late, 0), Some((0, 0)), "uplink 38, heard there more than twenty ago: only more transmissions");
+        // Louder it may become whoever hears it.
+        let mut quiet = heard(-90, 1);
+        quiet.tx_power = 5;
+        assert_eq!(decide(&quiet, 5), Some((5, 2)));
+        quiet.note_other(other(19, -150, 20));
+        assert_eq!(decide(&quiet, 5), Some((5, 0)), "by the worse of both");
+    }
+
+    #[test]
+    fn margins_are_told_once_per_uplink_with_the_best_of_all_gateways() {
+        let mut adr = heard(-50, 2);
+        adr.note_copy(38, Some(40));
+        adr.note_copy(36, Some(90));
+        let device = DevEui::from_u64(1);
+        let margin = adr.take_news(device, SESSION).expect("news");
+        assert_eq!((margin.f_cnt, margin.snr_decibel_tenths, margin.heard), (38, 40, 10), "every second of the last twenty");
+        assert_eq!(adr.take_news(device, SESSION), None);
+        assert!(adr.margin(device, SESSION).is_some());
+    }
+
     fn rate(index: u8) -> DataRate {
         EU868.data_rate(index).expect("in the table")
     }
 
     fn heard(snr: i16, step: u32) -> Adr {
         let mut adr = Adr::default();
-        (0..20).for_each(|n| adr.note(true, n * step, Some(snr)));
+        (0..20).for_each(|n| adr.note(true, n * step, Some(snr), WallTime(0)));
         adr
     }
 
@@ -147,50 +293,50 @@ mod tests {
             (-100, 0, None),
             (-200, 0, None),
         ] {
-            let decided = heard(snr, 1).decide(&EU868, rate(used));
+            let decided = heard(snr, 1).decide(&EU868, rate(used), AdrMode::Alone, SESSION);
             let expected = wanted.filter(|(rate, power)| (*rate, *power) != (used, 0));
             assert_eq!(decided.map(|s| (s.data_rate, s.tx_power)), expected, "SNR {snr}, DR{used}");
         }
         let mut quiet = heard(-90, 1);
         quiet.tx_power = 5;
-        assert_eq!(quiet.decide(&EU868, rate(5)).map(|s| s.tx_power), Some(2), "louder again");
+        assert_eq!(quiet.decide(&EU868, rate(5), AdrMode::Alone, SESSION).map(|s| s.tx_power), Some(2), "louder again");
     }
 
     #[test]
     fn too_few_uplinks_or_a_device_that_does_not_want_it() {
         let mut adr = Adr::default();
-        (0..19).for_each(|n| adr.note(true, n, Some(100)));
-        assert_eq!(adr.decide(&EU868, rate(0)), None);
-        adr.note(true, 19, Some(100));
-        assert!(adr.decide(&EU868, rate(0)).is_some());
-        assert_eq!(adr.decide(&EU868, rate(7)), None, "FSK is not for ADR");
-        adr.note(false, 20, Some(100));
-        assert_eq!(adr.decide(&EU868, rate(0)), None);
+        (0..19).for_each(|n| adr.note(true, n, Some(100), WallTime(0)));
+        assert_eq!(adr.decide(&EU868, rate(0), AdrMode::Alone, SESSION), None);
+        adr.note(true, 19, Some(100), WallTime(0));
+        assert!(adr.decide(&EU868, rate(0), AdrMode::Alone, SESSION).is_some());
+        assert_eq!(adr.decide(&EU868, rate(7), AdrMode::Alone, SESSION), None, "FSK is not for ADR");
+        adr.note(false, 20, Some(100), WallTime(0));
+        assert_eq!(adr.decide(&EU868, rate(0), AdrMode::Alone, SESSION), None);
     }
 
     #[test]
     fn losses_raise_the_number_of_transmissions() {
-        assert_eq!(heard(-80, 2).decide(&EU868, rate(0)).map(|s| s.nb_trans), Some(3), "half are lost");
-        assert_eq!(heard(-80, 1).decide(&EU868, rate(0)), None);
+        assert_eq!(heard(-80, 2).decide(&EU868, rate(0), AdrMode::Alone, SESSION).map(|s| s.nb_trans), Some(3), "half are lost");
+        assert_eq!(heard(-80, 1).decide(&EU868, rate(0), AdrMode::Alone, SESSION), None);
     }
 
     #[test]
     fn answers_are_taken_whole_or_not() {
         let mut adr = heard(300, 1);
-        let wanted = adr.decide(&EU868, rate(0)).expect("a change");
+        let wanted = adr.decide(&EU868, rate(0), AdrMode::Alone, SESSION).expect("a change");
         assert_eq!(wanted.request(), [0x03, 0x57, 0xff, 0x00, 0x61]);
         adr.answer(7);
-        assert!(adr.decide(&EU868, rate(0)).is_some(), "nothing was asked");
+        assert!(adr.decide(&EU868, rate(0), AdrMode::Alone, SESSION).is_some(), "nothing was asked");
         adr.note_asked(wanted);
         adr.answer(7);
         assert_eq!(adr.tx_power, 7);
         for n in 0..3_u32 {
-            (0..20).for_each(|m| adr.note(true, 100 * (n + 1) + m, Some(-90)));
-            let wanted = adr.decide(&EU868, rate(5)).expect("louder");
+            (0..20).for_each(|m| adr.note(true, 100 * (n + 1) + m, Some(-90), WallTime(0)));
+            let wanted = adr.decide(&EU868, rate(5), AdrMode::Alone, SESSION).expect("louder");
             adr.note_asked(wanted);
             adr.answer(3);
         }
-        (0..20).for_each(|m| adr.note(true, 900 + m, Some(-90)));
-        assert_eq!((adr.tx_power, adr.decide(&EU868, rate(5))), (7, None), "asked three times");
+        (0..20).for_each(|m| adr.note(true, 900 + m, Some(-90), WallTime(0)));
+        assert_eq!((adr.tx_power, adr.decide(&EU868, rate(5), AdrMode::Alone, SESSION)), (7, None), "asked three times");
     }
 }

@@ -4,6 +4,7 @@ use contracts::ids::DevAddr;
 use contracts::time::{BootTime, Millis, WallTime};
 use serde::{Deserialize, Serialize};
 
+use super::link::Answers;
 use super::session::{NwkSKey, ReceiveWindows};
 use crate::gwmp::data_rate::DataRate;
 
@@ -192,6 +193,10 @@ pub(crate) struct Wants {
     pub device_time: bool,
     /// Its answer to a request for another data rate.
     pub link_adr: Option<u8>,
+    /// Its answers to changes of its receive windows and channels.
+    pub link: Answers,
+    /// Battery and margin in dB, as asked for.
+    pub status: Option<(u8, i8)>,
 }
 
 impl Wants {
@@ -209,6 +214,9 @@ pub(crate) struct Answer {
     /// When the uplink ended.
     pub device_time: Option<WallTime>,
 }
+
+/// `DevStatusReq`.
+pub(crate) const DEV_STATUS_REQ: u8 = 0x06;
 
 /// MAC commands in one frame beside a payload.
 pub(crate) const F_OPTS_BYTES_MAX: usize = 15;

@@ -10,6 +10,7 @@ use std::fmt;
 use contracts::ids::{DevAddr, DevEui};
 use serde::{Deserialize, Serialize};
 
+use super::link::Wish;
 use super::region::{CfListKind, Region};
 use super::session::{Joined, NwkSKey, ReceiveWindows, Session};
 
@@ -64,6 +65,8 @@ pub struct JoiningDevice {
     pub nonce_rule: NonceRule,
     /// What it is told of its receive windows. RX2 is at the region's frequency.
     pub receive_windows: ReceiveWindows,
+    /// What the network should make of its radio once it has joined.
+    pub wish: Wish,
 }
 
 /// A join request; its integrity code is not checked yet.

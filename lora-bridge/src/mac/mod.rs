@@ -10,15 +10,17 @@
 //! - [`downlink`] — counters written ahead, receive windows, the frame
 //! - `adr` — adaptive data rate
 //! - [`join`] — activation over the air
+//! - [`link`] — receive windows and channels that the network changes
 //! - [`queue`] — downlinks of tenants that wait for their device
 //! - [`region`] — channels, data rates and limits as tables
 //! - [`duty_cycle`] — time on air, and what is left of it per gateway and sub-band
 
-pub(crate) mod adr;
+pub mod adr;
 pub mod downlink;
 pub mod duty_cycle;
 mod integrity;
 pub mod join;
+pub mod link;
 pub mod queue;
 pub mod region;
 pub mod registry;

@@ -98,6 +98,10 @@ impl Registry {
         (0..).zip(&self.slots).filter_map(|(slot, entry)| entry.as_ref().map(|entry| (slot, entry)))
     }
 
+    pub(crate) fn entries_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.slots.iter_mut().flatten()
+    }
+
     /// The slots of a group, ascending.
     pub(crate) fn group(&self, group: GroupId) -> Vec<SlotIndex> {
         self.entries().filter(|(_, entry)| entry.group == group).map(|(slot, _)| slot).collect()
@@ -192,7 +196,9 @@ impl Registry {
         }
         let new_address = new.dev_addr;
         let is_join = new.joined.is_some() && !is_same_activation;
-        let old = std::mem::replace(known, new);
+        let mut old = std::mem::replace(known, new);
+        // What is wished, and records of sessions to come, are the device's.
+        known.link = old.link.take();
         if old_address != new_address {
             self.forget_address(old_address, slot);
             self.by_address.entry(new_address).or_default().push(slot);

@@ -8,7 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::downlink::DownCounters;
+use super::link::{Link, Radio, Wish};
 use super::queue::QueueState;
+use super::region::Region;
 use super::served::ServedSet;
 use crate::gwmp::GatewayEui;
 use crate::gwmp::data_rate::DataRate;
@@ -175,6 +177,9 @@ pub struct Session {
     /// Absent for a session by personalisation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joined: Option<Joined>,
+    /// What the network should make of the device's radio; from the registration, so no part of what is stored.
+    #[serde(skip)]
+    pub wish: Wish,
     /// The next uplink counter expected, all 32 bits.
     #[serde(default)]
     pub f_cnt_up_next: u32,
@@ -202,6 +207,7 @@ impl Session {
             receive_windows: ReceiveWindows::eu868(),
             uplink_rules: UplinkRules::default(),
             joined: None,
+            wish: Wish::default(),
             f_cnt_up_next: 0,
             served: ServedSet::default(),
             settled: ServedSet::default(),
@@ -314,7 +320,10 @@ pub(crate) struct Entry {
     pub dev_addr: DevAddr,
     pub nwk_s_key: NwkSKey,
     pub reset_ordinal: u32,
+    /// As registered, or as the join left them.
     pub receive_windows: ReceiveWindows,
+    /// What the network changes of that; most devices have none.
+    pub link: Option<Box<Link>>,
     pub uplink_rules: UplinkRules,
     pub joined: Option<Joined>,
     pub adr: super::adr::Adr,
@@ -333,6 +342,8 @@ pub(crate) struct Entry {
     pub newest: Option<(BootTime, [u8; 4])>,
     /// The confirmed uplink that was answered last, until what follows tells whether the answer was received.
     pub answered: Option<u32>,
+    /// Token of the newest downlink.
+    pub on_air: Option<u16>,
 }
 
 impl Entry {
@@ -346,6 +357,7 @@ impl Entry {
             nwk_s_key: session.nwk_s_key,
             reset_ordinal: session.reset_ordinal,
             receive_windows: session.receive_windows,
+            link: None,
             uplink_rules: session.uplink_rules,
             joined: session.joined,
             adr: super::adr::Adr::default(),
@@ -359,6 +371,7 @@ impl Entry {
             hearers: Hearers::default(),
             newest: None,
             answered: None,
+            on_air: None,
         }
     }
 
@@ -376,6 +389,7 @@ impl Entry {
             receive_windows: self.receive_windows,
             uplink_rules: self.uplink_rules,
             joined: self.joined,
+            wish: Wish::default(),
             f_cnt_up_next: self.f_cnt_up_next,
             served: ServedSet::default(),
             settled: ServedSet::default(),
@@ -406,6 +420,52 @@ impl Entry {
         let highest = state.f_cnt_up_next.max(self.served.next()).max(self.settled.next());
         self.f_cnt_up_next = self.f_cnt_up_next.max(highest);
         self.down.merge(state.f_cnt_down_next, state.f_cnt_down_reserved, state.f_cnt_down_skipped);
+    }
+
+    /// The windows in force.
+    pub(crate) fn windows(&self) -> &ReceiveWindows {
+        self.link.as_ref().map_or(&self.receive_windows, |link| &link.state().radio.windows)
+    }
+
+    /// Those that end last, whichever hold.
+    pub(crate) fn latest_windows(&self) -> &ReceiveWindows {
+        self.link.as_ref().map_or(&self.receive_windows, |link| link.latest_windows())
+    }
+
+    /// Whether the windows after this uplink are known, here and to a majority.
+    pub(crate) fn is_link_certain(&self, heard: &super::link::Heard) -> bool {
+        self.link.as_ref().is_none_or(|link| link.is_certain(*heard))
+    }
+
+    /// Where RX1 of an uplink at this frequency is.
+    pub(crate) fn rx1_hz(&self, uplink_hz: u32) -> u32 {
+        self.link.as_ref().map_or(uplink_hz, |link| link.state().radio.rx1_hz(uplink_hz))
+    }
+
+    fn radio_at_first(&self, region: &Region) -> Radio {
+        Radio::at_first(self.receive_windows, self.joined.is_some(), region)
+    }
+
+    /// Its link, made if need be.
+    pub(crate) fn link_mut(&mut self, region: &Region) -> &mut Link {
+        let at_first = self.radio_at_first(region);
+        self.link.get_or_insert_with(|| Box::new(Link::new(Wish::default(), at_first)))
+    }
+
+    /// What the registration says.
+    pub(crate) fn set_wish(&mut self, wish: &Wish, region: &Region) {
+        if self.link.is_some() || *wish != Wish::default() {
+            let at_first = self.radio_at_first(region);
+            self.link_mut(region).set_wish(wish.clone(), at_first);
+        }
+    }
+
+    /// The device has another session now.
+    pub(crate) fn restart_link(&mut self, region: &Region) {
+        let (session, at_first) = (self.session, self.radio_at_first(region));
+        if let Some(link) = &mut self.link {
+            link.restart(session, at_first);
+        }
     }
 
     /// The session of one of the device's lives.

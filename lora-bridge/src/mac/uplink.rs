@@ -136,7 +136,14 @@ pub(crate) fn wants(header: &Header, phy: &[u8], f_cnt: u32, key: NwkSKey) -> Wa
             read_commands(&commands, &mut wants);
         }
     }
+    // It repeats them until it receives something.
+    wants.any |= wants.link.are_repeated();
     wants
+}
+
+/// Whether all parts of a request were taken.
+fn status(rest: &[u8], all: u8) -> Option<bool> {
+    rest.first().map(|bits| bits & all == all)
 }
 
 /// Walks over the commands; an unknown one ends the walk, for its length is unknown too (LoRaWAN 1.0.2, chapter 5).
@@ -155,9 +162,29 @@ fn read_commands(mut commands: &[u8], wants: &mut Wants) {
                 wants.link_adr = rest.first().copied();
                 1
             }
-            0x04 | 0x08 | 0x09 => 0,
-            0x05 | 0x07 | 0x0a => 1,
-            0x06 => 2,
+            0x05 => {
+                wants.link.rx_params = status(rest, 0x07);
+                1
+            }
+            0x06 => {
+                // The margin is a signed number of 6 bits.
+                wants.status =
+                    rest.first().zip(rest.get(1)).map(|(battery, margin)| (*battery, (margin << 2).cast_signed() >> 2));
+                2
+            }
+            0x07 => {
+                wants.link.new_channel = status(rest, 0x03);
+                1
+            }
+            0x08 => {
+                wants.link.rx_timing = Some(true);
+                0
+            }
+            0x0a => {
+                wants.link.downlink_channel = status(rest, 0x03);
+                1
+            }
+            0x04 | 0x09 => 0,
             _ => return,
         };
         let Some(next) = rest.get(len..) else { return };
@@ -243,5 +270,10 @@ mod tests {
         assert_eq!(read(&[0x03, 0x02, 0x06, 0x02, 0x02, 0x0d]), (false, true));
         assert_eq!(read(&[0x80, 0x02]), (false, false));
         assert_eq!(read(&[0x06, 0x02]), (false, false));
+        let mut wants = Wants::default();
+        read_commands(&[0x05, 0x07, 0x08, 0x06, 254, 0x3e, 0x07, 0x02, 0x0a, 0x03], &mut wants);
+        assert_eq!((wants.link.rx_params, wants.link.rx_timing), (Some(true), Some(true)));
+        assert_eq!((wants.link.new_channel, wants.link.downlink_channel), (Some(false), Some(true)));
+        assert_eq!(wants.status, Some((254, -2)));
     }
 }

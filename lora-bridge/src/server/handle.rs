@@ -6,10 +6,15 @@ use contracts::ids::{DevEui, EventId, GroupId, SessionId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Error;
+use crate::bridge::DutyCycle;
+use crate::bridge::adapting::{Coverage, DeviceView};
 use crate::bridge::io::{Input, KeptFrame, Mode, OfferedFrame};
 use crate::gwmp::gateways::GatewayStatus;
+use crate::mac::adr::{AdrMode, Margin};
 use crate::mac::downlink::CounterSource;
+use crate::mac::duty_cycle::AirTime;
 use crate::mac::join::{DeviceRecord, JoiningDevice};
+use crate::mac::link::LinkRecord;
 use crate::mac::queue::{Downlink, Encrypted, QueueState, Refused};
 use crate::mac::session::{Mark, Session, SessionState};
 use crate::stats::Stats;
@@ -21,6 +26,12 @@ pub(super) enum Command {
     Export { group: GroupId, cursor: u32, max: usize, reply: oneshot::Sender<(Vec<SessionState>, Option<u32>)> },
     Stats { reply: oneshot::Sender<Stats> },
     Gateways { reply: oneshot::Sender<Vec<GatewayStatus>> },
+    TakeMargins { group: GroupId, max: usize, reply: oneshot::Sender<Vec<Margin>> },
+    Devices { cursor: u32, max: usize, reply: oneshot::Sender<(Vec<DeviceView>, Option<u32>)> },
+    Coverage { group: GroupId, reply: oneshot::Sender<Coverage> },
+    Gaps { min: u32, max: usize, reply: oneshot::Sender<Vec<(GroupId, DevEui, u32)>> },
+    DutyCycle { reply: oneshot::Sender<Vec<DutyCycle>> },
+    AirTime { reply: oneshot::Sender<AirTime> },
     Queue { group: GroupId, device: DevEui, downlink: Downlink, reply: oneshot::Sender<Result<(), Refused>> },
 }
 
@@ -178,8 +189,64 @@ impl BridgeHandle {
     ///
     /// # Errors
     /// [`Error::Stopped`].
-    pub async fn set_adr(&self, group: GroupId, is_on: bool) -> Result<(), Error> {
-        self.apply(Input::Adr { group, is_on }).await
+    pub async fn set_adr(&self, group: GroupId, mode: AdrMode) -> Result<(), Error> {
+        self.apply(Input::Adr { group, mode }).await
+    }
+
+    /// [`Input::PeerMargins`], applied.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn peer_margins(&self, margins: Vec<Margin>) -> Result<(), Error> {
+        self.apply(Input::PeerMargins { margins }).await
+    }
+
+    /// [`Bridge::take_margins`](crate::Bridge::take_margins).
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn take_margins(&self, group: GroupId, max: usize) -> Result<Vec<Margin>, Error> {
+        self.ask(|reply| Command::TakeMargins { group, max, reply }).await
+    }
+
+    /// [`Bridge::devices`](crate::Bridge::devices).
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn devices(&self, cursor: u32, max: usize) -> Result<(Vec<DeviceView>, Option<u32>), Error> {
+        self.ask(|reply| Command::Devices { cursor, max, reply }).await
+    }
+
+    /// [`Bridge::coverage`](crate::Bridge::coverage).
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn coverage(&self, group: GroupId) -> Result<Coverage, Error> {
+        self.ask(|reply| Command::Coverage { group, reply }).await
+    }
+
+    /// [`Bridge::gaps`](crate::Bridge::gaps).
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn gaps(&self, min: u32, max: usize) -> Result<Vec<(GroupId, DevEui, u32)>, Error> {
+        self.ask(|reply| Command::Gaps { min, max, reply }).await
+    }
+
+    /// [`Bridge::duty_cycle`](crate::Bridge::duty_cycle).
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn duty_cycle(&self) -> Result<Vec<DutyCycle>, Error> {
+        self.ask(|reply| Command::DutyCycle { reply }).await
+    }
+
+    /// [`Bridge::air_time`](crate::Bridge::air_time).
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn air_time(&self) -> Result<AirTime, Error> {
+        self.ask(|reply| Command::AirTime { reply }).await
     }
 
     /// [`Input::RegisterJoining`], applied.
@@ -204,6 +271,22 @@ impl BridgeHandle {
     /// [`Error::Stopped`].
     pub async fn records(&self, records: Vec<DeviceRecord>) -> Result<(), Error> {
         self.apply(Input::Records { records }).await
+    }
+
+    /// [`Input::LinkRecorded`], applied.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn link_recorded(&self, record: Box<LinkRecord>) -> Result<(), Error> {
+        self.apply(Input::LinkRecorded { record }).await
+    }
+
+    /// [`Input::LinkRecords`], applied.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn link_records(&self, records: Vec<LinkRecord>) -> Result<(), Error> {
+        self.apply(Input::LinkRecords { records }).await
     }
 
     /// [`Input::RestoreQueues`], applied.

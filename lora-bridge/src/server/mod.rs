@@ -213,6 +213,24 @@ impl<S: Socket> Server<S> {
             Command::Gateways { reply } => {
                 let _gone = reply.send(self.bridge.gateways(self.clock.boot()));
             }
+            Command::TakeMargins { group, max, reply } => {
+                let _gone = reply.send(self.bridge.take_margins(group, max));
+            }
+            Command::Devices { cursor, max, reply } => {
+                let _gone = reply.send(self.bridge.devices(cursor, max, self.now()));
+            }
+            Command::Coverage { group, reply } => {
+                let _gone = reply.send(self.bridge.coverage(group));
+            }
+            Command::Gaps { min, max, reply } => {
+                let _gone = reply.send(self.bridge.gaps(min, max));
+            }
+            Command::DutyCycle { reply } => {
+                let _gone = reply.send(self.bridge.duty_cycle(self.clock.boot()));
+            }
+            Command::AirTime { reply } => {
+                let _gone = reply.send(self.bridge.air_time(self.clock.boot()));
+            }
         }
     }
 
@@ -270,6 +288,7 @@ impl<S: Socket> Server<S> {
                 | Output::StateDue { .. }
                 | Output::RecordWanted { .. }
                 | Output::RecordsMissing { .. }
+                | Output::LinkRecordWanted { .. }
                 | Output::Refused { .. }) => self.backlog.push(kept),
             }
         }

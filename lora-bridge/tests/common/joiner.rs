@@ -32,6 +32,7 @@ impl Joiner {
             app_key: has_key.then(|| AppKey::from_bytes(self.key)),
             nonce_rule,
             receive_windows: ReceiveWindows::eu868(),
+            wish: lora_bridge::mac::link::Wish::default(),
         }
     }
 
