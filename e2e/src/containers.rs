@@ -5,24 +5,30 @@ use std::path::Path;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// SIGKILL for every process that runs `program` (the kernel keeps its first 15 bytes, proc_pid_stat(5)) in a container of the node with this
-/// state directory; how many.
+/// SIGKILL for every process that [`find`] finds; how many.
 ///
 /// # Errors
 /// `/proc` cannot be listed.
 pub fn kill(state: &Path, program: &str) -> std::io::Result<usize> {
+    Ok(find(state, program)?.into_iter().filter(|pid| kill_process(*pid, Signal::KILL).is_ok()).count())
+}
+
+/// Every process that runs `program` (the kernel keeps its first 15 bytes, proc_pid_stat(5)) in a container of the node with this state
+/// directory.
+///
+/// # Errors
+/// `/proc` cannot be listed.
+pub fn find(state: &Path, program: &str) -> std::io::Result<Vec<Pid>> {
     let name = &program[..program.len().min(15)];
-    let mut killed = 0;
+    let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         // It may be gone by now.
         let read = |what: &str| std::fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap_or_default();
         let is_it = read("comm").trim_end() == name && is_container_of(&read("mountinfo"), state);
-        if let Some(pid) = Pid::from_raw(pid).filter(|_| is_it) {
-            killed += usize::from(kill_process(pid, Signal::KILL).is_ok());
-        }
+        found.extend(Pid::from_raw(pid).filter(|_| is_it));
     }
-    Ok(killed)
+    Ok(found)
 }
 
 /// Whether the root that these mounts begin with is an overlay written below `state`.

@@ -56,6 +56,13 @@ pub fn judge_readings(
     limits: Limits,
 ) -> anyhow::Result<Report> {
     let delivered = readings.iter().map(|r| delivered(world, r)).collect::<anyhow::Result<Vec<_>>>()?;
+    let nodes = node_lives(world)?;
+    let ledgers = Ledgers::read(&world.ledgers)?;
+    Ok(audit(&Input { ledgers: &ledgers, nodes: &nodes, delivered: &delivered, timeline, limits }))
+}
+
+/// When each edge was alive, and its gateway.
+pub fn node_lives(world: &World) -> anyhow::Result<[NodeLife; 2]> {
     let life = |name: &str, gateway: &str| -> anyhow::Result<NodeLife> {
         let alive = world
             .lives
@@ -66,7 +73,5 @@ pub fn judge_readings(
             .collect();
         Ok(NodeLife { node: name.to_owned(), gateway: gateway.parse().map_err(|_| anyhow::anyhow!("gateway EUI"))?, alive })
     };
-    let nodes = [life("rio", RIO_GATEWAY)?, life("patras", PATRAS_GATEWAY)?];
-    let ledgers = Ledgers::read(&world.ledgers)?;
-    Ok(audit(&Input { ledgers: &ledgers, nodes: &nodes, delivered: &delivered, timeline, limits }))
+    Ok([life("rio", RIO_GATEWAY)?, life("patras", PATRAS_GATEWAY)?])
 }

@@ -6,6 +6,7 @@ mod containers;
 mod cycle;
 mod faults;
 mod judge;
+mod load;
 mod observe;
 mod process;
 mod report;
@@ -91,6 +92,11 @@ enum Command {
     Faults(faults::Arguments),
     /// The bridge alone, killed again and again: every reading reaches the broker; needs Mosquitto.
     Bridge(alone::Arguments),
+    /// LoRa under load over UDP: throughput, latency, how early answers are at their gateway.
+    Load(load::Arguments),
+    /// The bridge's server alone, for the load.
+    #[command(hide = true)]
+    Serve(load::Serve),
 }
 
 fn main() -> ExitCode {
@@ -129,6 +135,11 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             check_programs(&cli.common)?;
             return Box::pin(alone::run(&cli.common, arguments)).await;
         }
+        Command::Load(arguments) => {
+            check_machine(&cli.common)?;
+            return Box::pin(load::run(&cli.common, arguments)).await;
+        }
+        Command::Serve(arguments) => return Box::pin(load::serve(arguments)).await,
     };
     check_machine(&cli.common)?;
     let directory = std::env::temp_dir().join(format!("antirio-{}", std::process::id()));
@@ -172,6 +183,9 @@ fn settings(common: &Common, activations: u32) -> anyhow::Result<Settings> {
         ttl_ms: common.ttl_ms,
         quiet_ms: 2_000,
         activations,
+        gateways: vec![(world::RIO_GATEWAY, "rio"), (world::PATRAS_GATEWAY, "patras")],
+        radio: Vec::new(),
+        rx2_sf: 12,
     })
 }
 
@@ -205,8 +219,8 @@ async fn command(cli: &Cli, world: &mut World) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Demo { .. } => demo(cli, world).await,
         Command::Takeover { runs } => takeover(cli, world, *runs).await,
-        // It makes its own worlds, before there is one.
-        Command::Faults(_) | Command::Bridge(_) => anyhow::bail!("they make worlds of their own"),
+        // They make their own worlds, before there is one.
+        Command::Faults(_) | Command::Bridge(_) | Command::Load(_) | Command::Serve(_) => anyhow::bail!("not in this world"),
     }
 }
 

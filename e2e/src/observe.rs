@@ -194,6 +194,11 @@ impl World {
         self.get(name, "/v1/status").await
     }
 
+    /// What the bridge of a node counts, as its API says it.
+    pub async fn bridge_stats(&self, name: &str) -> anyhow::Result<serde_json::Value> {
+        self.get(name, "/v1/bridge").await
+    }
+
     /// Readings in the cloud's store behind the cursor.
     pub async fn readings(&self, after: u64) -> anyhow::Result<Vec<ReceivedReading>> {
         self.get("cloud", &format!("/v1/readings?after={after}")).await

@@ -27,7 +27,7 @@ const START_MAX: Duration = Duration::from_secs(20);
 /// Money that each owner pays in.
 const DEPOSIT_UNITS: u32 = 1_000;
 /// What the containers of both edges run.
-const SERVICE_PROGRAM: &str = "lora-device-service";
+pub const SERVICE_PROGRAM: &str = "lora-device-service";
 
 /// What a run is to be like.
 #[derive(Debug, Clone)]
@@ -45,6 +45,12 @@ pub struct Settings {
     pub quiet_ms: u64,
     /// Takeovers after which the contract is settled.
     pub activations: u32,
+    /// Gateways and whose they are.
+    pub gateways: Vec<(&'static str, &'static str)>,
+    /// Further flags of the radio; they count instead of those above.
+    pub radio: Vec<String>,
+    /// Spreading factor of the second window, 7 to 12.
+    pub rx2_sf: u8,
 }
 
 /// Key and addresses of one process.
@@ -268,7 +274,8 @@ impl World {
 
     /// The fleet's devices as the customer's configuration.
     pub async fn provision(&self) -> anyhow::Result<()> {
-        let fleet = [format!("--seed={}", self.settings.seed), format!("--motes={}", self.settings.motes)];
+        let Settings { seed, motes, rx2_sf, .. } = &self.settings;
+        let fleet = [format!("--seed={seed}"), format!("--motes={motes}"), format!("--rx2-sf={rx2_sf}")];
         let configuration = configuration(&self.program("antirio-radio"), &fleet, &self.directory).await?;
         self.write("devices.json", &configuration.to_string())?;
         Ok(())
@@ -279,17 +286,23 @@ impl World {
         let gateway = |eui: &str, name: &str| {
             format!("--gateway={eui}@{}", self.place(name).addresses.lora.map(|a| a.to_string()).unwrap_or_default())
         };
-        let arguments = [
+        let mut arguments = vec![
             format!("--seed={}", settings.seed),
-            format!("--motes={}", settings.motes),
-            format!("--rate={}", settings.rate),
-            format!("--confirmed={}", settings.confirmed),
             format!("--loss={}", settings.loss),
+            format!("--rx2-sf={}", settings.rx2_sf),
             format!("--ledgers={}", self.ledgers.display()),
             "--quit-on-eof".to_owned(),
-            gateway(RIO_GATEWAY, "rio"),
-            gateway(PATRAS_GATEWAY, "patras"),
         ];
+        let plain =
+            [("motes", settings.motes.to_string()), ("rate", settings.rate.clone()), ("confirmed", settings.confirmed.clone())];
+        for (name, value) in plain {
+            let flag = format!("--{name}=");
+            if !settings.radio.iter().any(|other| other.starts_with(&flag)) {
+                arguments.push(flag + &value);
+            }
+        }
+        arguments.extend(settings.radio.iter().cloned());
+        arguments.extend(settings.gateways.iter().map(|(eui, name)| gateway(eui, name)));
         let program = self.program("antirio-radio");
         let mut start = Start::new("radio", &program, &arguments, &self.directory);
         (start.is_piped, start.namespace) = (true, self.radio_namespace.as_deref());
@@ -464,6 +477,9 @@ pub async fn configuration(radio: &Path, fleet: &[String], directory: &Path) -> 
     anyhow::ensure!(output.status.success(), "provisioning failed: {}", String::from_utf8_lossy(&output.stderr));
     let list: serde_json::Value = serde_json::from_slice(&std::fs::read(&list)?)?;
     let devices = list["devices"].as_array().context("a provisioning list has devices")?;
-    let of = |device: &serde_json::Value| json!({"dev_eui": device["dev_eui"], "dev_addr": device["dev_addr"], "nwk_s_key": device["nwk_s_key"], "app_s_key": device["app_s_key"], "codec": "cayenne-lpp"});
+    // The list has spreading factors (`SF12BW125`), the configuration data rates.
+    let rx2 = list["rx2_data_rate"].as_str().and_then(|text| text.parse::<motes::airtime::SpreadingFactor>().ok());
+    let rx2_data_rate = rx2.context("the list has the second window's data rate")?.to_data_rate();
+    let of = |device: &serde_json::Value| json!({"rx2_data_rate": rx2_data_rate, "dev_eui": device["dev_eui"], "dev_addr": device["dev_addr"], "nwk_s_key": device["nwk_s_key"], "app_s_key": device["app_s_key"], "codec": "cayenne-lpp"});
     Ok(json!({"devices": devices.iter().map(of).collect::<Vec<_>>()}))
 }

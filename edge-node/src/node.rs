@@ -327,6 +327,10 @@ pub async fn assemble<S: Socket>(host: Host, gateways: Option<S>) -> Result<Runn
         (Some(parts), Some(service)) => Some(run_own_service(parts, service).await?),
         _ => None,
     };
+    if let Some(parts) = &parts {
+        insurance::provider::restore_insured(parts).await;
+        parts.bridge.listen().await.map_err(insurance::Error::from)?;
+    }
     let context = edge2edge::http::Context { parts: parts.clone(), core: Arc::clone(&core), inbox: inbox.clone() };
     let agent = market::Agent::start_with(Arc::clone(&core), services);
     // Fallbacks of merged routers would clash: only the first has one.
@@ -383,7 +387,8 @@ fn open_bridge<S: Socket>(core: &Arc<Core>, socket: S) -> (BridgeHandle, Leases,
     let leases = Leases::default();
     let asked = leases.clone();
     let lease: lora_bridge::server::Lease = Arc::new(move |group, epoch| asked.holds(group, epoch));
-    let (bridge, outputs) = lora_bridge::server::spawn(socket, Bridge::new(bridge::Config::default()), core.clock.clone(), lease);
+    let bridge = Bridge::new(bridge::Config::default());
+    let (bridge, outputs) = lora_bridge::server::spawn_waiting(socket, bridge, core.clock.clone(), lease);
     if let Some(lora) = core.config.lora.as_ref().filter(|lora| !lora.taps.is_empty()) {
         let named = |tap: &crate::config::Tap| NamedTap { server: tap.server.clone(), gateways: tap.gateways.clone() };
         kit::task::spawn(lora_bridge::server::keep_taps(&bridge, lora.taps.iter().map(named).collect()));

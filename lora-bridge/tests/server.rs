@@ -66,6 +66,28 @@ impl Rig {
     }
 }
 
+/// A node that starts anew knows its insured devices only after a while; their frames of that while are not lost.
+#[tokio::test]
+async fn what_comes_before_the_sessions_are_known_waits() {
+    let mote = Mote::new(1);
+    let socket_of_bridge = server::bind(loopback()).await.expect("a port");
+    let (bridge, outputs) =
+        server::spawn_waiting(socket_of_bridge, Bridge::new(Config::default()), Clock::system(), Arc::new(|_, _| true));
+    let address = bridge.address().expect("bound");
+    let lease = Arc::new(AtomicBool::new(true));
+    let mut rig = Rig { bridge, outputs, lease, up: socket(address).await, down: socket(address).await };
+    rig.up.send(&push(GATEWAY, &[(1_000, mote.frame(0, false))])).await.expect("loopback");
+    // An answer of the bridge: it had its turn.
+    let stats = rig.bridge.stats().await.expect("running");
+    assert_eq!((stats.datagrams, stats.drops.values().sum::<u64>()), (0, 0));
+    rig.bridge.register(GROUP, vec![mote.session()]).await.expect("running");
+    rig.bridge.custody(GROUP, Mode::Following).await.expect("running");
+    assert_eq!(rig.bridge.stats().await.expect("running").datagrams, 0);
+    rig.bridge.listen().await.expect("running");
+    assert_eq!(rig.uplink().await.event, mote.event(0));
+    assert_eq!(receive(&rig.up).await, [2, 0x12, 0x34, 1]);
+}
+
 #[tokio::test]
 async fn a_confirmed_uplink_from_socket_to_socket() {
     let mote = Mote::new(1);

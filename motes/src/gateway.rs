@@ -25,7 +25,7 @@ use crate::seed::{Seed, Topic, low_u16, low_u32};
 /// Interval of the forwarder's look into the concentrator (`FETCH_SLEEP_MS`).
 const FETCH_US: u64 = 10_000;
 /// Interval of `PULL_DATA` (`DEFAULT_KEEPALIVE`).
-const KEEPALIVE_US: u64 = 5_000_000;
+pub const KEEPALIVE_US: u64 = 5_000_000;
 /// Interval of `stat` reports (`DEFAULT_STAT`).
 const STAT_US: u64 = 30_000_000;
 /// Receptions that may wait between radio and gateway.

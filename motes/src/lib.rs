@@ -20,6 +20,7 @@
 //! | [`gateway`] | a virtual gateway on two UDP sockets |
 //! | [`ledger`] | the records of motes, radio and gateways; append-only files |
 //! | [`world`] | runs all of it in real time |
+//! | [`load`] | more frames than the rules of the air allow, for throughput |
 //! | [`audit`] | compares the ledgers with what was delivered (pure) |
 //! | [`process`] | the whole as a program |
 //!
@@ -38,6 +39,7 @@ pub mod jit;
 pub mod join;
 pub mod ledger;
 pub mod link;
+pub mod load;
 pub mod mote;
 pub mod process;
 pub mod radio;

@@ -332,7 +332,7 @@ impl World {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the judge has a clock of its own, in microseconds, read once per run")]
-fn wall_us() -> u64 {
+pub(crate) fn wall_us() -> u64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX / 2)
 }

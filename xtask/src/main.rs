@@ -27,7 +27,12 @@ cargo xtask bench faults [--count N] [--only KIND]... [--seed N] [--engine E] [-
     the exit status is 1 if anything owed was lost or doubled, a counter was reused, or two held custody
 cargo xtask bench bridge [--kills N] [--motes N] [--rate N] [--otaa SHARE] [--seed N] [--json FILE]
     the bridge alone between motes and a broker, killed again and again; needs Mosquitto
-cargo xtask bench lora | start | peering | model | lease-traffic | arbitrator [arguments]
+cargo xtask bench lora [--frames N] [--motes N] [--seconds N] [--batch N] [--only bridge|sessions|node|latency|lead]... [--json FILE]
+    LoRa under load: the bridge in process, then over UDP, then a whole node; how soon a reading is out, how early answers are at their
+    gateway; one JSON object each; needs root for the embedded engine
+cargo xtask bench lora --kills N [--motes N] [--rate N] [--confirmed SHARE] [--seed N] [--json FILE]
+    the edge that serves is killed N times at random messages, with 2,000 motes and MAC commands; the motes' own records judge
+cargo xtask bench start | peering | model | lease-traffic | arbitrator [arguments]
     the parts alone: the bridge's throughput, the start of a container, round trips between peers, the exhaustive model of custody,
     what leases cost on the wire, what 10,000 contracts cost their witness
 cargo xtask bench fuzz [--inputs N] [--seed N]
@@ -50,6 +55,7 @@ fn main() -> ExitCode {
         ["bench", "takeover", rest @ ..] => demo("takeover", rest),
         ["bench", "faults", rest @ ..] => demo("faults", rest),
         ["bench", "bridge", rest @ ..] => bridge(rest),
+        ["bench", "lora", rest @ ..] => lora(rest),
         ["bench", "fuzz", rest @ ..] => {
             example("lora-bridge", "fuzz", rest).and_then(|()| example("lora-device-service", "fuzz", rest))
         }
@@ -79,9 +85,32 @@ fn bridge(arguments: &[&str]) -> Result<(), String> {
     Err(format!("the demo cannot be started: {failed}"))
 }
 
+/// Flags that are not given, with their defaults.
+fn with_defaults<'a>(arguments: &[&'a str], defaults: &[(&'a str, &'a str)]) -> Vec<&'a str> {
+    let missing = defaults.iter().filter(|(name, _)| !arguments.contains(name));
+    arguments.iter().copied().chain(missing.flat_map(|(name, value)| [*name, *value])).collect()
+}
+
+/// The load, or the kills.
+fn lora(arguments: &[&str]) -> Result<(), String> {
+    let Some(kills) = arguments.iter().position(|argument| *argument == "--kills") else {
+        if !arguments.contains(&"--only") {
+            example("lora-bridge", "throughput", &[])?;
+        }
+        return demo("load", &with_defaults(arguments, &[("--motes", "10000")]));
+    };
+    let (before, after) = (&arguments[..kills], arguments.get(kills + 2..).unwrap_or_default());
+    let count = *arguments.get(kills + 1).ok_or(USAGE)?;
+    let mut faults = with_defaults(
+        &[before, after].concat(),
+        &[("--motes", "2000"), ("--rate", "200"), ("--confirmed", "0.01"), ("--requests", "0.01"), ("--per-deployment", "25")],
+    );
+    faults.extend(["--count", count, "--only", "kill-serving", "--answers"]);
+    demo("faults", &faults)
+}
+
 fn bench(name: &str, arguments: &[&str]) -> Result<(), String> {
     let (package, example) = match name {
-        "lora" => ("lora-bridge", "throughput"),
         "start" => ("engine", "start_latency"),
         "peering" => ("peering", "roundtrip"),
         "model" => ("contracts", "custody_model"),

@@ -3,8 +3,8 @@
 //! A new fault is a variant of [`Kind`], its name, and its steps in [`Kind::steps`].
 
 use Act::{
-    Apply, Await, CutPower, Fill, Free, Heal, Kill, KillWorkload, Last, LastUpTo, Mark, Pause, RestorePower, Resume, Start,
-    StepWallClock, Terminate,
+    Apply, Await, CutPower, Fill, Free, Heal, Kill, KillHolder, KillWorkload, Last, LastUpTo, Mark, Pause, RestorePower, Resume,
+    Start, StepWallClock, Terminate,
 };
 use Who::{Arbitrator, Cloud, Marketplace, Patras, Rio};
 
@@ -63,6 +63,8 @@ pub enum Act {
     Mark,
     /// SIGKILL; nothing if it does not run.
     Kill(Who),
+    /// SIGKILL for the edge that holds custody, as far as is known.
+    KillHolder,
     /// SIGKILL for the containers that the node runs, which goes on itself.
     KillWorkload(Who),
     /// SIGTERM, without waiting for its end before the next step.
@@ -104,6 +106,8 @@ pub enum Expect {
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Kind {
+    /// Whoever serves, in the middle of anything: not among the kinds that are tried if none is named.
+    KillServing,
     KillRio,
     KillPatras,
     KillPatrasHolding,
@@ -191,6 +195,7 @@ impl Kind {
     /// What happens, and what must be true afterwards.
     pub fn script(self) -> Script {
         match self {
+            Self::KillServing => Script { in_handover: true, ..Script::either(&[KillHolder, LastUpTo(30)]) },
             Self::KillRio => Script::moves(&[Kill(Rio)], &[Start(Rio)]),
             Self::KillPatras => Script::stays(&[Kill(Patras), LastUpTo(30), Start(Patras)]),
             Self::KillPatrasHolding => Script {
@@ -258,6 +263,16 @@ impl Kind {
             Self::ClockRioBack => Script::stays(&[StepWallClock(Rio, -3_600), Last(30), StepWallClock(Rio, 0)]),
             Self::ClockPatrasForward => Script::stays(&[StepWallClock(Patras, 3_600), Last(30), StepWallClock(Patras, 0)]),
         }
+    }
+
+    /// Of three faults of this kind, so many strike in a handover.
+    pub const fn thirds_in_handover(self) -> u64 {
+        if matches!(self, Self::KillServing) { 2 } else { 1 }
+    }
+
+    /// Whether it is tried if none is named: those before it cover what it does.
+    pub const fn is_usual(self) -> bool {
+        !matches!(self, Self::KillServing)
     }
 
     /// Kinds that need a disk of the node's own.

@@ -25,6 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use contracts::time::{Millis, WallTime};
 use disk::Disk;
 use kind::{Act, Expect, Kind, Script, Who};
+use motes::audit::answers::Answers;
 use network::Network;
 use plan::{Dice, MESSAGES, Moment, Planned};
 use stage::Stage;
@@ -34,8 +35,6 @@ use verdict::Verdict;
 use crate::Common;
 use crate::world::WallClocks;
 
-/// A deployment serves so many faults, then a new one is set up: the judge reads all of its records after each fault.
-const FAULTS_PER_DEPLOYMENT: usize = 50;
 /// Everything owed is in the cloud's store within this time once all is healed.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 /// Takeovers that the contract allows before it is settled: more than there will be.
@@ -54,6 +53,21 @@ pub struct Arguments {
     /// The first fault of the plan to carry out: replays a part of a run.
     #[arg(long, default_value_t = 1)]
     from: usize,
+    /// Share of readings with a MAC command that wants an answer.
+    #[arg(long, default_value = "0")]
+    requests: String,
+    /// Spreading factor of the motes' second window: 12 in EU868, 9 where the network says so, as The Things Network does.
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u8).range(7..=12))]
+    rx2_sf: u8,
+    /// A frame that an edge alone heard so long before its death, or less, is not owed: it may not be on its disk yet.
+    #[arg(long, default_value_t = 50)]
+    loss_margin_ms: u64,
+    /// Judge every transmission of a confirmed uplink too: answered in a window of its own, or why not. For kinds that only kill.
+    #[arg(long)]
+    answers: bool,
+    /// Faults that a deployment serves before a new one is set up: the judge reads all of its records after each fault.
+    #[arg(long, default_value_t = 50)]
+    per_deployment: usize,
 }
 
 /// Carries out the plan; the exit status is 1 if anything was not as it must be.
@@ -163,8 +177,8 @@ impl<'a> Run<'a> {
         let only = self.arguments.only.iter().map(|kind| format!(" --only {}", kind.name())).collect::<String>();
         let common = self.common;
         format!(
-            "antirio-demo faults --seed {} --count {number} --from {number} --engine {} --ttl-ms {}{only}",
-            common.seed, common.engine, common.ttl_ms
+            "antirio-demo faults --seed {} --count {number} --from {number} --engine {} --ttl-ms {} --motes {} --rate {} --confirmed {} --requests {}{only}",
+            common.seed, common.engine, common.ttl_ms, common.motes, common.rate, common.confirmed, self.arguments.requests
         )
     }
 
@@ -187,7 +201,7 @@ impl<'a> Run<'a> {
             served += 1;
             if failed {
                 stage.stop().await;
-            } else if served == FAULTS_PER_DEPLOYMENT || index + 1 == planned.len() || stage.dissent {
+            } else if served == self.arguments.per_deployment || index + 1 == planned.len() || stage.dissent {
                 // After a dissent two of three carry the lease: the next fault may be one too many for it.
                 Box::pin(self.wind_up(stage)).await?;
             } else {
@@ -202,9 +216,12 @@ impl<'a> Run<'a> {
         // A fault that failed may have left something cut.
         self.network.heal()?;
         let directory = self.directory.join(self.deployments.to_string());
-        let settings = crate::settings(self.common, ACTIVATIONS)?;
+        let mut settings = crate::settings(self.common, ACTIVATIONS)?;
+        settings.radio = vec![format!("--requests={}", self.arguments.requests)];
+        settings.rx2_sf = self.arguments.rx2_sf;
         let clocks = self.clocks.clone().map(|library| WallClocks { library, directory: directory.join("clocks") });
-        let stage = Box::pin(Stage::start(settings, self.network, &directory, self.has_disks, clocks)).await?;
+        let mut stage = Box::pin(Stage::start(settings, self.network, &directory, self.has_disks, clocks)).await?;
+        stage.loss_margin_ms = self.arguments.loss_margin_ms;
         self.sum_before = crate::sum(&stage.world.accounts().await?);
         self.stage = Some(stage);
         Ok(())
@@ -212,7 +229,7 @@ impl<'a> Run<'a> {
 
     /// The deployment ends: motes are answered, everything is judged once more, the money is counted.
     async fn wind_up(&mut self, mut stage: Stage<'a>) -> anyhow::Result<()> {
-        let wound_up = Box::pin(end_of(&mut stage, self.sum_before)).await;
+        let wound_up = Box::pin(end_of(&mut stage, self.sum_before, self.arguments.answers)).await;
         let directory = stage.world.directory.clone();
         stage.stop().await;
         let (totals, violations) = wound_up?;
@@ -230,7 +247,8 @@ impl<'a> Run<'a> {
         let common = self.common;
         let settings = serde_json::json!({
             "seed": common.seed, "engine": common.engine, "ttl_ms": common.ttl_ms, "motes": common.motes, "rate": common.rate,
-            "planned": self.planned.len(), "from": self.arguments.from,
+            "confirmed": common.confirmed, "requests": self.arguments.requests, "rx2_sf": self.arguments.rx2_sf,
+            "loss_margin_ms": self.arguments.loss_margin_ms, "planned": self.planned.len(), "from": self.arguments.from,
         });
         let document = tally::document(&self.records, &self.totals, &settings, &self.skipped);
         tally::print(&document);
@@ -238,7 +256,7 @@ impl<'a> Run<'a> {
     }
 }
 
-async fn end_of(stage: &mut Stage<'_>, sum_before: u64) -> anyhow::Result<(Totals, Vec<String>)> {
+async fn end_of(stage: &mut Stage<'_>, sum_before: u64, are_answers_judged: bool) -> anyhow::Result<(Totals, Vec<String>)> {
     stage.world.drain_radio(Duration::from_secs(60)).await?;
     crate::settle_down(&mut stage.world).await?;
     stage.fetch_rows().await;
@@ -248,8 +266,16 @@ async fn end_of(stage: &mut Stage<'_>, sum_before: u64) -> anyhow::Result<(Total
     if sum_before != sum_after {
         verdict.violations.push(format!("the ledger had {sum_before} and has {sum_after}"));
     }
+    let answers = if are_answers_judged { verdict::answers(stage)? } else { Answers::default() };
+    if !answers.unexplained.is_empty() {
+        let unexplained = &answers.unexplained;
+        verdict.violations.push(format!("{} confirmed uplinks had no answer: {unexplained:?}", answers.owed - answers.answered));
+    }
     let report = &verdict.report;
     let totals = Totals {
+        answers,
+        downlinks_received: report.downlinks_received,
+        joined: report.joined,
         frames_sent: report.frames_sent,
         frames_owed: report.frames_owed,
         readings_owed: report.readings_owed,

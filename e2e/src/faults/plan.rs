@@ -62,7 +62,7 @@ pub fn plan(seed: u64, count: usize, kinds: &[Kind], ttl_ms: u64) -> Vec<Planned
         }
         let drawn = dice.below(hand.len() as u64);
         let kind = hand.swap_remove(usize::try_from(drawn).unwrap_or(0));
-        let in_handover = dice.below(3) == 0 && kind.script().in_handover;
+        let in_handover = dice.below(3) < kind.thirds_in_handover() && kind.script().in_handover;
         let moment = if in_handover {
             let message = usize::try_from(dice.below(MESSAGES.len() as u64)).unwrap_or(0);
             // Half of them strike at once, when the next message is on its way.
@@ -76,9 +76,9 @@ pub fn plan(seed: u64, count: usize, kinds: &[Kind], ttl_ms: u64) -> Vec<Planned
     planned
 }
 
-/// Every kind, or those named.
+/// Every usual kind, or those named.
 pub fn kinds(only: &[Kind]) -> Vec<Kind> {
-    if only.is_empty() { Kind::value_variants().to_vec() } else { only.to_vec() }
+    if only.is_empty() { Kind::value_variants().iter().copied().filter(|kind| kind.is_usual()).collect() } else { only.to_vec() }
 }
 
 #[cfg(test)]

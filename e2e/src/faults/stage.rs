@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use contracts::time::{Millis, WallTime};
 use edge_node::api::ReceivedReading;
 use edge_node::timeline::Event;
+use motes::audit::Limits;
 
 use super::disk::Disk;
 use super::kind::{Act, Cut, Until, Who};
@@ -48,6 +49,8 @@ pub struct Stage<'a> {
     workload_killed: Option<(Who, WallTime)>,
     /// When a process that was told to end was told.
     pub told_to_end: Option<WallTime>,
+    /// See [`motes::audit::Limits`].
+    pub loss_margin_ms: u64,
     /// Dropped after the processes.
     disks: BTreeMap<Who, Disk>,
 }
@@ -97,6 +100,7 @@ impl<'a> Stage<'a> {
             deaths: Vec::new(),
             workload_killed: None,
             told_to_end: None,
+            loss_margin_ms: Limits::default().loss_margin_ms,
             disks,
         };
         if let Err(error) = Box::pin(crate::insure(&mut stage.world, &mut stage.observer)).await {
@@ -130,6 +134,10 @@ impl<'a> Stage<'a> {
                 self.workload_killed = None;
             }
             Act::Kill(who) => self.kill(who).await?,
+            Act::KillHolder => {
+                self.observer.catch_up();
+                self.kill(self.holder()).await?;
+            }
             Act::KillWorkload(who) => {
                 self.world.kill_containers(who.name())?;
                 self.workload_killed = Some((who, self.world.clock.wall()));
@@ -177,6 +185,13 @@ impl<'a> Stage<'a> {
         if is_gone {
             self.rio_gone.get_or_insert(now);
         }
+    }
+
+    /// Who gained custody last, by its own word; rio before anybody did.
+    fn holder(&self) -> Who {
+        let gained = |s: &&Said| matches!(s.entry.event, Event::CustodyGained { .. });
+        let last = self.observer.seen.iter().filter(gained).max_by_key(|s| self.true_time(s.by, s.entry.at));
+        if last.is_some_and(|s| s.by == "patras") { Who::Patras } else { Who::Rio }
     }
 
     async fn kill(&mut self, who: Who) -> anyhow::Result<()> {

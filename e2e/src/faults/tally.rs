@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use motes::audit::answers::Answers;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -42,6 +43,30 @@ pub struct Totals {
     pub downlinks_on_air: u64,
     /// Answers in a gateway's queue at a takeover by vote whose window the other node used too.
     pub left_in_queues: u64,
+    /// Sessions that motes began by joining.
+    pub joined: u64,
+    /// Downlinks with MAC commands or payloads that motes accepted.
+    pub downlinks_received: u64,
+    /// What became of the transmissions of confirmed uplinks, if that was judged.
+    pub answers: Answers,
+}
+
+/// Of all deployments.
+fn all_answers(totals: &[Totals]) -> Answers {
+    let mut all = Answers::default();
+    for Answers { fates, owed, answered, unexplained, airtime_us } in totals.iter().map(|totals| &totals.answers) {
+        for (fate, count) in fates {
+            *all.fates.entry(*fate).or_default() += count;
+        }
+        for (band, used_us) in airtime_us {
+            let fullest = all.airtime_us.entry(band.clone()).or_default();
+            *fullest = (*fullest).max(*used_us);
+        }
+        all.owed += owed;
+        all.answered += answered;
+        all.unexplained.extend(unexplained);
+    }
+    all
 }
 
 fn distribution(mut values: Vec<u64>) -> Value {
@@ -90,6 +115,9 @@ pub fn document(records: &[Record], totals: &[Totals], settings: &Value, skipped
         confirmed_acknowledged: sum(|t| t.confirmed_acknowledged),
         downlinks_on_air: sum(|t| t.downlinks_on_air),
         left_in_queues: sum(|t| t.left_in_queues),
+        joined: sum(|t| t.joined),
+        downlinks_received: sum(|t| t.downlinks_received),
+        answers: all_answers(totals),
     });
     whole["kinds"] = json!(kinds);
     whole["records"] = json!(records);
@@ -130,4 +158,13 @@ pub fn print(document: &Value) {
         cell(&of["totals"]["frames_owed"]),
         cell(&of["planned_release_ms"]["max"])
     );
+    let answers = &of["totals"]["answers"];
+    if answers["owed"].as_u64().is_some_and(|owed| owed > 0) {
+        println!(
+            "confirmed uplinks that were to be answered: {}, answered in a window of their own: {}; all transmissions: {}",
+            cell(&answers["owed"]),
+            cell(&answers["answered"]),
+            answers["fates"]
+        );
+    }
 }

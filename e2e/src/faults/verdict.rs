@@ -3,11 +3,13 @@
 use contracts::ids::Epoch;
 use contracts::time::WallTime;
 use edge_node::timeline::Event;
-use motes::audit::{Limits, Report, Timeline, Violation};
+use motes::audit::answers::{self, Answers};
+use motes::audit::{Input, Limits, Report, Timeline, Violation};
+use motes::ledger::Ledgers;
 
 use super::kind::{Expect, Who};
 use super::stage::Stage;
-use crate::judge::judge_readings;
+use crate::judge::{judge_readings, node_lives};
 
 /// A time in which a node held custody, by its own word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +103,8 @@ pub struct Verdict {
 impl Verdict {
     /// Judges what is known up to `until` (`None`: the run is over).
     pub fn of(stage: &Stage<'_>, until: Option<WallTime>) -> anyhow::Result<Self> {
-        let limits = Limits { judged_until_ms: until.map(|at| at.0), ..Limits::default() };
+        let judged_until_ms = until.map(|at| at.0);
+        let limits = Limits { judged_until_ms, loss_margin_ms: stage.loss_margin_ms, ..Limits::default() };
         let report = judge_readings(&stage.world, &stage.rows, &Timeline::default(), limits)?;
         let held = held(stage);
         let overlaps = overlaps(&held);
@@ -129,6 +132,20 @@ impl Verdict {
             report,
         })
     }
+}
+
+/// What became of every transmission of a confirmed uplink.
+pub fn answers(stage: &Stage<'_>) -> anyhow::Result<Answers> {
+    let held: Vec<answers::Held> = held(stage)
+        .into_iter()
+        .map(|held| answers::Held { node: held.by.name().to_owned(), from_ms: held.from.0, to_ms: held.to.map(|to| to.0) })
+        .collect();
+    let mut kills_ms: Vec<u64> = stage.deaths.iter().map(|(_, at)| at.0).collect();
+    kills_ms.sort_unstable();
+    let ledgers = Ledgers::read(&stage.world.ledgers)?;
+    let (nodes, timeline) = (node_lives(&stage.world)?, Timeline::default());
+    let input = Input { ledgers: &ledgers, nodes: &nodes, delivered: &[], timeline: &timeline, limits: Limits::default() };
+    Ok(answers::judge(&input, &answers::Service { held: &held, kills_ms: &kills_ms }))
 }
 
 /// Whether custody went where the fault had to send it.

@@ -122,6 +122,28 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
     wipe(parts, agreement).await
 }
 
+/// Makes the devices that this node insured when it ended known to the bridge, before gateways are listened to. What fails here is tried again
+/// by the contract's guard.
+pub(crate) async fn restore_insured(parts: &Parts) {
+    let is_insured = |agreement: &Agreement| {
+        let is_provider = agreement.contract.provider.node == parts.core.me();
+        is_provider && !agreement.wiped && agreement.state.is_in_force() && super::is_armed_or_ended(agreement.state)
+    };
+    for agreement in parts.core.agreements.list().into_iter().filter(is_insured) {
+        if let Err(error) = restore_devices(parts, &agreement.contract).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(contract = %agreement.id, error, "frames of insured devices are not heard before the guard runs");
+        }
+    }
+}
+
+async fn restore_devices(parts: &Parts, contract: &Contract) -> Result<(), Error> {
+    let registration = open_network(parts, contract).await?;
+    // Where its frames belong; the guard's link comes in the place of this one.
+    drop(parts.links.open(contract.group, &tenants::http::sessions(&registration)));
+    restore(parts, contract.group, &registration).await
+}
+
 async fn open_network(parts: &Parts, contract: &Contract) -> Result<tenant::Registration, Error> {
     let form = |e: String| Error::Migration(migration::Error::Form(e));
     let cid = storage::parse_cid(&contract.network_configuration).map_err(migration::Error::from)?;

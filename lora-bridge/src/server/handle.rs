@@ -22,6 +22,7 @@ use crate::stats::Stats;
 #[derive(Debug)]
 pub(super) enum Command {
     Apply { input: Input<'static>, applied: Option<oneshot::Sender<()>> },
+    Listen,
     Release { group: GroupId, mode: Mode, reply: oneshot::Sender<Vec<(DevEui, u32)>> },
     Export { group: GroupId, cursor: u32, max: usize, reply: oneshot::Sender<(Vec<SessionState>, Option<u32>)> },
     Stats { reply: oneshot::Sender<Stats> },
@@ -335,6 +336,14 @@ impl BridgeHandle {
     /// [`Error::Stopped`].
     pub async fn stats(&self) -> Result<Stats, Error> {
         self.ask(|reply| Command::Stats { reply }).await
+    }
+
+    /// The socket is looked at from now on; nothing if it was before.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn listen(&self) -> Result<(), Error> {
+        self.commands.send(Command::Listen).await.map_err(|_| Error::Stopped)
     }
 
     /// The gateways of now, by EUI.

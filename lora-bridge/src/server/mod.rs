@@ -65,11 +65,34 @@ pub enum Error {
 /// Must be called within a tokio runtime.
 #[must_use]
 pub fn spawn<S: Socket>(socket: S, bridge: Bridge, clock: Clock, lease: Lease) -> (BridgeHandle, mpsc::Receiver<Vec<Output>>) {
+    start(socket, bridge, clock, lease, true)
+}
+
+/// As [`spawn`], but the socket is not looked at before [`BridgeHandle::listen`]: what gateways send meanwhile waits in the kernel. A bridge
+/// that listened before it knows its sessions would throw their frames away, and forwarders repeat nothing.
+#[must_use]
+pub fn spawn_waiting<S: Socket>(
+    socket: S,
+    bridge: Bridge,
+    clock: Clock,
+    lease: Lease,
+) -> (BridgeHandle, mpsc::Receiver<Vec<Output>>) {
+    start(socket, bridge, clock, lease, false)
+}
+
+fn start<S: Socket>(
+    socket: S,
+    bridge: Bridge,
+    clock: Clock,
+    lease: Lease,
+    listens: bool,
+) -> (BridgeHandle, mpsc::Receiver<Vec<Output>>) {
     let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
     let (outputs, output_queue) = mpsc::channel(OUTPUT_BATCHES_MAX);
     let address = socket.local_addr().ok();
     let server = Server {
         socket,
+        listens,
         bridge,
         clock,
         lease,
@@ -87,6 +110,8 @@ pub fn spawn<S: Socket>(socket: S, bridge: Bridge, clock: Clock, lease: Lease) -
 
 struct Server<S> {
     socket: S,
+    /// Whether datagrams are taken.
+    listens: bool,
     bridge: Bridge,
     clock: Clock,
     lease: Lease,
@@ -124,7 +149,7 @@ impl<S: Socket> Server<S> {
                     let Some(command) = command else { break };
                     Some(command)
                 }
-                readable = self.socket.readable() => {
+                readable = self.socket.readable(), if self.listens => {
                     self.stats.receive_failed += u64::from(readable.is_err());
                     None
                 }
@@ -134,7 +159,9 @@ impl<S: Socket> Server<S> {
                 self.command(command);
             }
             self.drain_commands();
-            self.drain_socket();
+            if self.listens {
+                self.drain_socket();
+            }
             self.tick_if_due();
             self.report_faults();
             self.hand_on();
@@ -192,6 +219,7 @@ impl<S: Socket> Server<S> {
                     let _gone = applied.send(());
                 }
             }
+            Command::Listen => self.listens = true,
             Command::Release { group, mode, reply } => {
                 self.apply(Input::Custody { group, mode });
                 let _gone = reply.send(self.bridge.exact_counters(group));

@@ -10,6 +10,7 @@ use super::checks::{as_downlink, is_alive};
 use super::report::{LIST_MAX, list};
 use super::{Input, NodeLife};
 use crate::fleet::Eui64;
+use crate::gateway::KEEPALIVE_US;
 use crate::ledger::{Downlink, Frame, GatewayRecord, RadioRecord};
 use crate::mote::Window;
 
@@ -60,6 +61,8 @@ pub enum Fate {
     HolderDied,
     /// Nobody held custody: it was being handed back.
     InHandover,
+    /// The holder's process had begun so shortly before that its gateway need not have opened the way for downlinks yet (`PULL_DATA`).
+    NotPulled,
     /// The gateway refused the answer: its queue had another for that time.
     Refused,
     /// Neither window's band had air time left in that hour.
@@ -191,6 +194,7 @@ pub fn judge(input: &Input<'_>, service: &Service<'_>) -> Answers {
             | Fate::NotByHolder
             | Fate::HolderDied
             | Fate::InHandover
+            | Fate::NotPulled
             | Fate::Refused
             | Fate::NoAirtime => {}
         }
@@ -224,6 +228,12 @@ impl Judge<'_> {
         let Some(node) = hearers.into_iter().find(|node| node.node == held.node) else { return Fate::NotByHolder };
         if kills.iter().any(|kill_ms| (at_ms..at_ms + DECIDED_US / 1_000).contains(kill_ms)) {
             return Fate::HolderDied;
+        }
+        let begun_ms = node.alive.iter().map(|alive| alive.from_ms).filter(|from_ms| *from_ms <= at_ms).max();
+        // A node that is there from the beginning on has heard from its gateway before the first frame.
+        let is_restarted = node.alive.first().is_some_and(|first| begun_ms > Some(first.from_ms));
+        if is_restarted && begun_ms.is_some_and(|begun_ms| at_ms < begun_ms + KEEPALIVE_US / 1_000) {
+            return Fate::NotPulled;
         }
         // A refused answer names its device only by address, so the time must do: a gateway refuses few.
         let window = (frame.end_us, Eui64(0))..(frame.end_us + DECIDED_US, Eui64(u64::MAX));

@@ -436,7 +436,15 @@ fn every_confirmed_transmission_has_its_fate() {
     let found = judge(&Input { ledgers: &spoiled, ..input }, &service);
     assert_eq!(found.unexplained.len(), 1, "{found:?}");
     assert_eq!((found.owed - found.answered, found.unexplained[0].0), (1, taken.dev_eui.expect("a mote")));
-    // Unless the gateway refused it.
+    // Unless its node had begun anew, so that the gateway need not have pulled.
+    let at_ms = found.unexplained[0].2;
+    let with_start = |begun_ms| {
+        let alive = vec![Alive { from_ms: 0, to_ms: Some(begun_ms - 1) }, Alive { from_ms: begun_ms, to_ms: None }];
+        let nodes: Vec<NodeLife> = nodes.iter().map(|node| NodeLife { alive: alive.clone(), ..node.clone() }).collect();
+        judge(&Input { ledgers: &spoiled, nodes: &nodes, ..input }, &service).fates.get(&Fate::NotPulled).copied()
+    };
+    assert_eq!((with_start(at_ms - 4_000), with_start(at_ms - 6_000)), (Some(1), None));
+    // Or the gateway refused it.
     let refusal = crate::ledger::GatewayRecord::Rejected {
         gateway: taken.gateway,
         at_us: taken.start_us - 900_000,

@@ -2,11 +2,12 @@
 
 use contracts::ids::{DevEui, EventId, GroupId, NodeId};
 use contracts::time::WallTime;
-use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Row as _, Sqlite as Sqlite3, SqliteConnection};
 
 use super::uplinks::reading;
-use super::{Error, InboxBatch, Received, Result, Sqlite, bytes, signed, unsigned};
+use super::{Error, InboxBatch, Received, Result, Sqlite, bytes, chunks, signed, unsigned};
+use crate::readings::Reading;
 
 /// Writes whole batches in one transaction; returns for each how many of its readings were new.
 pub(super) async fn insert_all(store: &Sqlite, batches: &[InboxBatch]) -> Result<Vec<u64>> {
@@ -22,31 +23,32 @@ pub(super) async fn insert_all(store: &Sqlite, batches: &[InboxBatch]) -> Result
             .execute(&mut *transaction)
             .await?;
         let mut new = 0;
-        for reading in &batch.readings {
-            let done = sqlx::query(
-                "INSERT INTO inbox (event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, decoded, delivered_by, received_at, proof)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
-            )
-            .bind(reading.event.as_uuid().as_bytes().as_slice())
-            .bind(reading.group.as_bytes().as_slice())
-            .bind(reading.device.as_bytes().as_slice())
-            .bind(reading.session.as_bytes().as_slice())
-            .bind(i64::from(reading.f_cnt))
-            .bind(signed(reading.heard_at.0))
-            .bind(reading.kind.as_str())
-            .bind(signed(reading.epoch.0))
-            .bind(reading.decoded.get())
-            .bind(batch.from.as_bytes().as_slice())
-            .bind(signed(batch.received_at.0))
-            .bind(batch.proof_id.as_bytes().as_slice())
-            .execute(&mut *transaction)
-            .await?;
-            new += done.rows_affected();
+        for readings in chunks(&batch.readings) {
+            new += insert(&mut transaction, batch, readings).await?;
         }
         counts.push(new);
     }
     transaction.commit().await?;
     Ok(counts)
+}
+
+/// Adds those that are not there; how many were not.
+async fn insert(connection: &mut SqliteConnection, batch: &InboxBatch, readings: &[Reading]) -> Result<u64> {
+    let mut query = QueryBuilder::<Sqlite3>::new(
+        "INSERT INTO inbox (event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, decoded, delivered_by, received_at, proof) ",
+    );
+    query.push_values(readings, |mut row, reading| {
+        row.push_bind(reading.event.as_uuid().as_bytes().as_slice());
+        row.push_bind(reading.group.as_bytes().as_slice());
+        row.push_bind(reading.device.as_bytes().as_slice());
+        row.push_bind(reading.session.as_bytes().as_slice());
+        row.push_bind(i64::from(reading.f_cnt)).push_bind(signed(reading.heard_at.0));
+        row.push_bind(reading.kind.as_str()).push_bind(signed(reading.epoch.0)).push_bind(reading.decoded.get());
+        row.push_bind(batch.from.as_bytes().as_slice()).push_bind(signed(batch.received_at.0));
+        row.push_bind(batch.proof_id.as_bytes().as_slice());
+    });
+    query.push(" ON CONFLICT (event_id) DO NOTHING");
+    Ok(query.build().execute(connection).await?.rows_affected())
 }
 
 /// Readings behind the cursor in the order of arrival, of one device or of all.

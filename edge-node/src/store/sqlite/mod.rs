@@ -27,6 +27,8 @@ use crate::readings::{Reading, StoredUplink};
 
 /// SQLite's result code for "the disk is full".
 const SQLITE_FULL: &str = "13";
+/// Rows of an answer that its thread reads ahead: a page, so that it is not waited for row by row.
+const ROWS_WAITING: usize = 512;
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
@@ -61,6 +63,7 @@ impl Sqlite {
             .pragma("cache_size", "-1024")
             // What is deleted is overwritten: keys of others, sealed or not, must not stay in free pages.
             .pragma("secure_delete", "ON")
+            .row_buffer_size(ROWS_WAITING)
             .busy_timeout(std::time::Duration::from_secs(5));
         // A transaction that failed on a full disk may be half rolled back, and sqlx then nests the next one in it, which is never
         // committed though it says so. Such a connection is thrown away.
@@ -246,6 +249,21 @@ impl Backend for Sqlite {
     }
 }
 
+/// Rows that one statement takes. A statement is handed to a thread and back, which costs more than its work on a row; few sizes, so that each
+/// is prepared once.
+const ROWS: [usize; 4] = [64, 16, 4, 1];
+
+/// Rows in parts of [`ROWS`], in order.
+fn chunks<T>(rows: &[T]) -> impl Iterator<Item = &[T]> {
+    let mut rest = rows;
+    std::iter::from_fn(move || {
+        let size = ROWS.into_iter().find(|size| *size <= rest.len())?;
+        let (chunk, others) = rest.split_at(size);
+        rest = others;
+        Some(chunk)
+    })
+}
+
 /// An id of `N` bytes from a column.
 fn bytes<const N: usize>(table: &'static str, column: Vec<u8>) -> Result<[u8; N]> {
     column
@@ -266,6 +284,16 @@ fn signed(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_are_cut_into_few_sizes_and_stay_in_order() {
+        for count in [0, 1, 3, 4, 63, 64, 65, 150, 1_000] {
+            let rows: Vec<usize> = (0..count).collect();
+            let cut: Vec<&[usize]> = chunks(&rows).collect();
+            assert_eq!(cut.concat(), rows);
+            assert!(cut.iter().all(|chunk| ROWS.contains(&chunk.len())) && cut.len() <= count / 64 + 9, "{count}");
+        }
+    }
 
     /// The other side of [`super::super::MemoryDisk::set_full`]: what a database that may not grow says, and what it still holds.
     #[tokio::test]

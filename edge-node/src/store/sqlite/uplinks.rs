@@ -1,16 +1,16 @@
 //! The reading log: an uplink's way from verified frame to settled reading, one row per event.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use contracts::ids::{DevEui, Epoch, EventId, GroupId, SessionId};
 use contracts::time::WallTime;
 use lora_bridge::mac::session::Mark;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row as _, SqliteConnection};
+use sqlx::{QueryBuilder, Row as _, Sqlite as Sqlite3, SqliteConnection};
 use uuid::Uuid;
 
-use super::{Change, Error, Result, Sqlite, Waiting, accounts, bytes, signed, unsigned};
-use crate::readings::{Kind, Reading, StoredUplink, Uplink};
+use super::{Change, Error, Result, Sqlite, Waiting, accounts, bytes, chunks, signed, unsigned};
+use crate::readings::{Kind, Name, Reading, StoredUplink, Uplink};
 
 const TABLE: &str = "uplink";
 
@@ -29,24 +29,25 @@ async fn write(connection: &mut SqliteConnection, change: &Change) -> Result<u64
     let mut published = 0;
     match change {
         Change::Append(uplinks) => {
-            for uplink in uplinks {
-                insert(connection, uplink).await?;
+            for uplinks in chunks(uplinks) {
+                insert(connection, uplinks.iter()).await?;
             }
         }
         Change::Hear(uplinks) => {
             for uplink in uplinks {
-                insert(connection, uplink).await?;
+                insert(connection, std::iter::once(uplink)).await?;
                 accounts::hear(connection, uplink).await?;
             }
         }
         Change::Publish(group, readings) => {
-            for reading in readings {
-                published += u64::from(publish(connection, *group, reading.event, &reading.decoded).await?);
+            for readings in chunks(readings) {
+                published += publish(connection, readings.iter().map(|r| (*group, r.event, r.decoded.as_str()))).await?;
             }
         }
         Change::Settle(names) => {
-            for name in names {
-                settle(connection, name.event()).await?;
+            for names in chunks(names) {
+                change_all(connection, "UPDATE uplink SET settled = 1 WHERE event_id IN (", names.iter().map(Name::event))
+                    .await?;
             }
         }
         Change::Forget(events) => {
@@ -55,61 +56,78 @@ async fn write(connection: &mut SqliteConnection, change: &Change) -> Result<u64
             }
         }
         Change::Import(uplinks) => {
-            for (uplink, decoded) in uplinks {
-                insert(connection, uplink).await?;
-                if let Some(decoded) = decoded {
-                    published += u64::from(publish(connection, uplink.group, uplink.event, decoded).await?);
-                }
+            for uplinks in chunks(uplinks) {
+                insert(connection, uplinks.iter().map(|(uplink, _)| uplink)).await?;
+            }
+            let decoded = |(uplink, decoded): &(Uplink, Option<String>)| Some((uplink.group, uplink.event, decoded.clone()?));
+            let readings: Vec<_> = uplinks.iter().filter_map(decoded).collect();
+            for readings in chunks(&readings) {
+                published +=
+                    publish(connection, readings.iter().map(|(group, event, text)| (*group, *event, text.as_str()))).await?;
             }
         }
     }
     Ok(published)
 }
 
-/// Adds an uplink; an event that is there already stays as it is, except that a buffered one becomes deliverable: at the end of the log, where
+/// Adds uplinks; an event that is there already stays as it is, except that a buffered one becomes deliverable: at the end of the log
 /// whoever follows it will find it.
-async fn insert(connection: &mut SqliteConnection, uplink: &Uplink) -> Result<()> {
-    let body = serde_json::to_string(uplink).map_err(|e| Error::Row { table: TABLE, reason: e.to_string() })?;
-    sqlx::query(
-        "INSERT INTO uplink (event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, body, deliver) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT (event_id) DO UPDATE SET seq = excluded.seq, deliver = 1, kind = excluded.kind, epoch = excluded.epoch, body = excluded.body
+async fn insert<'a>(connection: &mut SqliteConnection, uplinks: impl Iterator<Item = &'a Uplink>) -> Result<()> {
+    let bodies = uplinks.map(|uplink| Ok((uplink, serde_json::to_string(uplink)?)));
+    let bodies =
+        bodies.collect::<serde_json::Result<Vec<_>>>().map_err(|e| Error::Row { table: TABLE, reason: e.to_string() })?;
+    let mut query = QueryBuilder::<Sqlite3>::new(
+        "INSERT INTO uplink (event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, body, deliver) ",
+    );
+    query.push_values(bodies, |mut row, (uplink, body)| {
+        row.push_bind(uplink.event.as_uuid().as_bytes().as_slice());
+        row.push_bind(uplink.group.as_bytes().as_slice());
+        row.push_bind(uplink.device.as_bytes().as_slice());
+        row.push_bind(uplink.session.as_bytes().as_slice());
+        row.push_bind(i64::from(uplink.f_cnt)).push_bind(signed(uplink.heard_at.0));
+        row.push_bind(uplink.kind.as_str()).push_bind(signed(uplink.epoch.0)).push_bind(body).push_bind(uplink.deliver);
+    });
+    query.push(
+        " ON CONFLICT (event_id) DO UPDATE SET seq = excluded.seq, deliver = 1, kind = excluded.kind, epoch = excluded.epoch, body = excluded.body
          WHERE uplink.deliver = 0 AND excluded.deliver = 1",
-    )
-    .bind(uplink.event.as_uuid().as_bytes().as_slice())
-    .bind(uplink.group.as_bytes().as_slice())
-    .bind(uplink.device.as_bytes().as_slice())
-    .bind(uplink.session.as_bytes().as_slice())
-    .bind(i64::from(uplink.f_cnt))
-    .bind(signed(uplink.heard_at.0))
-    .bind(uplink.kind.as_str())
-    .bind(signed(uplink.epoch.0))
-    .bind(body)
-    .bind(uplink.deliver)
-    .execute(connection)
-    .await?;
+    );
+    query.build().execute(connection).await?;
     Ok(())
 }
 
-/// Writes what the tenant decoded; the first answer for an event stays. Says whether it was the first.
-async fn publish(connection: &mut SqliteConnection, group: GroupId, event: EventId, decoded: &str) -> Result<bool> {
-    let written = sqlx::query(
-        "UPDATE uplink SET decoded = ?, reading_seq = (SELECT coalesce(max(reading_seq), 0) + 1 FROM uplink)
-         WHERE event_id = ? AND group_id = ? AND decoded IS NULL AND deliver = 1",
-    )
-    .bind(decoded)
-    .bind(event.as_uuid().as_bytes().as_slice())
-    .bind(group.as_bytes().as_slice())
-    .execute(connection)
-    .await?;
-    Ok(written.rows_affected() == 1)
+/// Writes what the tenants of groups decoded, numbered on in this order; the first answer for an event stays. Says how many were the first.
+async fn publish<'a>(
+    connection: &mut SqliteConnection,
+    readings: impl Iterator<Item = (GroupId, EventId, &'a str)>,
+) -> Result<u64> {
+    let mut named = BTreeSet::new();
+    let readings = (1_i64..).zip(readings.filter(|(group, event, _)| named.insert((*group, *event))));
+    let mut query = QueryBuilder::<Sqlite3>::new("WITH answer (n, group_id, event_id, decoded) AS (");
+    query.push_values(readings, |mut row, (n, (group, event, decoded))| {
+        row.push_bind(n).push_bind(group.as_bytes().to_vec()).push_bind(event.as_uuid().as_bytes().to_vec());
+        row.push_bind(decoded.to_owned());
+    });
+    query.push(
+        "), first (seq, decoded, place) AS (
+           SELECT uplink.seq, answer.decoded, row_number() OVER (ORDER BY answer.n) FROM answer JOIN uplink
+           ON uplink.event_id = answer.event_id AND uplink.group_id = answer.group_id
+           WHERE uplink.decoded IS NULL AND uplink.deliver = 1)
+         UPDATE uplink SET decoded = first.decoded,
+           reading_seq = (SELECT coalesce(max(reading_seq), 0) FROM uplink) + first.place
+         FROM first WHERE uplink.seq = first.seq",
+    );
+    Ok(query.build().execute(connection).await?.rows_affected())
 }
 
-/// Marks events as acknowledged by the customer's cloud.
-async fn settle(connection: &mut SqliteConnection, event: EventId) -> Result<()> {
-    sqlx::query("UPDATE uplink SET settled = 1 WHERE event_id = ?")
-        .bind(event.as_uuid().as_bytes().as_slice())
-        .execute(connection)
-        .await?;
+/// Changes the rows of these events.
+async fn change_all(connection: &mut SqliteConnection, what: &str, events: impl Iterator<Item = EventId>) -> Result<()> {
+    let mut query = QueryBuilder::<Sqlite3>::new(what);
+    let mut list = query.separated(", ");
+    for event in events {
+        list.push_bind(event.as_uuid().as_bytes().to_vec());
+    }
+    query.push(")");
+    query.build().execute(connection).await?;
     Ok(())
 }
 
