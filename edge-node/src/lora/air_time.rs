@@ -21,7 +21,7 @@ pub enum Error {
 }
 
 /// Gives the bridge what an earlier process stored, and stores what it makes of that: before anything is sent, so that lives that end at once
-/// add up too.
+/// add up too. A disk that is full now keeps nobody from starting: what is sent needs counters on disk anyway, and [`run`] stores it later.
 ///
 /// # Errors
 /// [`Error`].
@@ -32,7 +32,10 @@ pub async fn restore(store: &Store, bridge: &BridgeHandle) -> Result<(), Error> 
             Err(error) => tracing::error!(%error, "the stored time on air cannot be read: it begins anew"),
         }
     }
-    keep(store, &bridge.air_time().await?).await
+    if let Err(error) = keep(store, &bridge.air_time().await?).await {
+        tracing::error!(error = &error as &dyn std::error::Error, "time on air was not stored");
+    }
+    Ok(())
 }
 
 async fn keep(store: &Store, spent: &AirTime) -> Result<(), Error> {
