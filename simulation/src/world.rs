@@ -117,7 +117,7 @@ pub(crate) struct World {
     /// Since when machines had been frozen, and when they were thawed last.
     thawed_ms: BTreeMap<Machine, (u64, u64)>,
     /// A process died at its fail point.
-    died: Arc<Notify>,
+    pub(crate) died: Arc<Notify>,
     /// Writes of database and votes when the radio began.
     writes_before: BTreeMap<Machine, (u64, u64)>,
     first_step_ms: Option<u64>,
