@@ -43,13 +43,11 @@ pub struct Broker {
 
 impl Broker {
     fn fault(&self) -> Option<&'static str> {
-        is_address(&self.address).then_some(()).map_or(Some("broker.address: not host:port"), |()| None)
+        (!is_address(&self.address)).then_some("broker.address: not host:port")
     }
 
     fn login(&self, sink: &str) -> Login {
-        use std::hash::{BuildHasher as _, Hasher as _};
-        let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
-        let client_id = self.client_id.clone().unwrap_or_else(|| format!("antirio-{sink}-{random:016x}"));
+        let client_id = self.client_id.clone().unwrap_or_else(|| format!("antirio-{sink}-{:016x}", downlink::random()));
         let user = self.username.clone().map(|name| (name, self.password.clone().unwrap_or_default()));
         Login { client_id, user }
     }

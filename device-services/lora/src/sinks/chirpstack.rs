@@ -65,7 +65,6 @@ pub struct ChirpStack {
 
 impl ChirpStack {
     /// Publishes what it is given; queues downlinks. And what has to run beside it, on a connection of its own: it follows downlinks.
-    #[must_use]
     pub fn new(
         settings: Settings,
         downlinks: Downlinks,

@@ -112,7 +112,7 @@ fn nonce() -> [u8; 8] {
 }
 
 /// The keys of the standard library's hash maps come from the machine's randomness.
-fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     use std::hash::{BuildHasher as _, Hasher as _};
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }

@@ -1,6 +1,5 @@
 //! Readings in EdgeX's form. Everything here is a function of the uplink: two nodes that hear it make the same event, ids included.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tenant::EventId;
@@ -205,12 +204,6 @@ pub fn setting(name: &str, resource: &Resource, value: &Value) -> Result<Value, 
 pub fn add_request(event: &Event) -> Value {
     let request_id = event.id.parse().map(|id: EventId| derived(id, "request")).unwrap_or_default();
     serde_json::json!({"apiVersion": API_VERSION, "requestId": request_id, "event": event})
-}
-
-/// Base64 as envelopes of EdgeX 3 have it.
-#[must_use]
-pub fn base64(bytes: &[u8]) -> String {
-    STANDARD.encode(bytes)
 }
 
 #[cfg(test)]
