@@ -151,6 +151,7 @@ fn uplink(payload: &[u8]) -> Uplink {
         epoch: 1,
         rx: Reception::default(),
         others: Vec::new(),
+        status: None,
     }
 }
 

@@ -40,8 +40,8 @@ pub use self::{
     },
     ids::{DevAddr, DevEui, EventId, HexBytes, InvalidText, Key},
     messages::{
-        Accepted, Desired, DesiredChannel, DevNonces, Device, Health, JoiningDevice, Problem, Reading, ReadingBatch, Reception,
-        Refused, Registered, Registration, Uplink, UplinkKind, check_state_key,
+        Accepted, Desired, DesiredChannel, DevNonces, Device, DeviceStatus, Health, JoiningDevice, Problem, Reading,
+        ReadingBatch, Reception, Refused, Registered, Registration, Uplink, UplinkKind, check_state_key,
     },
     uplinks::{Line, Uplinks},
 };

@@ -289,6 +289,18 @@ pub struct Uplink {
     /// How other gateways heard it whose copies came in time, at most [`OTHERS_MAX`](crate::OTHERS_MAX).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<Reception>,
+    /// What the device told of itself with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<DeviceStatus>,
+}
+
+/// Battery and margin as a device tells them when the network asks (`DevStatusAns`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// 0: external power; 1 (empty) to 254 (full); 255: not known.
+    pub battery: u8,
+    /// Signal to noise ratio of the last request that it received, in dB, -32..=31.
+    pub margin_db: i8,
 }
 
 /// Radio side of an uplink.

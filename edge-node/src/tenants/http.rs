@@ -18,7 +18,7 @@ use lora_bridge::mac::join::{AppKey, JoiningDevice, NonceRule};
 use lora_bridge::mac::link::{Channel, Wish, WishedChannel};
 use lora_bridge::mac::queue;
 use lora_bridge::mac::session::{Joined, NwkSKey, ReceiveWindows, Session};
-use lora_bridge::mac::uplink::F_CNT_GAP_MAX;
+use lora_bridge::mac::uplink::{F_CNT_GAP_MAX, told_status};
 use serde::Deserialize;
 use tokio::sync::watch;
 
@@ -232,6 +232,7 @@ fn line(stored: &StoredUplink) -> Option<Vec<u8>> {
         epoch: uplink.epoch.0,
         rx: reception(&uplink.rx),
         others: uplink.others.iter().take(tenant::OTHERS_MAX).map(reception).collect(),
+        status: hex::decode(&uplink.phy).ok().and_then(|phy| told_status(&phy)).map(device_status),
     };
     let mut bytes = serde_json::to_vec(&line).ok()?;
     bytes.push(b'\n');
@@ -246,6 +247,10 @@ fn reception(reception: &Reception) -> tenant::Reception {
         rssi_dbm: reception.rssi_dbm,
         snr_tenths_db: reception.snr_tenth_db,
     }
+}
+
+const fn device_status((battery, margin_db): (u8, i8)) -> tenant::DeviceStatus {
+    tenant::DeviceStatus { battery, margin_db }
 }
 
 /// As tenants are told.

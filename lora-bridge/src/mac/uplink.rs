@@ -141,6 +141,15 @@ pub(crate) fn wants(header: &Header, phy: &[u8], f_cnt: u32, key: NwkSKey) -> Wa
     wants
 }
 
+/// Battery (0 external power, 1 to 254, 255 not known) and margin in dB that a frame tells in its options (`DevStatusAns`). What stands on
+/// port 0 is encrypted; devices send there only what does not fit into the options.
+#[must_use]
+pub fn told_status(phy: &[u8]) -> Option<(u8, i8)> {
+    let mut told = Wants::default();
+    read_commands(phy.get(header(phy).ok()?.f_opts)?, &mut told);
+    told.status
+}
+
 /// Whether all parts of a request were taken.
 fn status(rest: &[u8], all: u8) -> Option<bool> {
     rest.first().map(|bits| bits & all == all)
@@ -275,5 +284,9 @@ mod tests {
         assert_eq!((wants.link.rx_params, wants.link.rx_timing), (Some(true), Some(true)));
         assert_eq!((wants.link.new_channel, wants.link.downlink_channel), (Some(false), Some(true)));
         assert_eq!(wants.status, Some((254, -2)));
+        let frame = |f_ctrl: u8, tail: &[u8]| [&[0x40, 4, 3, 2, 1, f_ctrl, 0, 0][..], tail, &[0; 4]].concat();
+        assert_eq!(told_status(&frame(0x04, &[0x08, 0x06, 254, 0x3e, 1, 9])), Some((254, -2)));
+        assert_eq!(told_status(&frame(0, &[1, 0x06, 254, 0x3e])), None, "a payload");
+        assert_eq!(told_status(&[0x40; 5]), None);
     }
 }

@@ -1,5 +1,5 @@
 //! Events as ChirpStack 4 publishes them over MQTT (JSON), so that what reads them goes on working:
-//! `application/{application}/device/{devEui}/event/{up|join|txack|ack|log}`, and `.../command/down` for downlinks.
+//! `application/{application}/device/{devEui}/event/{up|join|status|txack|ack|log}`, and `.../command/down` for downlinks.
 //!
 //! `deduplicationId` is the event id: the same from whichever node the uplink comes, and again after a repetition. As with ChirpStack, `join`
 //! is told with the first uplink of a session; a service that just started, at a node that took over for instance, tells it of sessions whose
@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tenant::{Client, DevEui, Reception, Uplink, UplinkKind};
+use tenant::{Client, DevEui, DeviceStatus, Reception, Uplink, UplinkKind};
 use tokio::sync::mpsc;
 
 use super::{
@@ -137,7 +137,8 @@ impl Sink for ChirpStack {
     fn messages(&mut self, heard: &Heard<'_>) -> Vec<Message> {
         let Heard { uplink, device, opened } = *heard;
         let info = self.settings.device_info(uplink.dev_eui, Some(device));
-        let mut messages: Vec<Message> = self.join(uplink, &info).into_iter().collect();
+        let status = status(&self.settings, uplink, &info);
+        let mut messages: Vec<Message> = self.join(uplink, &info).into_iter().chain(status).collect();
         let mut event = up(&self.settings, uplink, info.clone());
         if opened.is_clear {
             event.insert("data".to_owned(), STANDARD.encode(&opened.payload).into());
@@ -189,6 +190,17 @@ fn up(settings: &Settings, uplink: &Uplink, info: Value) -> Map<String, Value> {
         Value::Object(fields) => fields,
         _ => Map::new(),
     }
+}
+
+/// The event of what the device told of itself, if it did.
+fn status(settings: &Settings, uplink: &Uplink, info: &Value) -> Option<Message> {
+    let DeviceStatus { battery, margin_db } = uplink.status?;
+    let (is_external, is_unknown) = (battery == 0, battery == u8::MAX);
+    // Per cent of 254 steps, in hundredths.
+    let level = if is_unknown { 0.0 } else { (f64::from(battery) * 10_000.0 / 254.0).round() / 100.0 };
+    let event = json!({"deduplicationId": uplink.event_id, "time": rfc3339(uplink.heard_at_ms), "deviceInfo": info, "margin": margin_db,
+        "externalPowerSource": is_external, "batteryLevelUnavailable": is_unknown, "batteryLevel": level});
+    Some(Message::json(settings.topic(uplink.dev_eui, "status"), &event))
 }
 
 fn rx_info(uplink: &Uplink, rx: &Reception) -> Value {

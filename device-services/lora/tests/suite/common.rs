@@ -57,6 +57,7 @@ pub fn uplink(number: u32, payload: &[u8]) -> Uplink {
         epoch: 1,
         rx: Reception { frequency_hz: 868_100_000, data_rate: "SF7BW125".to_owned(), ..Reception::default() },
         others: Vec::new(),
+        status: None,
     }
 }
 
