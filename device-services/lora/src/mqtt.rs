@@ -21,7 +21,7 @@ pub const PACKET_BYTES_MAX: usize = 256 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// The broker has so long for the answers to a connection and to a ping.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// Bytes that wait for the broker; beyond, nothing is published.
+/// Bytes that wait for the broker; beyond, nothing is published, and nothing read that would have to be answered.
 const OUTPUT_BYTES_MAX: usize = 1 << 20;
 
 /// Why a session ended.
@@ -209,7 +209,7 @@ impl Session {
                     }
                     self.writer.flush().await?;
                 }
-                read = self.reader.read_buf(&mut self.input) => {
+                read = self.reader.read_buf(&mut self.input), if self.output.len() < OUTPUT_BYTES_MAX => {
                     if read? == 0 {
                         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
                     }

@@ -1,9 +1,16 @@
 //! Events in the form of ChirpStack 4, downlinks, and brokers that come and go.
 
+use std::net::{TcpListener, TcpStream};
+
 use super::broker::{EUI, Listener, Mosquitto, configure, free_port, ids, up_topic, uplink};
-use super::common::{APP_S_KEY, DEV_ADDR, F_CNT_FIRST, Node, Place, Service, event_id, wait_for};
+use super::common::{APP_S_KEY, DEV_ADDR, F_CNT_FIRST, Node, PATIENCE, Place, Service, event_id, wait_for};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use lora_device_service::decrypt::{Direction, apply_key_stream};
+use bytes::BytesMut;
+use lora_device_service::{
+    decrypt::{Direction, apply_key_stream},
+    mqtt::PACKET_BYTES_MAX,
+};
+use rumqttc::{ConnAck, ConnectReturnCode, Packet, PubAck, QoS, SubAck, SubscribeReasonCode};
 use serde_json::{Value, json};
 use tenant::{DevEui, DeviceStatus, DownlinkEvent, DownlinkState, HexBytes, Reception, Uplink, UplinkKind};
 
@@ -172,6 +179,125 @@ fn the_fates_of_downlinks_become_events() {
     let acks = wait_for("one more ack", || Some(listener.all(&event_topic("ack"))).filter(|acks| acks.len() >= 3));
     assert_eq!((acks.len(), facts(&acks[2])), (3, (json!("five"), json!(true), json!(9))));
     assert_eq!(listener.all(&event_topic("txack")).len(), 1);
+}
+
+/// The broker's side of a connection, by hand.
+struct Accepted {
+    stream: TcpStream,
+    input: BytesMut,
+}
+
+impl Accepted {
+    /// Answers until somebody is connected and subscribed.
+    fn from(listener: &TcpListener) -> Self {
+        let (stream, _) = listener.accept().expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let mut accepted = Accepted { stream, input: BytesMut::new() };
+        assert!(matches!(accepted.read(), Packet::Connect(_)));
+        accepted.write(&Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false)));
+        let Packet::Subscribe(subscribe) = accepted.read() else { panic!("a subscription") };
+        let granted = vec![SubscribeReasonCode::Success(QoS::AtLeastOnce); subscribe.filters.len()];
+        accepted.write(&Packet::SubAck(SubAck::new(subscribe.pkid, granted)));
+        accepted
+    }
+
+    fn read(&mut self) -> Packet {
+        use std::io::Read as _;
+        loop {
+            match Packet::read(&mut self.input, PACKET_BYTES_MAX) {
+                Ok(packet) => return packet,
+                Err(rumqttc::mqttbytes::Error::InsufficientBytes(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+            let mut bytes = [0; 4_096];
+            let read = self.stream.read(&mut bytes).expect("bytes");
+            assert!(read > 0, "the service hung up");
+            self.input.extend_from_slice(&bytes[..read]);
+        }
+    }
+
+    fn write(&mut self, packet: &Packet) {
+        use std::io::Write as _;
+        let mut output = BytesMut::new();
+        packet.write(&mut output, PACKET_BYTES_MAX).expect("small enough");
+        self.stream.write_all(&output).expect("sent");
+    }
+
+    /// The next that is published: number, topic, id of the downlink.
+    fn published(&mut self) -> (u16, String, Value) {
+        let Packet::Publish(publish) = self.read() else { panic!("something published") };
+        let document: Value = serde_json::from_slice(&publish.payload).expect("JSON");
+        (publish.pkid, publish.topic, document["queueItemId"].clone())
+    }
+}
+
+#[test]
+fn what_a_broker_did_not_acknowledge_is_told_again() {
+    use DownlinkState::{Acked, Sent};
+    let place = Place::new();
+    let broker = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = broker.local_addr().expect("bound").to_string();
+    configure(&place, &json!({"chirpstack": {"broker": {"address": address}, "application_id": "app-1"}}));
+    let _node = Node::start(&place.socket(), &place.shared);
+    let sent = |cursor, id: &str| fate(cursor, id, Sent { f_cnt: 1, gateway: "aa555a0000000000".to_owned() });
+    place.shared.change(|memory| memory.fates = vec![sent(101, "one"), fate(102, "one", Acked { f_cnt: 1 }), sent(103, "two")]);
+    let _service = Service::start_with(&place.socket(), &["--direct"]);
+    let expected = [("txack", "one"), ("ack", "one"), ("txack", "two")].map(|(event, id)| (event_topic(event), json!(id)));
+    let told = |connection: &mut Accepted, count: usize| -> Vec<(u16, (String, Value))> {
+        (0..count).map(|_| connection.published()).map(|(number, topic, id)| (number, (topic, id))).collect()
+    };
+    let mut first = Accepted::from(&broker);
+    let published = told(&mut first, 3);
+    assert_eq!(published.iter().map(|(_, what)| what).collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>());
+    // It was noted with the node that these were told.
+    place.shared.wait_until("the note", |memory| {
+        memory.state.get("sink.chirpstack.fates").is_some_and(|told| told == "1700000000123 103")
+    });
+    drop(first);
+    let mut second = Accepted::from(&broker);
+    let published = told(&mut second, 3);
+    assert_eq!(
+        published.iter().map(|(_, what)| what).collect::<Vec<_>>(),
+        expected.iter().collect::<Vec<_>>(),
+        "again, in order"
+    );
+    // Out of turn; what comes after it says that it was taken.
+    second.write(&Packet::PubAck(PubAck::new(published[1].0)));
+    place.shared.hear([uplink(0)]);
+    assert_eq!(second.published().1, up_topic());
+    place.shared.change(|memory| memory.fates.push(fate(104, "two", Acked { f_cnt: 2 })));
+    assert_eq!(second.published().1, event_topic("ack"));
+    drop(second);
+    let mut third = Accepted::from(&broker);
+    let mut again = told(&mut third, 4).into_iter().map(|(_, what)| what).collect::<Vec<_>>();
+    again.sort_by_key(|(topic, id)| (topic.clone(), id.to_string()));
+    let mut left = vec![expected[0].clone(), expected[2].clone(), (event_topic("ack"), json!("two")), (up_topic(), Value::Null)];
+    left.sort_by_key(|(topic, id)| (topic.clone(), id.to_string()));
+    assert_eq!(again, left, "all but what was acknowledged");
+}
+
+#[test]
+fn a_message_that_no_broker_takes_holds_up_nothing() {
+    let place = Place::new();
+    let Some(broker) = Mosquitto::start(place.directory.path(), free_port()) else { return };
+    let device = |eui: &str, tag: String| {
+        json!({"dev_eui": eui, "dev_addr": "26011bda", "nwk_s_key": "0f".repeat(16), "app_s_key": "000102030405060708090a0b0c0d0e0f",
+            "codec": "none", "tags": {"room": tag}})
+    };
+    let devices = [device(EUI, "x".repeat(PACKET_BYTES_MAX)), device("0202020202020202", "cellar".to_owned())];
+    configure(
+        &place,
+        &json!({"devices": devices, "chirpstack": {"broker": {"address": broker.address()}, "application_id": "app-1"}}),
+    );
+    let listener = Listener::start(&broker);
+    let _node = Node::start(&place.socket(), &place.shared);
+    let _service = Service::start_with(&place.socket(), &["--direct"]);
+    place.shared.hear([uplink(0), Uplink { dev_eui: DevEui([2; 8]), ..uplink(1) }, uplink(2)]);
+    let topic = up_topic().replace(EUI, "0202020202020202");
+    listener.wait(&topic, |event| event["deviceInfo"]["tags"]["room"] == "cellar");
+    let passed = |memory: &super::common::Memory| memory.state.get("sink.chirpstack.cursor").is_some_and(|cursor| cursor == "3");
+    place.shared.wait_until("the cursor passes all three", passed);
+    assert_eq!((listener.all(&topic).len(), listener.all(&up_topic()).len()), (1, 0));
 }
 
 #[test]

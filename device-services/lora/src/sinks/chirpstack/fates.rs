@@ -35,7 +35,7 @@ pub(super) fn follow(
         let mut told = None;
         while !messages.is_closed() {
             let make = |event: &DownlinkEvent| message(&settings, &config, event);
-            let Err(_interrupted) = tell(&client, &mut told, make, &messages).await;
+            let Err(_interrupted) = tell(&client, &mut told, &mut backoff, make, &messages).await;
             tokio::time::sleep(backoff.next_wait()).await;
         }
     };
@@ -45,6 +45,7 @@ pub(super) fn follow(
 async fn tell(
     client: &Client,
     told: &mut Option<Told>,
+    backoff: &mut Backoff,
     make: impl Fn(&DownlinkEvent) -> Option<Message>,
     messages: &mpsc::Sender<Message>,
 ) -> Result<Infallible, Error> {
@@ -71,6 +72,8 @@ async fn tell(
             client.put_state(KEY, format!("{} {}", last.0, last.1).into()).await?;
             *told = Some(last);
         }
+        // Only now: a node that answers and keeps nothing is not to be asked ever again without a pause.
+        backoff.reset();
     }
 }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use hyper::Method;
 use serde_json::{Value, json};
+use tenant::Backoff;
 
 use super::{
     API_VERSION, Resource, Settings, ValueType, command, event, http,
@@ -29,15 +30,14 @@ enum Error {
 /// Registers, however long it takes; nothing to do without core-metadata in the configuration.
 pub async fn register(settings: Arc<Settings>, registry: Registry, outside: Outside) {
     let Some(address) = settings.core_metadata.clone() else { return };
-    let (mut wait, mut failures) = (FIRST_WAIT, 0_u64);
+    let (mut backoff, mut failures) = (Backoff::between(FIRST_WAIT, LONGEST_WAIT), 0_u64);
     let metadata = Metadata { address, outside };
     while let Err(error) = metadata.register(&settings, &registry).await {
         failures += 1;
         if failures.is_power_of_two() {
             eprintln!("lora-device-service: not registered after {failures} attempts: {}", describe(&error));
         }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
+        tokio::time::sleep(backoff.next_wait()).await;
     }
 }
 
