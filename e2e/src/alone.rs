@@ -10,14 +10,15 @@ use anyhow::Context as _;
 use edge_node::api::DeviceStatus;
 use motes::audit::{Alive, Delivered, Input, Limits, NodeLife, Report, Timeline, audit, decicelsius};
 use motes::ledger::Ledgers;
+use motes::seed::Sequence;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::ChildStdin;
 
 use crate::address::{free_tcp, free_udp};
-use crate::process::{Process, Start};
+use crate::process::{self, Process, Start};
 use crate::world::{PATRAS_GATEWAY, RIO_GATEWAY, configuration};
-use crate::{Common, absolute};
+use crate::{Common, absolute, poll};
 
 /// How long a process may take to answer after it was started, and readings to arrive after the radio is silent.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -86,17 +87,14 @@ fn now_ms() -> u64 {
     kit::clock::Clock::system().wall().0
 }
 
-/// The kills are at random moments that the seed decides (xorshift).
-fn random_ms(state: &mut u64, from: u64, to: u64) -> Duration {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    Duration::from_millis(from + *state % (to - from))
+/// The kills are at random moments that the seed decides.
+fn random_ms(dice: &mut Sequence, from: u64, to: u64) -> Duration {
+    Duration::from_millis(from + dice.below(to - from))
 }
 
 impl Stage<'_> {
     async fn play(&mut self) -> anyhow::Result<ExitCode> {
-        let mut random = self.common.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut dice = Sequence::new(self.common.seed);
         println!("seed {}, {} motes, {} kills", self.common.seed, self.common.motes, self.arguments.kills);
         self.provision().await?;
         self.start_broker().await?;
@@ -106,17 +104,17 @@ impl Stage<'_> {
         self.start("service", &service, &["--direct".to_owned(), socket])?;
         self.start_radio()?;
         for _ in 0..self.arguments.kills {
-            tokio::time::sleep(random_ms(&mut random, 2_000, 4_000)).await;
+            tokio::time::sleep(random_ms(&mut dice, 2_000, 4_000)).await;
             self.kill_bridge().await?;
-            tokio::time::sleep(random_ms(&mut random, 1, 600)).await;
+            tokio::time::sleep(random_ms(&mut dice, 1, 600)).await;
             self.start_bridge().await?;
         }
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        self.wait_served_again().await?;
         self.tell_radio("stop-sending").await?;
         self.tell_radio("drain 20000").await?;
-        self.wait_radio_says("\"drained\"").await?;
+        self.wait_says("radio", "\"drained\"").await?;
         self.tell_radio("quit").await?;
-        self.wait_radio_says("\"stopped\"").await?;
+        self.wait_says("radio", "\"stopped\"").await?;
         self.conclude().await
     }
 
@@ -187,12 +185,11 @@ impl Stage<'_> {
         let mosquitto = ["/usr/sbin/mosquitto", "/usr/bin/mosquitto"].into_iter().find(|path| Path::new(path).exists());
         let mosquitto = Path::new(mosquitto.context("mosquitto is not installed")?);
         self.start("mosquitto", mosquitto, &["-c".to_owned(), file.display().to_string()])?;
-        let begun = Instant::now();
-        while tokio::net::TcpStream::connect(self.broker).await.is_err() {
+        poll::until("mosquitto answers", PATIENCE, Duration::from_millis(20), async || {
             self.check_all()?;
-            anyhow::ensure!(begun.elapsed() < PATIENCE, "mosquitto does not answer");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            Ok(tokio::net::TcpStream::connect(self.broker).await.ok())
+        })
+        .await?;
         let (host, port) = (self.broker.ip().to_string(), self.broker.port().to_string());
         let topic = format!("application/{APPLICATION}/device/+/event/up");
         let subscriber =
@@ -214,12 +211,12 @@ impl Stage<'_> {
         std::fs::write(&file, config)?;
         let program = absolute(&self.common.programs)?.join("antirio");
         self.start("bridge", &program, &["bridge".to_owned(), "--config".to_owned(), file.display().to_string()])?;
-        let (url, begun) = (format!("http://{}/readyz", self.api), Instant::now());
-        while !self.http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success()) {
+        let url = format!("http://{}/readyz", self.api);
+        poll::until(&format!("the bridge answers at {url}"), PATIENCE, Duration::from_millis(10), async || {
             self.check_all()?;
-            anyhow::ensure!(begun.elapsed() < PATIENCE, "the bridge does not answer at {url}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+            Ok(process::is_answering(&self.http, &url).await.then_some(()))
+        })
+        .await?;
         self.lives.push(Alive { from_ms: now_ms(), to_ms: None });
         Ok(())
     }
@@ -261,17 +258,20 @@ impl Stage<'_> {
         Ok(input.flush().await?)
     }
 
-    async fn wait_radio_says(&mut self, what: &str) -> anyhow::Result<()> {
-        self.wait_says("radio", what).await
+    async fn wait_says(&self, name: &str, what: &str) -> anyhow::Result<()> {
+        poll::until_said(&self.directory.join(format!("{name}.log")), what, PATIENCE).await
     }
 
-    async fn wait_says(&mut self, name: &str, what: &str) -> anyhow::Result<()> {
-        let (log, begun) = (self.directory.join(format!("{name}.log")), Instant::now());
-        while !std::fs::read_to_string(&log).is_ok_and(|text| text.contains(what)) {
-            anyhow::ensure!(begun.elapsed() < PATIENCE, "{name} did not say {what} in time");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
+    /// Until the bridge that was started last has heard motes and answered one: its counts begin at 0.
+    async fn wait_served_again(&mut self) -> anyhow::Result<()> {
+        let url = format!("http://{}/v1/bridge", self.api);
+        poll::until("the bridge serves again", PATIENCE, Duration::from_millis(50), async || {
+            self.check_all()?;
+            let stats: serde_json::Value = self.http.get(&url).send().await?.error_for_status()?.json().await?;
+            let count = |name: &str| stats[name].as_u64().unwrap_or(0);
+            Ok((count("uplinks_live") > 0 && count("answers_rx1") + count("answers_rx2") > 0).then_some(()))
+        })
+        .await
     }
 
     /// The report, once nothing owed is missing any more or patience is over, and how many events were published again.

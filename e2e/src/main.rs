@@ -8,6 +8,7 @@ mod faults;
 mod judge;
 mod load;
 mod observe;
+mod poll;
 mod process;
 mod report;
 mod world;
@@ -293,18 +294,12 @@ fn sum(accounts: &std::collections::BTreeMap<contracts::ids::OwnerId, (u64, u64)
 
 /// Waits until the cloud's store stands still: everything that was under way is in.
 async fn settle_down(world: &mut World) -> anyhow::Result<()> {
-    let mut known = 0;
-    let mut still_since = std::time::Instant::now();
-    while still_since.elapsed() < Duration::from_secs(1) {
-        let now = world.all_readings().await?.len();
-        if now != known {
-            known = now;
-            still_since = std::time::Instant::now();
-        }
+    poll::until_still(async || {
         world.check_all()?;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    Ok(())
+        Ok(world.all_readings().await?.len())
+    })
+    .await
+    .map(drop)
 }
 
 fn outcome(observer: &Observer, audit: motes::audit::Report, measured: Measured, settled: &Event) -> Outcome {

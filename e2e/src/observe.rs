@@ -12,6 +12,7 @@ use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::poll;
 use crate::world::World;
 
 /// An event with the name of the node that said it.
@@ -235,18 +236,17 @@ impl World {
         bound: Duration,
         is_it: impl Fn(&ReceivedReading) -> bool,
     ) -> anyhow::Result<(ReceivedReading, u64)> {
-        let begun = std::time::Instant::now();
-        loop {
+        poll::until(&format!("{what} reaches the cloud"), bound, Duration::from_millis(20), async || {
             for reading in self.readings(after).await? {
                 after = reading.seq;
                 if is_it(&reading) {
-                    return Ok((reading, after));
+                    return Ok(Some((reading, after)));
                 }
             }
             self.check_all()?;
-            anyhow::ensure!(begun.elapsed() < bound, "{what} did not reach the cloud within {} s", bound.as_secs());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            Ok(None)
+        })
+        .await
     }
 
     /// Waits until every node agrees on who holds custody.

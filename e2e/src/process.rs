@@ -112,12 +112,21 @@ impl Process {
         Ok(())
     }
 
-    /// Resident memory now and at its highest, in kilobytes.
+    /// [`resident_kb`] of this process.
     pub fn memory_kb(&self) -> Option<(u64, u64)> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()?)).ok()?;
-        let field = |name: &str| {
-            status.lines().find_map(|l| l.strip_prefix(name)).and_then(|l| l.split_whitespace().next()?.parse().ok())
-        };
-        Some((field("VmRSS:")?, field("VmHWM:")?))
+        resident_kb(self.child.id()?)
     }
+}
+
+/// Resident memory now and at its highest, in kilobytes (`proc_pid_status(5)`).
+pub fn resident_kb(pid: u32) -> Option<(u64, u64)> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse::<u64>().ok();
+    Some((field("VmRSS:")?, field("VmHWM:")?))
+}
+
+/// Whether a process answers there, and well.
+pub async fn is_answering(http: &reqwest::Client, url: &str) -> bool {
+    http.get(url).send().await.is_ok_and(|answer| answer.status().is_success())
 }

@@ -16,8 +16,8 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::ChildStdin;
 
 use crate::address::{Addresses, PROCESSES};
-use crate::containers;
-use crate::process::{Process, Start};
+use crate::process::{self, Process, Start};
+use crate::{containers, poll};
 
 /// EUIs of the two gateways.
 pub const RIO_GATEWAY: &str = "aa555a0000000101";
@@ -335,28 +335,18 @@ impl World {
         }
     }
 
-    async fn wait_radio_says(&mut self, what: &str, bound: Duration) -> anyhow::Result<()> {
-        let log = self.directory.join("radio.log");
-        let said = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains(what));
-        let waited = tokio::time::timeout(bound, async {
-            while !said() {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        });
-        waited.await.with_context(|| format!("the radio did not say {what} in time"))
+    async fn wait_radio_says(&self, what: &str, bound: Duration) -> anyhow::Result<()> {
+        poll::until_said(&self.directory.join("radio.log"), what, bound).await
     }
 
     async fn wait_healthy(&mut self, name: &'static str) -> anyhow::Result<()> {
         let url = format!("http://{}/healthz", self.place(name).api);
-        let begun = std::time::Instant::now();
-        loop {
-            if self.http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success()) {
-                return Ok(());
-            }
+        let what = format!("{name} answers at {url}");
+        poll::until(&what, START_MAX, Duration::from_millis(10), async || {
             self.check(name)?;
-            anyhow::ensure!(begun.elapsed() < START_MAX, "{name} does not answer at {url}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+            Ok(process::is_answering(&self.http, &url).await.then_some(()))
+        })
+        .await
     }
 
     /// `Err` if a process that should run has ended.

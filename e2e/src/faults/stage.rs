@@ -15,6 +15,7 @@ use super::kind::{Act, Cut, Until, Who};
 use super::network::Network;
 use super::plan::Dice;
 use crate::observe::{Observer, Said};
+use crate::poll;
 use crate::world::{Settings, WallClocks, World};
 
 /// Nothing that a fault waits for takes longer.
@@ -283,15 +284,17 @@ impl<'a> Stage<'a> {
 
     /// Until the cloud has a reading of which `found` knows.
     async fn wait_reading(&mut self, who: Who, found: fn(&Self, Who) -> Option<u64>) -> anyhow::Result<()> {
-        let begun = Instant::now();
-        while found(self, who).is_none() {
+        let what = format!("a live reading by {} reaches the cloud", who.name());
+        poll::until(&what, AWAIT_MAX, LOOK, async || {
+            if found(self, who).is_some() {
+                return Ok(Some(()));
+            }
             self.fetch_rows().await;
             self.observer.catch_up();
             self.world.check_all()?;
-            anyhow::ensure!(begun.elapsed() < AWAIT_MAX, "no live reading by {} reached the cloud", who.name());
-            tokio::time::sleep(LOOK).await;
-        }
-        Ok(())
+            Ok(None)
+        })
+        .await
     }
 
     /// What a process said was at this time by its own clock, by the clock of everybody else.

@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 
 use super::usage::Watch;
 use super::{Arguments, place, sent_row};
-use crate::Common;
+use crate::address::free_udp;
 use crate::process::{Process, Start};
+use crate::{Common, poll};
 
 /// Devices in one file at most.
 const DEVICES_PER_FILE: usize = 10_000;
@@ -49,12 +50,12 @@ async fn start(program: &Path, directory: &Path, fleets: &[Fleet], address: std:
     }
     let mut process = Start::new("bridge", program, &arguments, directory).run()?;
     let log = directory.join("bridge.log");
-    let begun = std::time::Instant::now();
-    while !std::fs::read_to_string(&log)?.lines().any(|line| line == super::server::SERVING) {
+    let is_serving = || anyhow::Ok(std::fs::read_to_string(&log)?.lines().any(|line| line == super::server::SERVING));
+    poll::until("the bridge serves", START_MAX, Duration::from_millis(20), async || {
         process.check()?;
-        anyhow::ensure!(begun.elapsed() < START_MAX, "the bridge does not serve");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        Ok(is_serving()?.then_some(()))
+    })
+    .await?;
     Ok(Running { process, log })
 }
 
@@ -64,17 +65,13 @@ pub async fn send(fleet: &Fleet, config: LoadConfig) -> anyhow::Result<Sent> {
     Ok(tokio::task::spawn_blocking(move || load::send(&fleet, &load::clock(), &config)).await??)
 }
 
-/// Waits until so many uplinks were printed, or nothing more comes.
+/// Waits until nothing more is printed: a frame that was lost announces nothing, and one that is doubled may come late.
 async fn printed(running: &mut Running, expected: u64) -> anyhow::Result<BTreeMap<(String, u32), u64>> {
-    let begun = std::time::Instant::now();
-    let (mut length, mut still) = (0, 0);
-    while still < 10 && begun.elapsed() < PRINT_MAX {
-        let now = std::fs::metadata(&running.log)?.len();
-        still = if now == length { still + 1 } else { 0 };
-        length = now;
+    let printed = poll::until_still(async || {
         running.process.check()?;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        Ok(std::fs::metadata(&running.log)?.len())
+    });
+    tokio::time::timeout(PRINT_MAX, printed).await.context("the bridge prints on and on")??;
     let mut seen: BTreeMap<(String, u32), u64> = BTreeMap::new();
     for line in BufReader::new(std::fs::File::open(&running.log)?).lines() {
         let line = line?;
@@ -87,10 +84,6 @@ async fn printed(running: &mut Running, expected: u64) -> anyhow::Result<BTreeMa
         eprintln!("{} of {expected} frames came out of the bridge", seen.len());
     }
     Ok(seen)
-}
-
-fn free_address() -> anyhow::Result<std::net::SocketAddr> {
-    Ok(std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 /// Frames that were sent and not printed, and those printed too often or never sent.
@@ -114,7 +107,7 @@ pub async fn throughput(
 ) -> anyhow::Result<Value> {
     let directory = place(directory, &format!("bridge-{copies}"))?;
     let fleet = Fleet::new(common.seed, common.motes)?;
-    let address = free_address()?;
+    let address = free_udp()?;
     let mut running = start(program, &directory, std::slice::from_ref(&fleet), address).await?;
     let config = LoadConfig { server: address, ..arguments.load(arguments.frames, copies) };
     let watch = Watch::begin(running.process.id().map(|pid| ("bridge".to_owned(), pid)));
@@ -139,11 +132,11 @@ pub async fn memory(common: &Common, arguments: &Arguments, program: &Path, dire
     let directory = place(directory, "sessions")?;
     // A fleet is one block of addresses, of 65,536 at most.
     let fleets = [Fleet::new(common.seed, SESSIONS / 2)?, Fleet::new(common.seed + 1, SESSIONS / 2)?];
-    let address = free_address()?;
+    let address = free_udp()?;
     let mut running = start(program, &directory, &fleets, address).await?;
     let watch = Watch::begin(running.process.id().map(|pid| ("bridge".to_owned(), pid)));
     let idle = watch.row();
-    let (mut lost, mut doubled, mut sent_rows) = (0, 0, Vec::new());
+    let mut sent_rows = Vec::new();
     for fleet in &fleets {
         let config = LoadConfig { server: address, frames: u64::from(SESSIONS / 2), ..arguments.load(arguments.frames, 1) };
         sent_rows.push(sent_row(&config, &send(fleet, config).await?));
@@ -151,10 +144,9 @@ pub async fn memory(common: &Common, arguments: &Arguments, program: &Path, dire
     let seen = printed(&mut running, u64::from(SESSIONS)).await?;
     let processes = watch.row();
     running.process.stop().await?;
-    for fleet in &fleets {
-        lost += fleet.devices().iter().filter(|device| !seen.contains_key(&(device.dev_eui.to_string(), 0))).count() as u64;
-    }
-    doubled += seen.values().sum::<u64>() - (u64::from(SESSIONS) - lost);
+    let devices = fleets.iter().flat_map(Fleet::devices);
+    let lost = devices.filter(|device| !seen.contains_key(&(device.dev_eui.to_string(), 0))).count() as u64;
+    let doubled = seen.values().sum::<u64>() - (u64::from(SESSIONS) - lost);
     Ok(json!({
         "part": "sessions",
         "what": "the bridge's server with 100,000 sessions in ten groups, before and after an uplink of each",

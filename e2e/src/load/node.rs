@@ -17,7 +17,7 @@ use super::usage::Watch;
 use super::{Arguments, distribution, place, sent_row};
 use crate::observe::Observer;
 use crate::world::{Settings, World};
-use crate::{Common, address, containers};
+use crate::{Common, address, containers, poll};
 
 /// The node takes part within this time.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -40,12 +40,10 @@ pub async fn deploy(settings: Settings, directory: &Path) -> anyhow::Result<Worl
         }
         let is_it = |s: &crate::observe::Said| s.by == "rio" && matches!(s.entry.event, Event::ServiceStarted { .. });
         observer.wait(&mut world, "rio's own service", 0, START_MAX, is_it).await?;
-        let begun = Instant::now();
-        while world.bridge_stats("rio").await?["sessions"].as_u64() != Some(motes) {
-            anyhow::ensure!(begun.elapsed() < START_MAX, "the devices are not served");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
+        poll::until("the devices are served", START_MAX, Duration::from_millis(50), async || {
+            Ok((world.bridge_stats("rio").await?["sessions"].as_u64() == Some(motes)).then_some(()))
+        })
+        .await
     };
     match Box::pin(started).await {
         Ok(()) => Ok(world),

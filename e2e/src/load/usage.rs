@@ -1,9 +1,11 @@
-//! What processes use of the machine, as the kernel counts it (proc_pid_stat(5), proc_pid_status(5)).
+//! What processes use of the machine, as the kernel counts it (proc_pid_stat(5)).
 
 use std::collections::BTreeMap;
 
 use rustix::param::clock_ticks_per_second;
 use serde_json::{Value, json};
+
+use crate::process::resident_kb;
 
 /// Microseconds as seconds, for people.
 #[expect(clippy::cast_precision_loss, reason = "for people")]
@@ -29,14 +31,6 @@ fn on_core_us(pid: u32) -> Option<u64> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     Some((user + system) * 1_000_000 / clock_ticks_per_second().max(1))
-}
-
-/// Resident memory in kilobytes: now, highest.
-fn resident_kb(pid: u32) -> Option<(u64, u64)> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let field =
-        |name: &str| status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse::<u64>().ok();
-    Some((field("VmRSS:")?, field("VmHWM:")?))
 }
 
 /// Processes by name, and what they had used when it was begun to look at them.
