@@ -13,9 +13,6 @@
 static const bool KEEP_COUNTERS = true;
 
 static FrameCounters counters;
-static osjob_t send_job;
-static uint16_t interval_s = INTERVAL_S;
-static uint8_t unconfirmed = 0;
 
 #ifndef DISABLE_JOIN
 // LMIC asks for these when it joins; this mote does not.
@@ -23,12 +20,6 @@ void os_getArtEui(u1_t *) {}
 void os_getDevEui(u1_t *) {}
 void os_getDevKey(u1_t *) {}
 #endif
-
-static void send(osjob_t *);
-
-static void send_in(uint16_t seconds) {
-  os_setTimedCallback(&send_job, os_getTime() + sec2osticks(seconds), send);
-}
 
 static void keep_counters() {
   if (KEEP_COUNTERS) {
@@ -42,31 +33,15 @@ static void send(osjob_t *) {
     return;
   }
   keep_counters();
-  const bool confirmed = CONFIRM_EVERY != 0 && unconfirmed + 1 >= CONFIRM_EVERY;
-  uint8_t payload[PAYLOAD_BYTES];
-  read_payload(payload);
-  // LMIC waits by itself until the duty cycle of a channel allows it.
-  if (LMIC_setTxData2(PAYLOAD_PORT, payload, PAYLOAD_BYTES, confirmed) == LMIC_ERROR_SUCCESS) {
-    unconfirmed = confirmed ? 0 : unconfirmed + 1;
-  } else {
-    // Nothing completes what it did not take.
-    send_in(interval_s);
-  }
+  send_reading();
 }
 
 // Called by LMIC. Printing takes time: never between EV_TXSTART and EV_TXCOMPLETE.
 void onEvent(ev_t event) {
-  if (event != EV_TXCOMPLETE) {
-    return;
+  if (event == EV_TXCOMPLETE) {
+    keep_counters();
+    complete_uplink();
   }
-  keep_counters();
-  const uint16_t requested = requested_interval();
-  if (requested != 0) {
-    interval_s = requested;
-  }
-  Serial.print(LMIC.seqnoUp - 1);
-  Serial.println(LMIC.txrxFlags & TXRX_ACK ? F(" acknowledged") : LMIC.txrxFlags & TXRX_NACK ? F(" not acknowledged") : F(" sent"));
-  send_in(interval_s);
 }
 
 static void set_session() {

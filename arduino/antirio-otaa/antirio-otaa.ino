@@ -8,36 +8,17 @@
 #include "mote.h"
 #include "keys.h"
 
-static osjob_t send_job;
-static uint16_t interval_s = INTERVAL_S;
-static uint8_t unconfirmed = 0;
-
 // LMIC asks for these when it joins. EUIs are least significant byte first, the key is as it is written.
 void os_getArtEui(u1_t *buffer) { read_hex_reversed(buffer, JOIN_EUI, 8); }
 void os_getDevEui(u1_t *buffer) { read_hex_reversed(buffer, DEV_EUI, 8); }
 void os_getDevKey(u1_t *buffer) { read_hex(buffer, APP_KEY, 16); }
-
-static void send(osjob_t *);
-
-static void send_in(uint16_t seconds) {
-  os_setTimedCallback(&send_job, os_getTime() + sec2osticks(seconds), send);
-}
 
 static void send(osjob_t *) {
   if (LMIC.opmode & (OP_TXRXPEND | OP_JOINING)) {
     // The next try is set when this one is complete, or when the mote has joined.
     return;
   }
-  const bool confirmed = CONFIRM_EVERY != 0 && unconfirmed + 1 >= CONFIRM_EVERY;
-  uint8_t payload[PAYLOAD_BYTES];
-  read_payload(payload);
-  // LMIC waits by itself until the duty cycle of a channel allows it.
-  if (LMIC_setTxData2(PAYLOAD_PORT, payload, PAYLOAD_BYTES, confirmed) == LMIC_ERROR_SUCCESS) {
-    unconfirmed = confirmed ? 0 : unconfirmed + 1;
-  } else {
-    // Nothing completes what it did not take.
-    send_in(interval_s);
-  }
+  send_reading();
 }
 
 static void joined() {
@@ -47,22 +28,12 @@ static void joined() {
   os_setCallback(&send_job, send);
 }
 
-static void sent() {
-  const uint16_t requested = requested_interval();
-  if (requested != 0) {
-    interval_s = requested;
-  }
-  Serial.print(LMIC.seqnoUp - 1);
-  Serial.println(LMIC.txrxFlags & TXRX_ACK ? F(" acknowledged") : LMIC.txrxFlags & TXRX_NACK ? F(" not acknowledged") : F(" sent"));
-  send_in(interval_s);
-}
-
 // Called by LMIC. Printing takes time: never between EV_TXSTART and EV_TXCOMPLETE.
 void onEvent(ev_t event) {
   if (event == EV_JOINED) {
     joined();
   } else if (event == EV_TXCOMPLETE) {
-    sent();
+    complete_uplink();
   } else if (event == EV_JOIN_TXCOMPLETE) {
     // LMIC tries again by itself, later and more slowly each time.
     Serial.println(F("no join accept"));

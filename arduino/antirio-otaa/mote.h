@@ -1,4 +1,4 @@
-// What both sketches share: pins, sensors, payload, keys as text. The same file lies in both sketch folders, because the Arduino IDE
+// What both sketches share: pins, sensors, payload, keys as text, one uplink after the other. The same file lies in both sketch folders, because the Arduino IDE
 // compiles one folder; `cargo xtask test` fails if they differ.
 
 #pragma once
@@ -79,4 +79,40 @@ static inline uint16_t requested_interval() {
   }
   const uint16_t seconds = ((uint16_t)LMIC.frame[LMIC.dataBeg] << 8) | LMIC.frame[LMIC.dataBeg + 1];
   return seconds < INTERVAL_S_MIN || seconds > INTERVAL_S_MAX ? 0 : seconds;
+}
+
+// When the next uplink is, and what is sent. The sketch says what happens at that time.
+
+static osjob_t send_job;
+static uint16_t interval_s = INTERVAL_S;
+static uint8_t unconfirmed = 0;
+
+static void send(osjob_t *);
+
+static inline void send_in(uint16_t seconds) {
+  os_setTimedCallback(&send_job, os_getTime() + sec2osticks(seconds), send);
+}
+
+// Hands an uplink to LMIC, which waits by itself until the duty cycle of a channel allows it.
+static inline void send_reading() {
+  const bool confirmed = CONFIRM_EVERY != 0 && unconfirmed + 1 >= CONFIRM_EVERY;
+  uint8_t payload[PAYLOAD_BYTES];
+  read_payload(payload);
+  if (LMIC_setTxData2(PAYLOAD_PORT, payload, PAYLOAD_BYTES, confirmed) == LMIC_ERROR_SUCCESS) {
+    unconfirmed = confirmed ? 0 : unconfirmed + 1;
+  } else {
+    // Nothing completes what it did not take.
+    send_in(interval_s);
+  }
+}
+
+// An uplink and its windows are over (EV_TXCOMPLETE).
+static inline void complete_uplink() {
+  const uint16_t requested = requested_interval();
+  if (requested != 0) {
+    interval_s = requested;
+  }
+  Serial.print(LMIC.seqnoUp - 1);
+  Serial.println(LMIC.txrxFlags & TXRX_ACK ? F(" acknowledged") : LMIC.txrxFlags & TXRX_NACK ? F(" not acknowledged") : F(" sent"));
+  send_in(interval_s);
 }
