@@ -85,6 +85,8 @@ reasons! {
         Unbuildable => "unbuildable",
         /// The gateway has spent its share of the hour in the sub-bands of both windows.
         DutyCycle => "duty_cycle",
+        /// The gateways transmit something else in both windows.
+        Busy => "busy",
         /// A join's result, or the device's answer to a change of its windows, was not written ahead in time.
         NotRecorded => "not_recorded",
         /// The payload was not encrypted in time.

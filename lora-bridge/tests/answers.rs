@@ -297,7 +297,8 @@ fn skipped_counters_are_summed_until_a_downlink_is_received() {
 fn one_datagram_answers_each_device_of_it_once() {
     let motes: Vec<Mote> = (0..8).map(Mote::new).collect();
     let mut rig = Rig::serving(&motes);
-    let packets: Vec<_> = motes.iter().map(|mote| (1_000, mote.frame(0, true))).collect();
+    // So far apart that the gateway can send one answer after the other.
+    let packets: Vec<_> = (0..).zip(&motes).map(|(n, mote)| (1_000 + n * 200_000, mote.frame(0, true))).collect();
     let out = rig.apply(Input::Datagram { from: address(1), bytes: &push(GATEWAY, &packets) });
     let events = uplinks(&out).iter().map(|uplink| uplink.event).collect();
     let out = rig.commit(events);

@@ -147,14 +147,16 @@ impl Bridge {
             payload: Some((ready.f_port, &ready.payload)),
             ..bare
         });
-        let full_choice = full.as_ref().and_then(|frame| self.choose(entry, &plan, &timing, frame, now));
-        let (frame, choice) = match (&full, full_choice) {
-            (Some(frame), Some(choice)) => (frame, choice),
-            _ if is_due => match self.choose(entry, &plan, &timing, &bare, now) {
-                Some(choice) => (&bare, choice),
-                None => return Attempt::Missed(MissedReason::DutyCycle),
-            },
-            _ => return Attempt::Missed(MissedReason::DutyCycle),
+        let choose = |frame| self.choose(entry, &plan, &timing, frame, now).map(|choice| (frame, choice));
+        let chosen = match full.as_ref().map(choose) {
+            Some(Ok(chosen)) => Ok(chosen),
+            Some(Err(_)) | None if is_due => choose(&bare),
+            Some(Err(reason)) => Err(reason),
+            None => Err(MissedReason::DutyCycle),
+        };
+        let (frame, choice) = match chosen {
+            Ok(chosen) => chosen,
+            Err(reason) => return Attempt::Missed(reason),
         };
         let place = downlink::slot(entry.windows(), &timing, choice.window, choice.candidate.rx.tmst.unwrap_or(0));
         self.send_frame(&Sending { slot, plan, choice, requests, epoch, now }, frame, place, out)
@@ -232,18 +234,40 @@ impl Bridge {
         Attempt::Sent
     }
 
-    /// Gateway and window for a frame: the best gateway that can take it. Once one has refused, RX1 by any other goes before RX2 by any.
-    fn choose(&self, entry: &Entry, plan: &Plan, timing: &Timing, frame: &Frame<'_>, now: Now) -> Option<Choice> {
+    /// Gateway and window for a frame: the best gateway that can take it. Once one has refused RX1, or transmits something else then, RX1 by any
+    /// other goes before RX2 by any.
+    fn choose(&self, entry: &Entry, plan: &Plan, timing: &Timing, frame: &Frame<'_>, now: Now) -> Result<Choice, MissedReason> {
         let usable = |candidate: &&Candidate| candidate.rx.tmst.is_some() && self.route(candidate, now).is_some();
         let over = |windows: &[Window]| {
-            let mut candidates = plan.candidates.iter().filter(usable);
-            candidates.find_map(|candidate| self.choose_window(entry, plan, candidate, timing, frame, windows, now))
+            let mut missed = MissedReason::DutyCycle;
+            for candidate in plan.candidates.iter().filter(usable) {
+                match self.choose_window(entry, plan, candidate, timing, frame, windows, now) {
+                    Ok(choice) => return Ok(choice),
+                    Err(MissedReason::Busy) => missed = MissedReason::Busy,
+                    Err(_) => {}
+                }
+            }
+            Err(missed)
         };
-        let has_refused = plan.candidates.iter().any(|candidate| candidate.has_refused(Window::Rx1));
-        if has_refused { over(&[Window::Rx1]).or_else(|| over(&[Window::Rx2])) } else { over(&[Window::Rx1, Window::Rx2]) }
+        let is_taken = |candidate: &Candidate| {
+            let (place, micros) = Self::place(entry, timing, candidate, Window::Rx1, frame);
+            candidate.has_refused(Window::Rx1) || !self.schedules.is_free(candidate.gateway, place.tmst, micros)
+        };
+        if plan.candidates.iter().any(is_taken) {
+            over(&[Window::Rx1]).or_else(|_| over(&[Window::Rx2]))
+        } else {
+            over(&[Window::Rx1, Window::Rx2])
+        }
     }
 
-    /// The window for a frame: RX1 if it can be reached, takes the frame, and its sub-band has time left; else RX2 likewise.
+    /// Where a frame goes in a window, and its time on air in microseconds.
+    fn place(entry: &Entry, timing: &Timing, candidate: &Candidate, window: Window, frame: &Frame<'_>) -> (downlink::Slot, u64) {
+        let place = downlink::slot(entry.windows(), timing, window, candidate.rx.tmst.unwrap_or(0));
+        (place, duty_cycle::time_on_air_micros(place.data_rate, frame.len(), false))
+    }
+
+    /// The window for a frame: RX1 if it can be reached, takes the frame, the gateway is free then and its sub-band has time left; else RX2
+    /// likewise.
     ///
     /// RX1 with little left gives way to RX2 if the frame costs less of what is left there. What nobody waits for leaves a tenth of the
     /// hour to acknowledgements.
@@ -257,24 +281,29 @@ impl Bridge {
         frame: &Frame<'_>,
         allowed: &[Window],
         now: Now,
-    ) -> Option<Choice> {
+    ) -> Result<Choice, MissedReason> {
         let region = self.region();
         let windows = downlink::reachable_windows(entry.windows(), timing, self.config.answer_margin, now.boot);
+        let mut missed = MissedReason::DutyCycle;
         let mut choices = windows.filter(|w| allowed.contains(w) && !candidate.has_refused(*w)).filter_map(|window| {
-            let place = downlink::slot(entry.windows(), timing, window, 0);
-            let micros = duty_cycle::time_on_air_micros(place.data_rate, frame.len(), false);
+            let (place, micros) = Self::place(entry, timing, candidate, window, frame);
             let left = self.ledger.left_micros(candidate.gateway, place.frequency_hz, now.boot);
             let budget = self.ledger.budget_micros(place.frequency_hz);
             let kept = if plan.wants.is_answer() { 0 } else { budget / 10 };
             let fits = frame.mac_payload_len() <= region.mac_payload_bytes_max(place.data_rate) && micros + kept <= left;
+            let is_free = self.schedules.is_free(candidate.gateway, place.tmst, micros);
+            if fits && !is_free {
+                missed = MissedReason::Busy;
+            }
             let choice = Choice { candidate: *candidate, window, frequency_hz: place.frequency_hz, micros };
-            fits.then_some((choice, left, budget))
+            (fits && is_free).then_some((choice, left, budget))
         });
-        let (first, left, budget) = choices.next()?;
-        let second = choices.next().filter(|(second, left_there, _)| {
+        let (first, second) = (choices.next(), choices.next());
+        let Some((first, left, budget)) = first else { return Err(missed) };
+        let second = second.filter(|(second, left_there, _)| {
             left * 4 < budget && u128::from(first.micros) * u128::from(*left_there) > u128::from(second.micros) * u128::from(left)
         });
-        Some(second.map_or(first, |(second, ..)| second))
+        Ok(second.map_or(first, |(second, ..)| second))
     }
 
     /// Counts the time on air, makes the datagram, and waits for the gateway's word.
@@ -292,8 +321,13 @@ impl Bridge {
         let bytes = gwmp::pull_resp(route.version, token.to_be_bytes(), &txpk);
         let (window, gateway) = (choice.window, choice.candidate.gateway);
         let booking = self.ledger.book(gateway, choice.frequency_hz, choice.micros, now.boot);
+        let tmst = place.tmst;
+        self.schedules.plan(gateway, tmst, choice.micros, now.boot);
         if route.version == Version::V2 {
-            self.await_tx_ack(token, Outstanding { slot, plan, window, gateway, epoch, sent: now.boot, f_cnt_down, booking });
+            self.await_tx_ack(
+                token,
+                Outstanding { slot, plan, window, gateway, epoch, sent: now.boot, f_cnt_down, booking, tmst },
+            );
             if let Some(entry) = self.registry.get_mut(slot) {
                 entry.on_air = Some(token);
             }
@@ -368,6 +402,7 @@ impl Bridge {
         if let Some(booking) = outstanding.booking {
             self.ledger.give_back(gateway, booking);
         }
+        self.schedules.give_back(gateway, outstanding.tmst);
         self.report(device, out, |queue| {
             queue.note_refused(f_cnt_down);
             None
@@ -406,7 +441,9 @@ impl Bridge {
                 self.pending.insert(failed.slot, pending);
             }
             // Nobody is left to take it.
-            Attempt::Missed(MissedReason::DutyCycle | MissedReason::NoRoute) if failed.window == Window::Rx2 => {
+            Attempt::Missed(MissedReason::DutyCycle | MissedReason::Busy | MissedReason::NoRoute)
+                if failed.window == Window::Rx2 =>
+            {
                 self.stats.miss(MissedReason::Refused);
             }
             Attempt::Missed(reason) => self.stats.miss(reason),

@@ -83,7 +83,9 @@ pub(super) struct OnAir {
     device: DevEui,
     gateway: GatewayEui,
     window: Window,
-    booking: Option<Booking>,
+    booking: Booking,
+    /// Start on the gateway's counter.
+    tmst: u32,
     sent: BootTime,
 }
 
@@ -355,7 +357,7 @@ impl Bridge {
                 out.push(Output::Accept(accept));
                 true
             }
-            Err(MissedReason::DutyCycle) if window == Window::Rx1 => {
+            Err(MissedReason::DutyCycle | MissedReason::Busy) if window == Window::Rx1 => {
                 self.set_rx2_only(device);
                 true
             }
@@ -382,7 +384,11 @@ impl Bridge {
         let phy = join::accept(&joining.device, pending.key, pending.joined, region).ok_or(MissedReason::Unbuildable)?;
         let place = downlink::slot(&join_windows(region), &pending.timing(), window, tmst);
         let micros = duty_cycle::time_on_air_micros(place.data_rate, phy.len(), false);
+        if !self.schedules.is_free(gateway, place.tmst, micros) {
+            return Err(MissedReason::Busy);
+        }
         let booking = self.ledger.book(gateway, place.frequency_hz, micros, now.boot).ok_or(MissedReason::DutyCycle)?;
+        self.schedules.plan(gateway, place.tmst, micros, now.boot);
         let txpk = Txpk {
             tmst: place.tmst,
             frequency_hz: place.frequency_hz,
@@ -397,7 +403,7 @@ impl Bridge {
         let (epoch, joined) = (pending.epoch, pending.joined);
         if route.version == Version::V2 {
             self.accepts.retain(|_, on_air| now.boot.since(on_air.sent) < Millis::from_secs(10));
-            self.accepts.insert(token, OnAir { device, gateway, window, booking: Some(booking), sent: now.boot });
+            self.accepts.insert(token, OnAir { device, gateway, window, booking, tmst: place.tmst, sent: now.boot });
         }
         self.gateways.sent(gateway);
         self.stats.joins_accepted += 1;
@@ -418,9 +424,8 @@ impl Bridge {
         if result.is_accepted() {
             return Some(());
         }
-        if let Some(booking) = on_air.booking {
-            self.ledger.give_back(gateway, booking);
-        }
+        self.ledger.give_back(gateway, on_air.booking);
+        self.schedules.give_back(gateway, on_air.tmst);
         match on_air.window {
             Window::Rx1 => {
                 self.set_rx2_only(on_air.device);

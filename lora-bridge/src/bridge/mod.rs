@@ -14,6 +14,7 @@
 //! - `joining` — activation over the air
 //! - `linking` — changes of devices' receive windows and channels
 //! - `planning` — what is owed, and by which gateways it can go
+//! - `schedules` — when each gateway transmits
 //! - `queueing` — tenants' downlinks on their way
 //! - `custody` — registration, modes, replay, progress, streamed state
 
@@ -28,6 +29,7 @@ mod linking;
 mod planning;
 mod queueing;
 mod resets;
+mod schedules;
 mod unknown;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -56,6 +58,7 @@ use io::{Input, Mode, Now, Output};
 use joining::{Joining, OnAir};
 use planning::{Outstanding, Pending};
 use resets::Resets;
+use schedules::Schedules;
 use unknown::Unknown;
 
 /// At so many downlink counters left out since a device last received one, custody is not given back by itself and an alarm is due
@@ -195,6 +198,7 @@ pub struct Bridge {
     /// Devices whose state the other node must know.
     state_due: BTreeSet<DevEui>,
     ledger: Ledger,
+    schedules: Schedules,
     /// Devices that join over the air.
     joining: BTreeMap<DevEui, Joining>,
     /// Those of them with a join under way.
@@ -239,6 +243,7 @@ impl Bridge {
             asking: BTreeSet::new(),
             state_due: BTreeSet::new(),
             ledger: Ledger::new(config.region.region(), config.gateways_max),
+            schedules: Schedules::default(),
             joining: BTreeMap::new(),
             joins: BTreeSet::new(),
             accepts: BTreeMap::new(),

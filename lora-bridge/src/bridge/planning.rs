@@ -65,10 +65,8 @@ impl Candidates {
             return false;
         }
         let mut next = Candidate::new(copy.gateway, copy.rx);
-        for place in std::iter::once(&mut self.best) {
-            if is_better(&next.rx, &place.rx) {
-                std::mem::swap(place, &mut next);
-            }
+        if is_better(&next.rx, &self.best.rx) {
+            std::mem::swap(&mut self.best, &mut next);
         }
         for place in &mut self.others {
             match place {
@@ -186,6 +184,8 @@ pub(super) struct Outstanding {
     pub sent: BootTime,
     pub f_cnt_down: u32,
     pub booking: Option<Booking>,
+    /// Start on the gateway's counter.
+    pub tmst: u32,
 }
 
 #[cfg(test)]
