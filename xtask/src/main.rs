@@ -73,16 +73,28 @@ fn main() -> ExitCode {
     }
 }
 
-/// Builds, then becomes the demo: signals go to it alone, and its exit status is ours.
+/// Builds, then becomes the demo.
 fn demo(command: &str, arguments: &[&str]) -> Result<(), String> {
-    let built = build::everything()?;
-    let failed = built.demo(command).args(arguments).exec();
-    Err(format!("the demo cannot be started: {failed}"))
+    turn_into(build::everything()?.demo(command).args(arguments))
 }
 
 fn bridge(arguments: &[&str]) -> Result<(), String> {
-    let failed = build::everything()?.bridge().args(arguments).exec();
+    turn_into(build::everything()?.bridge().args(arguments))
+}
+
+/// Signals go to it alone, and its exit status is ours.
+fn turn_into(demo: &mut Command) -> Result<(), String> {
+    let failed = demo.exec();
     Err(format!("the demo cannot be started: {failed}"))
+}
+
+/// `--name=value` as the two words that it stands for.
+fn words<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    let split = |argument: &&'a str| match argument.split_once('=') {
+        Some((name, value)) if name.starts_with("--") => vec![name, value],
+        Some(_) | None => vec![*argument],
+    };
+    arguments.iter().flat_map(split).collect()
 }
 
 /// Flags that are not given, with their defaults.
@@ -93,6 +105,7 @@ fn with_defaults<'a>(arguments: &[&'a str], defaults: &[(&'a str, &'a str)]) -> 
 
 /// The load, or the kills.
 fn lora(arguments: &[&str]) -> Result<(), String> {
+    let arguments = &words(arguments)[..];
     let Some(kills) = arguments.iter().position(|argument| *argument == "--kills") else {
         if !arguments.contains(&"--only") {
             example("lora-bridge", "throughput", &[])?;
