@@ -300,8 +300,10 @@ impl<S: Socket> Server<S> {
         for output in out.drain(..) {
             match output {
                 Output::Send { to, bytes } => self.transmit(&bytes, to),
-                Output::Transmit(downlink) => self.downlink(&downlink),
-                Output::Accept(accept) => self.accept(&accept),
+                Output::Transmit(Transmit { group, epoch, to, bytes, .. })
+                | Output::Accept(Accept { group, epoch, to, bytes, .. }) => {
+                    self.transmit_if_leased(group, epoch, &bytes, to);
+                }
                 kept @ (Output::Uplink(_)
                 | Output::Keep(_)
                 | Output::Forget { .. }
@@ -324,17 +326,9 @@ impl<S: Socket> Server<S> {
     }
 
     /// No await between the check and the send.
-    fn downlink(&mut self, downlink: &Transmit) {
-        if (self.lease)(downlink.group, downlink.epoch) {
-            self.transmit(&downlink.bytes, downlink.to);
-        } else {
-            self.stats.lease_withheld += 1;
-        }
-    }
-
-    fn accept(&mut self, accept: &Accept) {
-        if (self.lease)(accept.group, accept.epoch) {
-            self.transmit(&accept.bytes, accept.to);
+    fn transmit_if_leased(&mut self, group: GroupId, epoch: Epoch, bytes: &[u8], to: SocketAddr) {
+        if (self.lease)(group, epoch) {
+            self.transmit(bytes, to);
         } else {
             self.stats.lease_withheld += 1;
         }
