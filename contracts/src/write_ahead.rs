@@ -68,11 +68,54 @@ pub struct RecordsWrite {
     pub sealed: Vec<SealedRecord>,
 }
 
-/// What a member keeps of a group.
+/// Characters of sealed records in one page, at most; one record may be longer.
+pub const PAGE_CHARS_MAX: usize = 4 << 20;
+
+/// Asks for a page of what a member keeps of a group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordsQuery {
+    /// The `next` of the page before; absent for the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<DevEui>,
+}
+
+/// A page of what a member keeps of a group: everything of some devices.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordsView {
     pub bounds: Vec<Bound>,
     pub sealed: Vec<SealedRecord>,
+    /// There is more, of devices behind this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<DevEui>,
+}
+
+/// A page that is being filled.
+#[derive(Debug, Default)]
+pub struct RecordsPage {
+    sealed: Vec<SealedRecord>,
+    chars: usize,
+    is_full: bool,
+}
+
+impl RecordsPage {
+    /// Adds a record, in order of devices. `false`: it is for the next page, and so is what follows.
+    pub fn add(&mut self, record: SealedRecord) -> bool {
+        self.is_full |= !self.sealed.is_empty() && self.chars + record.blob.len() > PAGE_CHARS_MAX;
+        if !self.is_full {
+            self.chars += record.blob.len();
+            self.sealed.push(record);
+        }
+        !self.is_full
+    }
+
+    /// The page behind `after`, with those of all `bounds` of the group that belong on it.
+    #[must_use]
+    pub fn finish(self, bounds: impl Iterator<Item = Bound>, after: Option<DevEui>) -> RecordsView {
+        let next = self.sealed.last().map(|record| record.device).filter(|_| self.is_full);
+        let is_on_it = |bound: &Bound| Some(bound.device) > after && next.is_none_or(|next| bound.device <= next);
+        RecordsView { bounds: bounds.filter(is_on_it).collect(), sealed: self.sealed, next }
+    }
 }
 
 /// Everything a member knows to be reserved in a group.
@@ -283,6 +326,28 @@ mod tests {
         reserved.raise(versioned(JOINS, 3));
         assert_eq!((reserved.upto(device, session), reserved.links(device), reserved.joins(device)), (None, 0, 3));
         assert!(is_session(session) && !is_session(LINKS) && !is_session(JOINS));
+    }
+
+    #[test]
+    fn pages_hold_everything_once_and_are_bounded() {
+        let of = |n: u64, chars| SealedRecord { device: DevEui::from_u64(n), blob: "a".repeat(chars) };
+        let records = [of(1, 10), of(3, PAGE_CHARS_MAX - 10), of(4, PAGE_CHARS_MAX + 1), of(6, 1), of(7, 1)];
+        let bounds: Vec<Bound> = (1..=8).map(|device| Bound { device: DevEui::from_u64(device), ..bound(device, 16) }).collect();
+        let (mut after, mut pages) = (None, Vec::new());
+        loop {
+            let mut page = RecordsPage::default();
+            records.iter().filter(|record| Some(record.device) > after).all(|record| page.add(record.clone()));
+            let view = page.finish(bounds.iter().copied(), after);
+            after = view.next;
+            pages.push(view);
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(pages.iter().map(|page| page.sealed.len()).collect::<Vec<_>>(), [2, 1, 2]);
+        assert_eq!(pages.iter().map(|page| page.bounds.len()).collect::<Vec<_>>(), [3, 1, 4]);
+        assert_eq!(pages.iter().flat_map(|page| &page.sealed).collect::<Vec<_>>(), records.iter().collect::<Vec<_>>());
+        assert_eq!(pages.iter().flat_map(|page| &page.bounds).collect::<Vec<_>>(), bounds.iter().collect::<Vec<_>>());
     }
 
     #[test]

@@ -9,10 +9,10 @@ use axum::routing::get;
 use axum::{Extension, Json, Router};
 use contracts::custody::MemberIndex;
 use contracts::envelope::Invalid;
-use contracts::ids::{GroupId, NodeId};
+use contracts::ids::{DevEui, GroupId, NodeId};
 use contracts::resources::INTEGER_MAX;
-use contracts::write_ahead::{Reservation, SESSIONS_MAX};
-use kit::input::Id;
+use contracts::write_ahead::{RecordsPage, RecordsQuery, Reservation, SESSIONS_MAX};
+use kit::input::{Id, Params};
 use kit::problem::Refusal;
 use peering::PeerIdentity;
 
@@ -46,13 +46,14 @@ async fn put_records(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What is kept of a group, for its members.
+/// A page of what is kept of a group, for its members.
 async fn get_records(
     State(witness): State<Arc<Witness>>,
     Extension(PeerIdentity(from)): Extension<PeerIdentity>,
     Id(group): Id<GroupId>,
+    Params(RecordsQuery { after }): Params<RecordsQuery>,
 ) -> Result<Json<RecordsView>, Refusal> {
-    Ok(Json(witness.get_records(from, group).await?))
+    Ok(Json(witness.get_records(from, group, after).await?))
 }
 
 fn sealed_blob(sealed: &Sealed) -> Result<Vec<u8>, Invalid> {
@@ -95,11 +96,16 @@ impl Witness {
         Ok(())
     }
 
-    async fn get_records(&self, from: NodeId, group: GroupId) -> Result<RecordsView, Error> {
+    async fn get_records(&self, from: NodeId, group: GroupId, after: Option<DevEui>) -> Result<RecordsView, Error> {
         self.group_of(from, group)?;
         let records = self.service.store.records(group).await?;
-        let sealed = records.sealed.into_iter().map(|row| Sealed { device: row.device, blob: hex::encode(row.blob) }).collect();
-        Ok(RecordsView { bounds: records.bounds, sealed })
+        let mut page = RecordsPage::default();
+        for row in records.sealed.into_iter().filter(|row| Some(row.device) > after) {
+            if !page.add(Sealed { device: row.device, blob: hex::encode(row.blob) }) {
+                break;
+            }
+        }
+        Ok(page.finish(records.bounds.into_iter(), after))
     }
 }
 

@@ -70,7 +70,16 @@ impl Member {
         group: GroupId,
         body: Option<&Value>,
     ) -> Result<Option<RecordsView>, (StatusCode, String)> {
-        let request = Request::builder().method(method).uri(format!("/peer/v1/groups/{group}/records"));
+        self.ask_at(method, format!("/peer/v1/groups/{group}/records"), body).await
+    }
+
+    async fn ask_at(
+        &self,
+        method: Method,
+        path: String,
+        body: Option<&Value>,
+    ) -> Result<Option<RecordsView>, (StatusCode, String)> {
+        let request = Request::builder().method(method).uri(path);
         let body = body.map(|body| Body::from(body.to_string())).unwrap_or_default();
         let request = request.header(header::CONTENT_TYPE, "application/json").body(body).unwrap();
         let response = self.endpoint.request(node(ARBITRATOR), request).await.unwrap();
@@ -171,6 +180,13 @@ async fn when_the_holder_dies_the_grant_brings_what_it_wrote_ahead() {
     rio.ask(Method::PUT, group, Some(&sealed)).await.unwrap();
     let kept = patras.ask(Method::GET, group, None).await.unwrap().unwrap();
     assert_eq!((kept.bounds.iter().map(|b| b.upto).collect::<Vec<_>>(), kept.sealed[0].blob.as_str()), (vec![32, 48], "c0ffee"));
+    let behind = |after: &str| patras.ask_at(Method::GET, format!("/peer/v1/groups/{group}/records?after={after}"), None);
+    assert_eq!(
+        behind(&DevEui::from_u64(1).to_string()).await.unwrap().unwrap(),
+        RecordsView { bounds: kept.bounds[1..].into(), ..kept }
+    );
+    assert_eq!(behind(&DevEui::from_u64(2).to_string()).await.unwrap().unwrap(), RecordsView::default());
+    assert_eq!(behind("nobody").await, refused(400, "malformed-query"));
 
     // Rio dies: no good-bye, no release.
     rio.custody.stop().await;

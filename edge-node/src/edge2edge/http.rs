@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json, Router, routing};
 use contracts::envelope::Envelope;
 use contracts::ids::{GroupId, NodeId};
-use contracts::write_ahead::{RecordsView, RecordsWrite, SESSIONS_MAX, is_session};
+use contracts::write_ahead::{RecordsQuery, RecordsView, RecordsWrite, SESSIONS_MAX, is_session};
 use kit::problem::Problem;
 use peering::PeerIdentity;
 use serde::Deserialize;
@@ -306,7 +306,9 @@ async fn store_records(
         )));
     }
     // Records first: a version among the bounds says that the record is here.
-    records::take(parts, group, &reservation.sealed).await.map_err(|e| failed(&e))?;
+    if records::take(parts, group, &reservation.sealed).await.map_err(|e| failed(&e))? > 0 {
+        return Err(Problem::invalid("sealed", "a record does not open here"));
+    }
     context.core.store.raise_reserved(group, &reservation.bounds).await.map_err(|e| failed(&e))?;
     parts.reserved.raise(group, &reservation.bounds);
     let sessions = reservation.bounds.iter().map(|bound| (bound.device, bound.session));
@@ -315,15 +317,16 @@ async fn store_records(
     Ok(Json(()))
 }
 
-/// What this member keeps of a group, for one that takes over.
+/// A page of what this member keeps of a group, for one that takes over.
 async fn list_records(
     State(context): State<Context>,
     Extension(PeerIdentity(peer)): Peer,
     group: Result<Path<GroupId>, PathRejection>,
+    query: Result<Query<RecordsQuery>, QueryRejection>,
 ) -> Result<Json<RecordsView>, Problem> {
-    let Path(group) = group?;
+    let (Path(group), Query(RecordsQuery { after })) = (group?, query?);
     context.agreement(group, peer)?;
-    Ok(Json(records::view(context.parts()?, group).await.map_err(|e| failed(&e))?))
+    Ok(Json(records::view(context.parts()?, group, after).await.map_err(|e| failed(&e))?))
 }
 
 #[derive(Debug, Deserialize)]

@@ -33,7 +33,7 @@ use crate::timeline::Event;
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// After custody went, the tenant has so long to decode what was heard before.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
-/// Between two attempts to learn where the customer's devices listen.
+/// Between two attempts to learn what the customer's devices joined and where they listen.
 const FETCH_PAUSE: Duration = Duration::from_secs(5);
 /// Longest wait for the last progress before a release.
 const FLUSH_MAX: Duration = Duration::from_millis(200);
@@ -162,8 +162,11 @@ async fn ask_for_states(parts: Parts, group: GroupId, customer: NodeId) {
     if let Err(error) = progress::pull_states(&parts, group, customer).await {
         tracing::info!(error = &error as &dyn std::error::Error, "the customer's session states will come with its progress");
     }
-    while let Err(error) = records::fetch_links(&parts, group, customer).await {
-        tracing::info!(error = &error as &dyn std::error::Error, "where the customer's devices listen is not known yet");
+    while let Err(error) = records::pull(&parts, group, customer).await {
+        tracing::info!(
+            error = &error as &dyn std::error::Error,
+            "joins and receive windows of the customer's devices are not known yet"
+        );
         tokio::time::sleep(FETCH_PAUSE).await;
     }
 }

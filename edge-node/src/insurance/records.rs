@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use contracts::ids::{DevEui, Epoch, GroupId, NodeId};
 use contracts::node_record::SealingKey;
-use contracts::sealed::Sealed;
-use contracts::write_ahead::{Bound, JOINS, LINKS, RecordsView, RecordsWrite, Reserved, SealedRecord, is_session};
+use contracts::sealed::{Sealed, UnsealingKey};
+use contracts::write_ahead::{Bound, JOINS, LINKS, RecordsPage, RecordsView, RecordsWrite, Reserved, SealedRecord, is_session};
 use lora_bridge::mac::downlink::BLOCK;
 use lora_bridge::mac::join::DeviceRecord;
 use lora_bridge::mac::link::LinkRecord;
@@ -105,29 +105,34 @@ impl Record {
             Self::Link(record) => record.device,
         }
     }
-
-    fn key(&self) -> String {
-        match self {
-            Self::Join(record) => key(record.device),
-            Self::Link(record) => link_key(record.device),
-        }
-    }
 }
 
 const fn link_bound(record: &LinkRecord) -> Bound {
     Bound { device: record.device, session: LINKS, upto: record.version }
 }
 
-fn sealed(parts: &Parts, group: GroupId, record: &DeviceRecord) -> Result<Vec<u8>, Error> {
+fn sealed(parts: &Parts, group: GroupId, record: &DeviceRecord) -> Result<Sealed, Error> {
     let json = serde_json::to_vec(record).map_err(form)?;
-    let sealed = Sealed::seal(&json, &recipients(parts, group), PURPOSE).map_err(form)?;
-    serde_json::to_vec(&sealed).map_err(form)
+    Sealed::seal(&json, &recipients(parts, group), PURPOSE).map_err(form)
 }
 
 /// All that this node's disk has of a device, as members keep it.
 async fn kept_bytes(parts: &Parts, group: GroupId, device: DevEui) -> Result<Vec<u8>, Error> {
-    let (join, link) = (on_disk(parts, group, &key(device)).await?, on_disk(parts, group, &link_key(device)).await?);
+    let (join, link) = (on_disk::<Sealed>(parts, group, &key(device)).await?, on_disk(parts, group, &link_key(device)).await?);
+    let join = join.map(|sealed| address_to(sealed, &recipients(parts, group), &parts.core.identity.unsealing)).transpose()?;
     serde_json::to_vec(&Kept { join, link }).map_err(form)
+}
+
+/// The same record for all who may hold now: one from before the contract was sealed to its customer alone. One that this node cannot open
+/// stays as it is. Pure but for the randomness of the seal.
+fn address_to(sealed: Sealed, recipients: &[SealingKey], own: &UnsealingKey) -> Result<Sealed, Error> {
+    if recipients.iter().all(|key| sealed.recipients.iter().any(|copy| copy.key == *key)) {
+        return Ok(sealed);
+    }
+    match own.open(&sealed, PURPOSE) {
+        Ok(json) => Sealed::seal(&json, recipients, PURPOSE).map_err(form),
+        Err(_) => Ok(sealed),
+    }
 }
 
 async fn on_disk<T: serde::de::DeserializeOwned>(parts: &Parts, group: GroupId, key: &str) -> Result<Option<T>, Error> {
@@ -166,11 +171,17 @@ async fn write(
     }
     let device = record.device();
     let ordered = order.lock().await;
-    let (blob, bounds) = match record {
-        Record::Join(record) => (sealed(parts, group, record)?, bounds(record)),
-        Record::Link(record) => (serde_json::to_vec(record).map_err(form)?, vec![link_bound(record)]),
+    let bounds = match record {
+        Record::Join(record) => {
+            put(parts, group, &key(device), &sealed(parts, group, record)?).await?;
+            bounds(record)
+        }
+        Record::Link(record) => {
+            put(parts, group, &link_key(device), record).await?;
+            vec![link_bound(record)]
+        }
     };
-    keep(parts, group, &record.key(), &blob, &bounds).await?;
+    raise(parts, group, &bounds).await?;
     let needed = members.needed();
     if needed == 0 {
         return Ok(true);
@@ -199,9 +210,14 @@ async fn write(
     Ok(false)
 }
 
-/// Blob first: a bound on disk says that the record is there.
-async fn keep(parts: &Parts, group: GroupId, key: &str, blob: &[u8], bounds: &[Bound]) -> Result<(), Error> {
-    parts.core.store.put_tenant_value(group, key, blob, u32::MAX).await?;
+/// Comes before its bound: a bound on disk says that the record is there.
+async fn put(parts: &Parts, group: GroupId, key: &str, record: &impl Serialize) -> Result<(), Error> {
+    let blob = serde_json::to_vec(record).map_err(form)?;
+    parts.core.store.put_tenant_value(group, key, &blob, u32::MAX).await?;
+    Ok(())
+}
+
+async fn raise(parts: &Parts, group: GroupId, bounds: &[Bound]) -> Result<(), Error> {
     parts.core.store.raise_reserved(group, bounds).await?;
     parts.reserved.raise(group, bounds);
     Ok(())
@@ -217,80 +233,94 @@ fn open(parts: &Parts, device: DevEui, sealed: &Sealed) -> Result<DeviceRecord, 
     }
 }
 
-/// Takes records that another member wrote or kept: on this node's disk, then in its bridge.
+/// Takes records of another member: on disk first, then to the bridge. Older ones than those that are here change nothing. Returns how many
+/// cannot be read; the others are taken.
 ///
 /// # Errors
-/// One cannot be opened, or the disk failed; those before it were taken.
-pub(crate) async fn take(parts: &Parts, group: GroupId, sealed: &[SealedRecord]) -> Result<(), Error> {
-    for SealedRecord { device, blob } in sealed {
-        let kept: Kept = serde_json::from_slice(&hex::decode(blob).map_err(form)?).map_err(form)?;
-        let known = parts.core.store.list_reserved(group).await?;
-        if let Some(sealed) = &kept.join {
-            take_join(parts, group, *device, sealed, known.joins(*device)).await?;
-        }
-        if let Some(record) = kept.link.filter(|record| record.device == *device) {
-            take_link(parts, group, record, known.links(*device)).await?;
+/// The disk failed, or the bridge has stopped.
+pub(crate) async fn take(parts: &Parts, group: GroupId, records: &[SealedRecord]) -> Result<usize, Error> {
+    if records.is_empty() {
+        return Ok(0);
+    }
+    let known = parts.core.store.list_reserved(group).await?;
+    let (mut joins, mut links, mut unread) = (Vec::new(), Vec::new(), 0);
+    for record in records {
+        let device = record.device;
+        let read = read(record).and_then(|Kept { join, link }| {
+            links.extend(link.filter(|link| link.device == device && link.version >= known.links(device)));
+            join.map(|sealed| Ok((open(parts, device, &sealed)?, sealed))).transpose()
+        });
+        match read {
+            Ok(join) => joins.extend(join.filter(|(join, _)| join.version >= known.joins(device))),
+            Err(error) => {
+                unread += 1;
+                tracing::warn!(%device, error = &error as &dyn std::error::Error, "a record of another member cannot be read");
+            }
         }
     }
-    Ok(())
+    let mut news = Vec::new();
+    for (record, sealed) in joins.iter().filter(|(join, _)| join.version > known.joins(join.device)) {
+        put(parts, group, &key(record.device), sealed).await?;
+        news.extend(bounds(record));
+    }
+    for record in links.iter().filter(|link| link.version > known.links(link.device)) {
+        put(parts, group, &link_key(record.device), record).await?;
+        news.push(link_bound(record));
+    }
+    raise(parts, group, &news).await?;
+    joins.iter().for_each(|(record, _)| note(parts, group, record));
+    give(parts, joins.into_iter().map(|(record, _)| record).collect(), links).await?;
+    Ok(unread)
 }
 
-async fn take_join(parts: &Parts, group: GroupId, device: DevEui, sealed: &Sealed, known: u32) -> Result<(), Error> {
-    let record = open(parts, device, sealed)?;
-    if record.version > known {
-        let blob = serde_json::to_vec(sealed).map_err(form)?;
-        keep(parts, group, &key(device), &blob, &bounds(&record)).await?;
-    }
-    if record.version >= known {
-        note(parts, group, &record);
-        parts.bridge.records(vec![record]).await?;
-    }
-    Ok(())
+fn read(record: &SealedRecord) -> Result<Kept, Error> {
+    serde_json::from_slice(&hex::decode(&record.blob).map_err(form)?).map_err(form)
 }
 
-async fn take_link(parts: &Parts, group: GroupId, record: LinkRecord, known: u32) -> Result<(), Error> {
-    if record.version > known {
-        let blob = serde_json::to_vec(&record).map_err(form)?;
-        keep(parts, group, &link_key(record.device), &blob, &[link_bound(&record)]).await?;
+/// To the bridge.
+async fn give(parts: &Parts, joins: Vec<DeviceRecord>, links: Vec<LinkRecord>) -> Result<(), Error> {
+    if !joins.is_empty() {
+        parts.bridge.records(joins).await?;
     }
-    if record.version >= known {
-        parts.bridge.link_records(vec![record]).await?;
+    if !links.is_empty() {
+        parts.bridge.link_records(links).await?;
     }
     Ok(())
 }
 
 /// What this node's disk has of devices' joins and links, for its own bridge after a restart.
 pub(crate) async fn restore(parts: &Parts, group: GroupId, reserved: &Reserved) -> Result<(), Error> {
+    let (mut joins, mut links) = (Vec::new(), Vec::new());
     for bound in reserved.bounds().filter(|bound| bound.session == JOINS) {
         let Some(sealed) = on_disk(parts, group, &key(bound.device)).await? else { continue };
         match open(parts, bound.device, &sealed) {
             Ok(record) => {
                 note(parts, group, &record);
-                parts.bridge.records(vec![record]).await?;
+                joins.push(record);
             }
             Err(error) => {
-                tracing::error!(device = %bound.device, error = &error as &dyn std::error::Error, "a record does not open")
+                tracing::error!(device = %bound.device, error = &error as &dyn std::error::Error, "a device's record is lost");
             }
         }
     }
     for bound in reserved.bounds().filter(|bound| bound.session == LINKS) {
-        if let Some(record) = on_disk(parts, group, &link_key(bound.device)).await? {
-            parts.bridge.link_records(vec![record]).await?;
-        }
+        links.extend(on_disk(parts, group, &link_key(bound.device)).await?);
     }
-    Ok(())
+    give(parts, joins, links).await
 }
 
-/// What this node keeps, for another member.
-pub(crate) async fn view(parts: &Parts, group: GroupId) -> Result<RecordsView, Error> {
+/// A page of what this node keeps, for another member: devices behind `after`, in order.
+pub(crate) async fn view(parts: &Parts, group: GroupId, after: Option<DevEui>) -> Result<RecordsView, Error> {
     let reserved = parts.core.store.list_reserved(group).await?;
-    let recorded = reserved.bounds().filter(|bound| !is_session(bound.session)).map(|bound| bound.device);
-    let mut sealed = Vec::new();
-    for device in recorded.collect::<BTreeSet<_>>() {
+    let recorded = reserved.bounds().filter(|bound| !is_session(bound.session) && Some(bound.device) > after);
+    let mut page = RecordsPage::default();
+    for device in recorded.map(|bound| bound.device).collect::<BTreeSet<_>>() {
         let blob = hex::encode(kept_bytes(parts, group, device).await?);
-        sealed.push(SealedRecord { device, blob });
+        if !page.add(SealedRecord { device, blob }) {
+            break;
+        }
     }
-    Ok(RecordsView { bounds: reserved.bounds().collect(), sealed })
+    Ok(page.finish(reserved.bounds(), after))
 }
 
 /// Fetches records from the other members whenever the bridge misses some, until the link is closed. A member that is away is asked again
@@ -299,45 +329,63 @@ pub async fn follow(parts: Parts, group: GroupId, members: Vec<NodeId>, mut miss
     while missing.changed().await.is_ok() {
         for member in members.iter().filter(|member| **member != parts.core.me()) {
             if let Err(error) = pull(&parts, group, *member).await {
-                tracing::debug!(%member, error = &error as &dyn std::error::Error, "records of joins cannot be fetched now");
+                tracing::debug!(%member, error = &error as &dyn std::error::Error, "records cannot be fetched now");
             }
         }
     }
 }
 
-async fn pull(parts: &Parts, group: GroupId, member: NodeId) -> Result<(), Error> {
-    let client = parts.core.client.within(ANSWER_MAX);
-    let view: RecordsView = client.get(member, &format!("/peer/v1/groups/{group}/records")).await?;
-    let own = parts.core.store.list_reserved(group).await?;
-    let mut theirs = Reserved::default();
-    theirs.raise_all(&view.bounds);
-    let wanted: Vec<_> =
-        view.sealed.into_iter().filter(|sealed| theirs.joins(sealed.device) > own.joins(sealed.device)).collect();
-    take(parts, group, &wanted).await
+/// Whether one knows a newer record of the device than the other.
+fn is_newer(theirs: &Reserved, own: &Reserved, device: DevEui) -> bool {
+    theirs.joins(device) > own.joins(device) || theirs.links(device) > own.links(device)
 }
 
-/// Fetches from a member what it knows and this node lacks: before this node serves.
-pub(crate) async fn fetch(parts: &Parts, group: GroupId, member: NodeId, theirs: &Reserved, own: &Reserved) -> Result<(), Error> {
-    let newer = |device: DevEui| theirs.joins(device) > own.joins(device) || theirs.links(device) > own.links(device);
-    if !theirs.bounds().any(|bound| !is_session(bound.session) && newer(bound.device)) {
-        return Ok(());
-    }
+/// Fetches from a member what it knows and this node's disk lacks, page by page.
+///
+/// # Errors
+/// The member does not answer, or the disk failed; what came before was taken.
+pub async fn pull(parts: &Parts, group: GroupId, member: NodeId) -> Result<(), Error> {
     let client = parts.core.client.within(ANSWER_MAX);
-    let view: RecordsView = client.get(member, &format!("/peer/v1/groups/{group}/records")).await?;
-    let wanted: Vec<_> = view.sealed.into_iter().filter(|sealed| newer(sealed.device)).collect();
-    take(parts, group, &wanted).await
-}
-
-/// Where the customer's devices listen, from the time before the contract; until the customer has answered once.
-pub(crate) async fn fetch_links(parts: &Parts, group: GroupId, customer: NodeId) -> Result<(), Error> {
-    let client = parts.core.client.within(ANSWER_MAX);
-    let view: RecordsView = client.get(customer, &format!("/peer/v1/groups/{group}/records")).await?;
-    for SealedRecord { device, blob } in view.sealed {
-        let kept: Kept = serde_json::from_slice(&hex::decode(blob).map_err(form)?).map_err(form)?;
-        let known = parts.core.store.list_reserved(group).await?;
-        if let Some(record) = kept.link.filter(|record| record.device == device) {
-            take_link(parts, group, record, known.links(device)).await?;
+    let path = format!("/peer/v1/groups/{group}/records");
+    let mut after: Option<DevEui> = None;
+    loop {
+        let query = after.map_or_else(String::new, |device| format!("?after={device}"));
+        let page: RecordsView = client.get(member, &format!("{path}{query}")).await?;
+        let own = parts.core.store.list_reserved(group).await?;
+        let mut theirs = Reserved::default();
+        theirs.raise_all(&page.bounds);
+        let wanted: Vec<_> = page.sealed.into_iter().filter(|record| is_newer(&theirs, &own, record.device)).collect();
+        take(parts, group, &wanted).await?;
+        if page.next <= after {
+            return Ok(());
         }
+        after = page.next;
+    }
+}
+
+/// Fetches what came with the vote of a member and is not known here: before this node serves.
+pub(crate) async fn fetch(parts: &Parts, group: GroupId, member: NodeId, theirs: &Reserved, own: &Reserved) -> Result<(), Error> {
+    if theirs.bounds().any(|bound| is_newer(theirs, own, bound.device)) {
+        pull(parts, group, member).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_from_before_the_contract_is_for_the_insurer_too() {
+        let [customer, insurer, stranger] = [1, 2, 3].map(|n| UnsealingKey::derive(&[n; 32]));
+        let before = Sealed::seal(b"a session", &[customer.public()], PURPOSE).expect("small");
+        let parties = [customer.public(), insurer.public()];
+        let now = address_to(before.clone(), &parties, &customer).expect("sealed");
+        for party in [&customer, &insurer] {
+            assert_eq!(party.open(&now, PURPOSE).as_deref(), Ok(b"a session".as_slice()));
+        }
+        assert!(stranger.open(&now, PURPOSE).is_err());
+        assert_eq!(address_to(now.clone(), &parties, &customer).expect("as it is"), now);
+        assert_eq!(address_to(before.clone(), &parties, &stranger).expect("as it is"), before);
+    }
 }
