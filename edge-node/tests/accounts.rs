@@ -5,19 +5,19 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{GROUP, Node, Wishes, id, keypair};
+use common::{GROUP, Node, Wishes, id, keypair, uplinks};
 use contracts::account::audit::{Conviction, Offence, Terms, convict};
 use contracts::account::{Account, FrameDigest, Heard};
 use contracts::contract::{Contract, State};
 use contracts::envelope::Envelope;
-use contracts::ids::{DevAddr, DevEui, Epoch, EventId, GroupId, SessionId, StatementId};
+use contracts::ids::{DevEui, Epoch, EventId, GroupId, SessionId, StatementId};
 use contracts::time::{Millis, WallTime};
 use edge_node::api::AccountsView;
 use edge_node::edge2edge::client::Error;
 use edge_node::edge2edge::messages::{AccountReport, Progress, ReceiptAnswer, ReceiptWanted};
 use edge_node::insurance::accounts;
 use edge_node::lora::standby;
-use edge_node::readings::{Kind, Reading, Reception, Uplink};
+use edge_node::readings::{Kind, Reading, Uplink};
 use edge_node::store::InboxBatch;
 use kit::clock::Clock;
 use lora_bridge::mac::session::Mark;
@@ -93,32 +93,7 @@ fn event(f_cnt: u32) -> EventId {
 }
 
 fn uplink(f_cnt: u32, deliver: bool, heard_at: WallTime) -> Uplink {
-    Uplink {
-        event: event(f_cnt),
-        group: GROUP,
-        device: device(),
-        dev_addr: DevAddr::from_u32(1),
-        session: SESSION,
-        f_cnt,
-        f_port: Some(1),
-        confirmed: false,
-        frm_payload: "00".to_owned(),
-        phy: hex::encode(phy(f_cnt)),
-        heard_at,
-        kind: Kind::Live,
-        epoch: Epoch(1),
-        deliver,
-        rx: Reception {
-            gateway: "aa555a0000000102".to_owned(),
-            tmst: 7,
-            frequency_hz: 868_100_000,
-            data_rate: "SF7BW125".to_owned(),
-            rssi_dbm: -80,
-            snr_tenth_db: 70,
-        },
-        joined: None,
-        others: Vec::new(),
-    }
+    Uplink { phy: hex::encode(phy(f_cnt)), deliver, heard_at, ..uplinks::uplink(GROUP, device(), SESSION, f_cnt) }
 }
 
 fn reading(f_cnt: u32) -> Reading {

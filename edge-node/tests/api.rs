@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
-use common::{GROUP, Node, TTL, Wishes, id, keypair, refused};
+use common::{GROUP, Node, TTL, Wishes, id, keypair, refused, uplinks};
 use contracts::contract::State;
 use contracts::custody::Readiness;
 use contracts::envelope::Envelope;
 use contracts::ids::{DevEui, Epoch, EventId, GroupId, SessionId, StatementId};
 use contracts::time::WallTime;
 use edge_node::api::{self, ContentPage, ContractDetail, EstimateView, KnownContract, ReceivedReading, Released, Status};
-use edge_node::readings::{Decoded, Kind, Reading, Reception, Uplink};
+use edge_node::readings::{Decoded, Kind, Reading, Uplink};
 use edge_node::store::InboxBatch;
 use edge_node::timeline::{Entry, Event};
 use futures_util::StreamExt as _;
@@ -47,36 +47,8 @@ fn reading(device: u64, f_cnt: u32) -> Reading {
 }
 
 fn uplink(f_cnt: u32) -> Uplink {
-    let Reading { event, group, device, session, heard_at, kind, epoch, .. } = reading(9, f_cnt);
-    let rx = Reception {
-        gateway: "aa".into(),
-        tmst: 1,
-        frequency_hz: 868_100_000,
-        data_rate: "SF7BW125".into(),
-        rssi_dbm: -50,
-        snr_tenth_db: 70,
-    };
-    let dev_addr = contracts::ids::DevAddr::from_u32(1);
-    let (frm_payload, phy) = (String::new(), String::new());
-    Uplink {
-        event,
-        group,
-        device,
-        dev_addr,
-        session,
-        f_cnt,
-        f_port: Some(1),
-        confirmed: false,
-        frm_payload,
-        phy,
-        heard_at,
-        kind,
-        epoch,
-        deliver: true,
-        rx,
-        joined: None,
-        others: Vec::new(),
-    }
+    let Reading { group, device, session, heard_at, .. } = reading(9, f_cnt);
+    Uplink { heard_at, ..uplinks::uplink(group, device, session, f_cnt) }
 }
 
 /// Writes readings of devices 1, 2, 3, 1, 2, 3 … as a cloud receives them.

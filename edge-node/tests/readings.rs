@@ -1,14 +1,17 @@
 //! The reading log and the cloud's inbox on a real database: what is durable, what is refused, what is kept once.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "common/uplinks.rs"]
+mod uplinks;
+
 use contracts::envelope::{Envelope, Keypair};
-use contracts::ids::{DevAddr, DevEui, Epoch, EventId, GroupId, SessionId};
+use contracts::ids::{DevEui, Epoch, EventId, GroupId, SessionId};
 use contracts::proof::{self, BatchProof};
 use contracts::time::WallTime;
 use edge_node::readings::inbox::Inbox;
 use edge_node::readings::log::Log;
 use edge_node::readings::north::{Batch, leaf};
-use edge_node::readings::{Decoded, Kind, Reading, Reception, Uplink};
+use edge_node::readings::{Decoded, Kind, Reading, Uplink};
 use edge_node::store::Store;
 use kit::clock::Clock;
 
@@ -24,32 +27,7 @@ fn event(n: u64, f_cnt: u32) -> EventId {
 }
 
 fn uplink(n: u64, f_cnt: u32) -> Uplink {
-    Uplink {
-        event: event(n, f_cnt),
-        group: GROUP,
-        device: device(n),
-        dev_addr: DevAddr::from_u32(1),
-        session: SESSION,
-        f_cnt,
-        f_port: Some(1),
-        confirmed: false,
-        frm_payload: "00".to_owned(),
-        phy: "40".to_owned(),
-        heard_at: WallTime(1_000 + u64::from(f_cnt)),
-        kind: Kind::Live,
-        epoch: Epoch(1),
-        deliver: true,
-        rx: Reception {
-            gateway: "aa".to_owned(),
-            tmst: 0,
-            frequency_hz: 868_100_000,
-            data_rate: "SF7BW125".to_owned(),
-            rssi_dbm: -80,
-            snr_tenth_db: 70,
-        },
-        joined: None,
-        others: Vec::new(),
-    }
+    Uplink { heard_at: WallTime(1_000 + u64::from(f_cnt)), ..uplinks::uplink(GROUP, device(n), SESSION, f_cnt) }
 }
 
 fn decoded(n: u64, f_cnt: u32) -> Decoded {

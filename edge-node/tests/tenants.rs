@@ -1,17 +1,19 @@
 //! The tenant socket, spoken to by the tenant's own client and by hand: what a tenant may do, and what a flood of it costs.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "common/uplinks.rs"]
+mod uplinks;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use contracts::ids::{DevAddr, DevEui, Epoch, EventId, GroupId, SessionId};
-use contracts::time::WallTime;
+use contracts::ids::{DevEui, Epoch, EventId, GroupId, SessionId};
 use edge_node::lora::links::Links;
 use edge_node::lora::standby::Standby;
+use edge_node::readings::Uplink;
 use edge_node::readings::log::Log;
-use edge_node::readings::{Kind, Reception, Uplink};
 use edge_node::store::Store;
 use edge_node::tenants::doors::{SOCKET_NAME, UnixDoors};
 use edge_node::tenants::tunnels::Outside;
@@ -91,33 +93,7 @@ impl World {
 }
 
 fn uplink(group: GroupId, f_cnt: u32) -> Uplink {
-    let device = DevEui::from_u64(1);
-    Uplink {
-        event: EventId::new(device, SESSION, f_cnt),
-        group,
-        device,
-        dev_addr: DevAddr::from_u32(1),
-        session: SESSION,
-        f_cnt,
-        f_port: Some(1),
-        confirmed: false,
-        frm_payload: "0102".to_owned(),
-        phy: "40".to_owned(),
-        heard_at: WallTime(1),
-        kind: Kind::Live,
-        epoch: Epoch(1),
-        deliver: true,
-        rx: Reception {
-            gateway: "aa".into(),
-            tmst: 0,
-            frequency_hz: 1,
-            data_rate: "SF7BW125".into(),
-            rssi_dbm: 0,
-            snr_tenth_db: 0,
-        },
-        joined: None,
-        others: Vec::new(),
-    }
+    Uplink { frm_payload: "0102".to_owned(), ..uplinks::uplink(group, DevEui::from_u64(1), SESSION, f_cnt) }
 }
 
 fn reading(f_cnt: u32) -> tenant::Reading {

@@ -1,6 +1,8 @@
 //! A node without an engine, in one process: real database, content store, bridge socket and custody, peers over routers in memory.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod uplinks;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
