@@ -12,7 +12,8 @@
 //! | [`world`] | machines, network and motes of one run, and its end |
 //! | [`machine`] | a machine: clock, disks, and the process that runs on it |
 //! | [`check`] | what must hold at every instant, and the judgement at the end |
-//! | `books` | what the insurer said that it heard, judged |
+//! | `books` | what the insurer said that it heard, judged: signed accounts, asked of both parties |
+//! | `evidence` | what members signed about custody, judged: the statements on the edges' disks |
 //! | [`shrink`] | the shortest script that still fails |
 //! | `market` | marketplace and arbitrator behind the nodes' own clients, the owners' policies, contracts and money judged |
 //! | [`clock`], [`network`], [`udp`], [`engine`] | the simulated machine parts |

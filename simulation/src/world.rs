@@ -1,14 +1,16 @@
 //! One run: machines and motes are set up, faults happen, all is mended, and the ledgers are compared with the customer's store.
 
+mod judgement;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use contracts::ids::{GroupId, NodeId};
 use contracts::time::Millis;
-use motes::audit::{self, Alive, Delivered, Limits, NodeLife, Report};
+use motes::audit::Report;
 use motes::fleet::{Eui64, Fleet};
-use motes::ledger::{Ledger, RadioRecord};
+use motes::ledger::Ledger;
 use motes::world::{GatewayConfig, Ground};
 use motes::{World as Radio, WorldConfig};
 use peering::in_process::Network;
@@ -22,7 +24,7 @@ use crate::machine::{Hardware, Machine, Machines};
 use crate::network::Links;
 use crate::script::{Fault, Script};
 use crate::udp::Udp;
-use crate::{market, nodes, parties};
+use crate::{market, parties};
 
 /// The first custody must stand within this time.
 const FIRST_CUSTODY: Duration = Duration::from_secs(30);
@@ -38,8 +40,6 @@ const RESTART_AFTER: Duration = Duration::from_millis(300);
 pub(crate) const POLL: Duration = Duration::from_millis(20);
 /// What waited for a machine that is back is on its disk after this time.
 const SAFE_AFTER_MS: u64 = 3_000;
-/// A frame waits for two writes under way (of the bridge's consumer and of the log), then for its own, each of which may wait for one more.
-const WRITES_BEFORE_DISK: u64 = 4;
 /// Somebody holds again so many ttl after the last fault.
 const RECOVERY_TTLS: u64 = 5;
 
@@ -454,176 +454,6 @@ impl World {
         }
         self.check_books().await;
         Some(self.audit().await)
-    }
-
-    /// How each node sees custody, for who looks for a fault.
-    fn log_custody(&self) {
-        for machine in Machine::EDGES {
-            let Some(running) = self.machines[&machine].node_running() else { continue };
-            let view = running.custody.subscribe(self.group()).map(|view| view.borrow().role);
-            self.checker.log(format!("{}: {view:?} {:?}", machine.name(), running.custody.counts()));
-        }
-    }
-
-    async fn log_open_readings(&self) {
-        for machine in self.edges() {
-            let Some(running) = self.machines[&machine].node_running() else { continue };
-            let open = running.core.store.last_open(self.group()).await;
-            let kept = running.core.store.list_kept(self.group(), 0, 10).await.map(|kept| kept.len());
-            self.checker.log(format!("{}: last open {open:?}, kept {kept:?}", machine.name()));
-            let Some(parts) = &running.parts else { continue };
-            if let Ok(stats) = parts.bridge.stats().await {
-                self.checker.log(format!("{}: {} buffered, {} in flight", machine.name(), stats.buffer_frames, stats.in_flight));
-            }
-        }
-    }
-
-    /// Something that is not with the customer's store yet: on a disk, or heard in standby and not yet offered with success.
-    async fn has_open_readings(&self) -> bool {
-        for machine in self.edges() {
-            let Some(running) = self.machines[&machine].node_running() else { return true };
-            let store = &running.core.store;
-            let keeps = store.list_kept(self.group(), 0, 1).await.map_or(true, |kept| !kept.is_empty());
-            if keeps || store.last_open(self.group()).await.unwrap_or(u64::MAX) > 0 {
-                return true;
-            }
-            let Some(parts) = &running.parts else { continue };
-            if parts.bridge.stats().await.is_ok_and(|stats| stats.buffer_frames > 0 || stats.in_flight > 0) {
-                return true;
-            }
-        }
-        false
-    }
-
-    async fn audit(&self) -> Report {
-        let delivered = match self.machines[&Machine::Cloud].node_running() {
-            Some(cloud) => nodes::list_received(&cloud).await,
-            None => Vec::new(),
-        };
-        let name = |node: NodeId| {
-            let machine = Machine::ALL.into_iter().find(|machine| self.node_id(*machine) == node);
-            machine.map_or_else(|| node.to_string(), |machine| machine.name().to_owned())
-        };
-        let delivered: Vec<Delivered> = delivered.iter().map(|reading| nodes::delivered(reading, &name)).collect();
-        let nodes: Vec<NodeLife> = Machine::EDGES
-            .into_iter()
-            .map(|machine| {
-                let to_wall = |ms: u64| WALL_START.0 + ms;
-                let alive = |(from, to): &(u64, Option<u64>)| Alive { from_ms: to_wall(*from), to_ms: to.map(to_wall) };
-                let alive = self.machines[&machine].lives.iter().map(alive).collect();
-                NodeLife { node: machine.name().to_owned(), gateway: gateway_eui(machine), alive }
-            })
-            .collect();
-        let slowest_write = self.script.steps.iter().filter_map(|step| match step.fault {
-            Fault::SlowDisk(_, ms) => Some(ms),
-            _ => None,
-        });
-        // A frame is offered after 30 ms, and must travel.
-        let travel = 4 * (self.script.link.delay_ms + self.script.link.jitter_ms);
-        let limits =
-            Limits { loss_margin_ms: 50 + travel + WRITES_BEFORE_DISK * slowest_write.max().unwrap_or(0), ..Limits::default() };
-        let ledgers = self.ledger.ledgers().unwrap_or_default();
-        let timeline = audit::Timeline { taker: Some(Machine::Patras.name().to_owned()), ..audit::Timeline::default() };
-        let input = audit::Input { ledgers: &ledgers, nodes: &nodes, delivered: &delivered, timeline: &timeline, limits };
-        audit::audit(&input)
-    }
-
-    /// When a counter was on air, for who looks for a fault.
-    fn log_downlinks(&self, device: Eui64, f_cnt: u32) {
-        for record in &self.ledger.ledgers().unwrap_or_default().radio {
-            let RadioRecord::Downlink(downlink) = record else { continue };
-            if downlink.dev_eui == Some(device) && downlink.f_cnt == Some(f_cnt) {
-                let at_ms = (downlink.start_us / 1_000).saturating_sub(WALL_START.0);
-                let (gateway, session, bytes) = (downlink.gateway, downlink.session, &downlink.bytes);
-                self.checker.log(format!("{device} session {session} counter {f_cnt} by {gateway} at {at_ms}: {bytes}"));
-            }
-        }
-    }
-
-    fn finish(self, report: Option<Report>) -> Outcome {
-        for hardware in self.machines.values() {
-            for contradiction in hardware.votes.take_contradictions() {
-                self.checker.violate(format!("{} {contradiction}", hardware.machine.name()));
-            }
-        }
-        let statements = self.judge_statements();
-        let report = report.unwrap_or_default();
-        for (what, count) in [
-            ("owed readings lost", report.lost),
-            ("readings doubled", report.duplicates),
-            ("wrong values", report.wrong_values),
-            ("unknown readings", report.unknown_readings),
-            ("downlink counters reused", report.downlink_counters_reused),
-            ("nonces of joins reused", report.join_nonces_not_risen),
-            ("joins accepted by two gateways", report.joins_by_two_gateways),
-            ("faults of the ledgers", report.ledger_faults),
-        ] {
-            if count > 0 {
-                self.checker.violate(format!("{what}: {count}"));
-            }
-        }
-        let expect = &self.script.expect;
-        if report.joined < expect.joined || report.join_requests_accepted_by_taker < expect.joined_at_insurer {
-            let by_insurer = report.join_requests_accepted_by_taker;
-            self.checker.violate(format!("only {} joins, of these {by_insurer} by the insurer", report.joined));
-        }
-        for (device, f_cnt) in &report.reused_counters {
-            self.log_downlinks(*device, *f_cnt);
-        }
-        for listed in report.lost_readings.iter().take(5) {
-            self.checker.log(format!("lost {listed:?}"));
-        }
-        let takeovers = self.checker.gained().iter().filter(|(_, machine, _)| *machine == Machine::Patras).count() as u64;
-        let (takeover_ms, virtual_ms) = (self.takeover_ms(), self.now_ms());
-        let (downlinks, looks) = (self.checker.downlinks(), self.checker.looks());
-        self.checker.log(format!(
-            "{} frames, {} owed readings, {} delivered, {downlinks} downlinks, {statements} statements kept, {} joins, of these {} by the insurer",
-            report.frames_sent,
-            report.readings_owed,
-            report.readings_delivered,
-            report.joined,
-            report.join_requests_accepted_by_taker
-        ));
-        for hardware in self.machines.values() {
-            if let Some(process) = &hardware.process {
-                process.kill();
-            }
-            self.network.leave(hardware.node);
-        }
-        let since = |machine: Machine| {
-            let (database, votes) = self.machines[&machine].disk.writes();
-            let (database_before, votes_before) = self.writes_before.get(&machine).copied().unwrap_or_default();
-            (machine, (database - database_before, votes - votes_before))
-        };
-        let writes = Machine::ALL.map(since).into();
-        if let Some(process) = &self.marketplace {
-            process.kill();
-        }
-        for service in [market::marketplace_id(), market::arbitrator_http_id()] {
-            self.network.leave(service);
-        }
-        let (log, violations) = self.checker.finish();
-        Outcome {
-            name: self.script.name.clone(),
-            seed: self.script.seed,
-            violations,
-            virtual_ms,
-            node_ms: virtual_ms * Machine::ALL.len() as u64,
-            faults: self.script.steps.len() as u64,
-            takeovers,
-            takeover_ms,
-            readings_owed: report.readings_owed,
-            readings_delivered: report.readings_delivered,
-            lost: report.lost,
-            doubled: report.duplicates,
-            counters_reused: report.downlink_counters_reused,
-            downlinks,
-            datagrams: self.links.sent(),
-            looks,
-            writes,
-            log,
-            elapsed_us: 0,
-        }
     }
 }
 
