@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -30,6 +30,20 @@ impl Fault {
             Self::CrashBefore | Self::CrashAfter => true,
             Self::Refuse | Self::Doubt => false,
         }
+    }
+}
+
+/// A store behind fail points.
+#[derive(Debug)]
+pub struct Faulty<S: ?Sized> {
+    pub inner: Arc<S>,
+    pub points: Arc<FailPoints>,
+}
+
+impl<S: ?Sized> Faulty<S> {
+    #[must_use]
+    pub fn new(inner: Arc<S>) -> Self {
+        Self { inner, points: Arc::default() }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! # Layout
 //! - [`clock`] — wall time and boot time, injected
-//! - [`problem`] — RFC 9457 problem documents, the only form of an HTTP error; [`input`] — paths and query strings whose rejection is one
+//! - [`problem`] — RFC 9457 problem documents, the only form of an HTTP error; [`input`] — bodies, paths and query strings whose rejection is one
+//! - [`routes`] — what HTTP interfaces answer the same way, whatever their routes are
 //! - [`connections`] — HTTP connections of a server, bounded and drained
 //! - [`secret_key`] — where a configuration says the secret key is
 //! - [`telemetry`] — logging set-up of a process
@@ -18,6 +19,7 @@ pub mod fault;
 pub mod file;
 pub mod input;
 pub mod problem;
+pub mod routes;
 pub mod secret_key;
 #[doc(hidden)]
 pub mod small_disk;

@@ -10,7 +10,7 @@ use axum::http::HeaderMap;
 use axum::response::sse::{self, KeepAlive, Sse};
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use kit::input::Params;
+use kit::input::{Params, last_event};
 use kit::problem::{Problem, Refusal};
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -44,11 +44,7 @@ pub(super) async fn stream_events(
     Params(params): Params<EventParams>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, Refusal> {
-    let seen = match headers.get("last-event-id").map(|value| value.to_str().ok().and_then(|text| text.parse::<u64>().ok())) {
-        None => params.after,
-        Some(Some(seen)) => Some(seen),
-        Some(None) => return Err(Problem::invalid("Last-Event-ID", "not an event's number").into()),
-    };
+    let seen = last_event(&headers, params.after)?;
     let permit =
         Arc::clone(&app.streams).try_acquire_owned().map_err(|_| Problem::unavailable("too many event streams are open"))?;
     let changed = app.service.watch_events();

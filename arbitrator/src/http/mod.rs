@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use kit::problem::{Name, Problem};
+use kit::routes;
 use kit::work::Uninterrupted;
 use tokio::sync::{Semaphore, watch};
 use utoipa::OpenApi as _;
@@ -86,19 +86,13 @@ fn routes() -> OpenApiRouter<Arc<App>> {
 #[must_use]
 pub fn openapi() -> String {
     let (_, document) = routes().split_for_parts();
-    let mut text = serde_json::to_string_pretty(&document).unwrap_or_default(); // plain data always serialises
-    text.push('\n');
-    text
+    routes::document(&document)
 }
 
 /// The server as a service, without its connections.
 pub fn router(app: Arc<App>) -> Router {
     let (router, _) = routes().split_for_parts();
-    router
-        .fallback(|| async { Problem::not_found("no such path; /openapi.json lists them all") })
-        .method_not_allowed_fallback(|| async {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this path does not take this method")
-        })
+    routes::with_fallbacks(router, "no such path; /openapi.json lists them all")
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(from_fn_with_state(Arc::clone(&app), guard))
         .with_state(app)
@@ -108,10 +102,7 @@ pub fn router(app: Arc<App>) -> Router {
 async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let response = match app.in_flight.try_acquire() {
         Err(_) => Problem::unavailable("too many requests at a time").into_response(),
-        Ok(_place) => tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
-            let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "the request took too long");
-            problem.detail(format_args!("a request and its body have {} s", REQUEST_TIMEOUT.as_secs())).into_response()
-        }),
+        Ok(_place) => routes::within(REQUEST_TIMEOUT, next, request).await,
     };
     app.service.metrics.requests.inc();
     if let Some(name) = response.extensions().get::<Name>() {

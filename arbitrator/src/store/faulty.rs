@@ -1,7 +1,5 @@
 //! A store with fail points: dies, refuses or dawdles at the chosen durable write. For tests and simulation.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use contracts::custody::{Durable, MemberIndex};
 use contracts::envelope::{Envelope, Key};
@@ -10,7 +8,7 @@ use contracts::ids::{ContractId, DevEui, GroupId, NodeId, OwnerId, StatementId};
 use contracts::ledger::{Account, AccountId, Ledger, Transfer};
 use contracts::time::WallTime;
 use contracts::write_ahead::Reservation;
-use kit::fault::FailPoints;
+use kit::fault::Faulty;
 
 use super::{
     Changes, ContractFilter, ContractRow, Error, EventRow, EvidenceRow, GrantRow, NodeRow, Records, RecordsError, Result, Store,
@@ -18,18 +16,7 @@ use super::{
 };
 
 /// `inner` behind fail points. Each [`Changes`], each batch of votes and each write of records is one durable write.
-#[derive(Debug)]
-pub struct FaultyStore {
-    inner: Arc<dyn Store>,
-    pub points: Arc<FailPoints>,
-}
-
-impl FaultyStore {
-    #[must_use]
-    pub fn new(inner: Arc<dyn Store>) -> Self {
-        Self { inner, points: Arc::default() }
-    }
-}
+pub type FaultyStore = Faulty<dyn Store>;
 
 /// What a caller hears of a full disk, and of a process that is dead.
 fn full() -> Error {

@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{self, KeepAlive, Sse};
 use futures_util::Stream;
 use futures_util::stream::unfold;
+use kit::input::last_event;
 use kit::problem::Problem;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, broadcast};
@@ -56,11 +57,7 @@ pub(super) async fn follow_events(
     Params(params): Params<EventParams>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, Problem> {
-    let seen = match headers.get("last-event-id").map(|value| value.to_str().ok().and_then(|text| text.parse::<u64>().ok())) {
-        None => params.after.unwrap_or(0),
-        Some(Some(seen)) => seen,
-        Some(None) => return Err(Problem::invalid("Last-Event-ID", "not an event's number")),
-    };
+    let seen = last_event(&headers, params.after)?.unwrap_or(0);
     let place =
         Arc::clone(&app.streams).try_acquire_owned().map_err(|_| Problem::unavailable("too many event streams are open"))?;
     let follower = Follower::new(app.core().timeline.clone(), seen, place)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use engine::ContainerState;
 use kit::problem::Problem;
@@ -171,16 +171,6 @@ pub(super) struct Requests(Family<RequestLabels, Counter>);
 impl Requests {
     pub(super) fn count(&self, method: &'static str, status: StatusCode) {
         self.0.get_or_create(&RequestLabels { method, status: status.as_u16() }).inc();
-    }
-}
-
-/// The method as a metric label: callers cannot invent labels.
-pub(super) fn known_method(method: &Method) -> &'static str {
-    match method.as_str() {
-        "GET" => "GET",
-        "HEAD" => "HEAD",
-        "POST" => "POST",
-        _ => "other",
     }
 }
 

@@ -19,6 +19,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use kit::problem::Problem;
+use kit::routes;
 use peering::custody::CustodyHandle;
 use tokio::sync::Semaphore;
 use utoipa::{OpenApi as _, ToSchema};
@@ -143,9 +144,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
 #[must_use]
 pub fn openapi() -> String {
     let (_, document) = routes().split_for_parts();
-    let mut text = serde_json::to_string_pretty(&document).unwrap_or_default(); // plain data always serialises
-    text.push('\n');
-    text
+    routes::document(&document)
 }
 
 /// This document.
@@ -177,11 +176,7 @@ fn build(context: Context, agent: Option<AgentHandle>) -> Router {
         reports,
     });
     let (router, _) = routes().split_for_parts();
-    router
-        .fallback(|| async { Problem::not_found("no such path in the operator API; /openapi.json lists them all") })
-        .method_not_allowed_fallback(|| async {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this path does not take this method")
-        })
+    routes::with_fallbacks(router, "no such path in the operator API; /openapi.json lists them all")
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(from_fn_with_state(Arc::clone(&app), guard))
         .with_state(app)
@@ -189,13 +184,10 @@ fn build(context: Context, agent: Option<AgentHandle>) -> Router {
 
 /// Refuses other hosts' names, limits time, counts.
 async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let method = metrics::known_method(request.method());
+    let method = routes::known_method(request.method());
     let response = if names_this_machine(&request) {
         let limit = if request.method() == axum::http::Method::POST { IMPORT_TIMEOUT } else { REQUEST_TIMEOUT };
-        tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
-            let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "the request took too long");
-            problem.detail(format_args!("it has {} s", limit.as_secs())).into_response()
-        })
+        routes::within(limit, next, request).await
     } else {
         Problem::forbidden("the operator API answers only on loopback, by address or as localhost").field("Host").into_response()
     };

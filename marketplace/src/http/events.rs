@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 use axum::response::sse::{self, KeepAlive, Sse};
 use contracts::ids::NodeId;
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use kit::input::Params;
+use kit::input::{Params, last_event};
 use kit::problem::{Problem, Refusal};
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -45,19 +45,12 @@ pub(super) async fn stream_events(
     Params(params): Params<EventParams>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, Refusal> {
-    let last_seen = match headers.get("last-event-id").map(|value| value.to_str().ok().and_then(|text| text.parse::<u64>().ok()))
-    {
-        None => params.after,
-        Some(Some(seen)) => Some(seen),
-        Some(None) => return Err(Problem::invalid("Last-Event-ID", "not an event's number").into()),
-    };
+    let last_seen = last_event(&headers, params.after)?;
     if last_seen.is_some_and(|seen| i64::try_from(seen).is_err()) {
         return Err(Problem::invalid("after", "not an event's number").into());
     }
-    let permit = Arc::clone(&app.streams).try_acquire_owned().map_err(|_| {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "this cannot be done right now")
-            .detail("too many event streams are open")
-    })?;
+    let permit =
+        Arc::clone(&app.streams).try_acquire_owned().map_err(|_| Problem::unavailable("too many event streams are open"))?;
     let changed = app.service.watch_events(); // before the start is read: nothing falls between
     let after = app.service.resume_events(last_seen).await?;
     app.service.metrics.event_streams.inc();

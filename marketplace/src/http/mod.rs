@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use kit::problem::{Name, Problem};
+use kit::routes;
 use kit::work::Uninterrupted;
 use tokio::sync::{Semaphore, watch};
 use utoipa::OpenApi as _;
@@ -98,19 +99,13 @@ fn routes() -> OpenApiRouter<Arc<App>> {
 #[must_use]
 pub fn openapi() -> String {
     let (_, document) = routes().split_for_parts();
-    let mut text = serde_json::to_string_pretty(&document).unwrap_or_default(); // plain data always serialises
-    text.push('\n');
-    text
+    routes::document(&document)
 }
 
 /// The server as a service, without its connections.
 pub fn router(app: Arc<App>) -> Router {
     let (router, _) = routes().split_for_parts();
-    router
-        .fallback(|| async { Problem::not_found("no such path; /openapi.json lists them all") })
-        .method_not_allowed_fallback(|| async {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this path does not take this method")
-        })
+    routes::with_fallbacks(router, "no such path; /openapi.json lists them all")
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(from_fn_with_state(Arc::clone(&app), guard))
         .with_state(app)
@@ -118,7 +113,7 @@ pub fn router(app: Arc<App>) -> Router {
 
 /// Limits rate and time, counts.
 async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let method = known_method(&request);
+    let method = routes::known_method(request.method());
     let client = request.extensions().get::<ConnectInfo<std::net::SocketAddr>>().map(|info| info.0.ip());
     let taken = app.buckets.lock().unwrap_or_else(PoisonError::into_inner).take(client, app.service.clock().boot());
     let response = match taken {
@@ -128,25 +123,11 @@ async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.0.div_ceil(1_000)));
             response
         }
-        Ok(()) => tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
-            let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "the request took too long");
-            problem.detail(format_args!("a request and its body have {} s", REQUEST_TIMEOUT.as_secs())).into_response()
-        }),
+        Ok(()) => routes::within(REQUEST_TIMEOUT, next, request).await,
     };
     app.service.metrics.requests.get_or_create(&RequestLabels { method, status: response.status().as_u16() }).inc();
     if let Some(problem) = response.extensions().get::<Name>() {
         app.service.metrics.problems.get_or_create(&NameLabel { name: problem.0.clone() }).inc();
     }
     response
-}
-
-/// The method as a metric label: callers cannot invent labels.
-fn known_method(request: &Request) -> &'static str {
-    match request.method().as_str() {
-        "GET" => "GET",
-        "HEAD" => "HEAD",
-        "PUT" => "PUT",
-        "POST" => "POST",
-        _ => "other",
-    }
 }

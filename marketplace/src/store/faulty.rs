@@ -1,30 +1,17 @@
 //! A store with fail points: dies, refuses or dawdles at the chosen durable write. For tests and simulation.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use contracts::envelope::Envelope;
 use contracts::ids::{ContractId, NodeId, OwnerId, StatementId};
 use contracts::time::WallTime;
-use kit::fault::FailPoints;
+use kit::fault::Faulty;
 
 use super::{Counts, Error, ListingFilter, MatchFilter, NodeFilter, Rows, Store, Window};
 use crate::book::Book;
 use crate::resource::{Event, Listing, Match, Node, Round, Totals};
 
 /// `inner` behind fail points; each verb that changes something is one durable write.
-#[derive(Debug)]
-pub struct FaultyStore {
-    inner: Arc<dyn Store>,
-    pub points: Arc<FailPoints>,
-}
-
-impl FaultyStore {
-    #[must_use]
-    pub fn new(inner: Arc<dyn Store>) -> Self {
-        Self { inner, points: Arc::default() }
-    }
-}
+pub type FaultyStore = Faulty<dyn Store>;
 
 /// What a caller hears of a full disk, and of a process that is dead.
 fn full() -> Error {
