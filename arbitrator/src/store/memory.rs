@@ -7,11 +7,10 @@ use async_trait::async_trait;
 use contracts::custody::{Durable, MemberIndex};
 use contracts::envelope::{Envelope, Key};
 use contracts::evidence::Input;
-use contracts::ids::SessionId;
 use contracts::ids::{ContractId, DevEui, Epoch, GroupId, NodeId, OwnerId, StatementId};
 use contracts::ledger::{Account, AccountId, Holder, Ledger, Transfer};
 use contracts::time::WallTime;
-use contracts::write_ahead::{Bound, JOINS, Reservation, SESSIONS_MAX};
+use contracts::write_ahead::{Reservation, Reserved};
 
 use super::{
     Changes, ContractChange, ContractFilter, ContractRow, Error, EventRow, EvidenceRow, GrantRow, NodeRow, Records, RecordsError,
@@ -37,7 +36,7 @@ struct State {
 
 #[derive(Debug, Clone, Default)]
 struct Kept {
-    bounds: BTreeMap<(DevEui, SessionId), u32>,
+    bounds: Reserved,
     sealed: BTreeMap<DevEui, SealedRow>,
 }
 
@@ -285,18 +284,7 @@ impl Store for Memory {
             return Err(RecordsError::NotTheHolder { voted_epoch: voted.voted_epoch });
         }
         let mut kept = state.records.get(&group).cloned().unwrap_or_default();
-        for joins in reservation.bounds.iter().filter(|bound| bound.session == JOINS) {
-            // A newer join ends the device's other sessions.
-            if kept.bounds.get(&(joins.device, JOINS)).is_none_or(|known| *known < joins.upto) {
-                // A reservation of the new one may have come before.
-                let named = |session| reservation.bounds.iter().any(|b| b.device == joins.device && b.session == session);
-                kept.bounds.retain(|(device, session), _| *device != joins.device || named(*session));
-            }
-        }
-        for Bound { device, session, upto } in &reservation.bounds {
-            let known = kept.bounds.entry((*device, *session)).or_default();
-            *known = (*known).max(*upto);
-        }
+        let has_room = kept.bounds.raise_all(&reservation.bounds);
         for (device, blob) in sealed {
             let (epoch, seq) = (reservation.epoch, reservation.seq);
             if kept.sealed.get(device).is_none_or(|known| (known.epoch, known.seq) < (epoch, seq)) {
@@ -304,7 +292,7 @@ impl Store for Memory {
             }
         }
         let bytes: usize = kept.sealed.values().map(|row| row.blob.len()).sum();
-        if kept.bounds.len() > SESSIONS_MAX || bytes > SEALED_BYTES_MAX {
+        if !has_room || bytes > SEALED_BYTES_MAX {
             return Err(RecordsError::Full);
         }
         state.records.insert(group, kept);
@@ -313,7 +301,6 @@ impl Store for Memory {
 
     async fn records(&self, group: GroupId) -> Result<Records> {
         let kept = self.state().records.get(&group).cloned().unwrap_or_default();
-        let bounds = kept.bounds.into_iter().map(|((device, session), upto)| Bound { device, session, upto }).collect();
-        Ok(Records { bounds, sealed: kept.sealed.into_values().collect() })
+        Ok(Records { bounds: kept.bounds.bounds().collect(), sealed: kept.sealed.into_values().collect() })
     }
 }

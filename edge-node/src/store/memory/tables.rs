@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use contracts::envelope::Envelope;
-use contracts::ids::{ContractId, DevEui, Epoch, EventId, GroupId, NodeId, SessionId};
+use contracts::ids::{ContractId, DevEui, Epoch, EventId, GroupId, NodeId};
 use contracts::node_record::NodeRecord;
 use contracts::time::WallTime;
-use contracts::write_ahead::{Bound, JOINS, Reserved};
+use contracts::write_ahead::{Bound, Reserved};
 
 use super::accounts::Accounts;
 use super::log::Log;
@@ -23,7 +23,7 @@ pub(super) struct Tables {
     pub(super) agreements: BTreeMap<ContractId, AgreementRow>,
     /// With the epoch of the record.
     pub(super) records: BTreeMap<NodeId, (u64, Envelope)>,
-    pub(super) reserved: BTreeMap<GroupId, BTreeMap<(DevEui, SessionId), u32>>,
+    pub(super) reserved: BTreeMap<GroupId, Reserved>,
     pub(super) tenant_state: BTreeMap<GroupId, BTreeMap<String, Vec<u8>>>,
 }
 
@@ -82,28 +82,11 @@ impl Tables {
     }
 
     pub(super) fn raise_reserved(&mut self, group: GroupId, bounds: &[Bound]) {
-        let known = self.reserved.entry(group).or_default();
-        for joins in bounds.iter().filter(|bound| bound.session == JOINS) {
-            // A newer join ends the device's other sessions.
-            if known.get(&(joins.device, JOINS)).is_none_or(|newest| *newest < joins.upto) {
-                // A reservation of the new one may have come before.
-                let named = |session| bounds.iter().any(|bound| bound.device == joins.device && bound.session == session);
-                known.retain(|(device, session), _| *device != joins.device || named(*session));
-            }
-        }
-        for bound in bounds {
-            let upto = known.entry((bound.device, bound.session)).or_default();
-            *upto = bound.upto.max(*upto);
-        }
+        self.reserved.entry(group).or_default().raise_all(bounds);
     }
 
     pub(super) fn list_reserved(&self, group: GroupId) -> Reserved {
-        let known = self.reserved.get(&group).into_iter().flatten();
-        let bounds: Vec<_> =
-            known.map(|((device, session), upto)| Bound { device: *device, session: *session, upto: *upto }).collect();
-        let mut reserved = Reserved::default();
-        reserved.raise_all(&bounds);
-        reserved
+        self.reserved.get(&group).cloned().unwrap_or_default()
     }
 
     pub(super) fn put_tenant_value(&mut self, group: GroupId, key: &str, value: &[u8], keys_max: u32) -> bool {
