@@ -18,6 +18,8 @@ pub enum Error {
     Store(#[from] crate::store::Error),
     #[error("the bridge")]
     Bridge(#[from] lora_bridge::server::Error),
+    #[error("its form")]
+    Form(#[from] serde_json::Error),
 }
 
 /// Gives the bridge what an earlier process stored, and stores what it makes of that: before anything is sent, so that lives that end at once
@@ -39,7 +41,7 @@ pub async fn restore(store: &Store, bridge: &BridgeHandle) -> Result<(), Error> 
 }
 
 async fn keep(store: &Store, spent: &AirTime) -> Result<(), Error> {
-    let bytes = serde_json::to_vec(spent).unwrap_or_default();
+    let bytes = serde_json::to_vec(spent)?;
     store.put_tenant_value(NOBODY, KEY, &bytes, u32::MAX).await?;
     Ok(())
 }
