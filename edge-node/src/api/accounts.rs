@@ -73,7 +73,8 @@ pub struct AccountsView {
     pub coverage: Vec<DeviceCoverage>,
 }
 
-/// Accounts that are kept here, this node's own and those of its insurer, and the coverage of each device.
+/// Accounts that are kept here, this node's own and those of its insurer, and the coverage of each device: proven, of the past, frame by
+/// frame, by what the insurer signed. Whether it would hear a device now, by its own word, is at `/v1/insurance/coverage`.
 #[utoipa::path(get, path = "/v1/accounts/{id}", tag = "node", params(("id" = String, Path, description = "`group_…`"), AccountsQuery), responses(
     (status = 200, body = AccountsView),
     (status = "4XX", body = ProblemSchema, content_type = "application/problem+json")
@@ -113,10 +114,10 @@ async fn frames(app: &App, group: GroupId, since: WallTime) -> Result<Vec<(DevEu
     let until = app.core().clock.wall() - SETTLE;
     let (mut frames, mut after) = (Vec::new(), 0);
     while frames.len() < FRAMES_MAX {
-        let page = app.core().store.list_delivered(group, after, FRAMES_PAGE).await?;
+        let page = app.core().store.list_delivered_since(group, since, after, FRAMES_PAGE).await?;
         let Some(last) = page.last() else { break };
         after = last.seq;
-        let ripe = page.iter().map(|stored| &stored.uplink).filter(|it| it.heard_at >= since && it.heard_at <= until);
+        let ripe = page.iter().map(|stored| &stored.uplink).filter(|it| it.heard_at <= until);
         frames.extend(ripe.map(|uplink| (uplink.device, uplink.event, uplink.heard().frame)));
     }
     Ok(frames)

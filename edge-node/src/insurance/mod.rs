@@ -270,6 +270,9 @@ pub(crate) async fn begin_serving(
     Ok(())
 }
 
+/// Uplinks by name that are read and told to the bridge at a time.
+const MARKS_PAGE: u32 = 8_192;
+
 /// Puts the bridge's memory of a group in line with the disk after a restart.
 pub(crate) async fn restore(parts: &Parts, group: GroupId, registration: &tenant::Registration) -> Result<(), Error> {
     parts.bridge.register(group, tenants::http::sessions(registration)).await?;
@@ -277,14 +280,27 @@ pub(crate) async fn restore(parts: &Parts, group: GroupId, registration: &tenant
     let known = parts.core.store.list_reserved(group).await?;
     records::restore(parts, group, &known).await?;
     restore_downlinks(parts, group).await?;
-    let (served, settled) = parts.core.store.list_marks(group).await?;
     // Before the marks: they may be of the life that a record began.
     let lives = known.bounds().filter(|b| is_session(b.session)).map(|b| (b.device, b.session)).collect();
     parts.bridge.written_ahead(lives).await?;
-    parts.bridge.peer_progress(served, settled).await?;
+    restore_marks(parts, group).await?;
     parts.bridge.counters_from(of_sessions(parts, group, &known), CounterSource::Reservation).await?;
     parts.reserved.merge(group, &known);
     Ok(())
+}
+
+/// Which uplinks are served and settled, page by page: the log may hold a year of them.
+async fn restore_marks(parts: &Parts, group: GroupId) -> Result<(), Error> {
+    let pruned = parts.core.store.list_pruned(group).await?;
+    parts.bridge.peer_progress(pruned.clone(), pruned).await?;
+    let mut after = 0;
+    loop {
+        let page = parts.core.store.list_marks(group, after, MARKS_PAGE).await?;
+        let Some((last, _, _)) = page.last() else { return Ok(()) };
+        after = *last;
+        let settled = page.iter().filter(|(_, _, settled)| *settled).map(|(_, mark, _)| *mark).collect();
+        parts.bridge.peer_progress(page.iter().map(|(_, mark, _)| *mark).collect(), settled).await?;
+    }
 }
 
 /// What was owed at least once when this process last ended.

@@ -175,13 +175,16 @@ pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
     async fn list_kept(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>>;
     /// Uplinks for the tenant of `group`, decoded or not, behind the cursor, in order; settled ones until they are pruned.
     async fn list_delivered(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>>;
+    /// Those of them that were heard at `since` or later.
+    async fn list_delivered_since(&self, group: GroupId, since: WallTime, after: u64, limit: u32) -> Result<Vec<StoredUplink>>;
     /// All deliverable uplinks of a group that the customer's cloud has not acknowledged, with their reading if there is one, in order.
     async fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(StoredUplink, Option<String>)>>;
     /// Readings that are not settled, in the order in which they were published, each with its cursor.
     async fn list_unsettled(&self, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>>;
-    /// Every deliverable uplink of a group that is on disk, and those of them that are settled, by name, in order; before them, by device and
-    /// session, the highest of each session that was pruned.
-    async fn list_marks(&self, group: GroupId) -> Result<(Vec<Mark>, Vec<Mark>)>;
+    /// Deliverable uplinks of a group by name, behind the cursor, in order, each with its cursor and whether it is settled.
+    async fn list_marks(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Mark, bool)>>;
+    /// The highest counter of each session of a group that was pruned, by device and session.
+    async fn list_pruned(&self, group: GroupId) -> Result<Vec<Mark>>;
     /// The highest place in the log that holds something for the customer's cloud that is not settled; 0 if all is.
     async fn last_open(&self, group: GroupId) -> Result<u64>;
     /// Whether anything for the customer's cloud is not settled up to a place in the log.

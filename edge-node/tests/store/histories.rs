@@ -99,7 +99,9 @@ pub async fn read_all(store: &Store) -> Vec<String> {
         }
     }
     for of in [group(1), group(2)] {
-        all.push(format!("marks {of} {:?}", store.list_marks(of).await));
+        all.push(format!("marks {of} {:?} {:?}", store.list_marks(of, 0, 100).await, store.list_marks(of, 1, 2).await));
+        all.push(format!("pruned {of} {:?}", store.list_pruned(of).await));
+        all.push(format!("delivered since {of} {:?}", store.list_delivered_since(of, WallTime(1_002), 1, 3).await));
         all.push(format!("last open {of} {:?}", store.last_open(of).await));
         all.push(format!("reserved {of} {:?}", store.list_reserved(of).await));
         let every_name = (1..=3).flat_map(|device| (0..4).map(move |f_cnt| name(1, device, f_cnt).event())).collect::<Vec<_>>();

@@ -250,9 +250,14 @@ impl Log {
         page(rows.map(|(seq, row)| StoredUplink { seq, uplink: row.body.clone() }), limit).collect()
     }
 
-    pub(super) fn list_delivered(&self, group: GroupId, after: u64, limit: u32) -> Vec<StoredUplink> {
-        let rows = self.rows.range((Excluded(after), Unbounded)).filter(|(_, row)| row.group == group && row.deliver);
-        page(rows.map(|(seq, row)| StoredUplink { seq: *seq, uplink: row.body.clone() }), limit).collect()
+    pub(super) fn list_delivered(&self, group: GroupId, since: WallTime, after: u64, limit: u32) -> Vec<StoredUplink> {
+        let rows = self.delivered(group, after).filter(|(_, row)| row.heard_at >= since);
+        page(rows.map(|(seq, row)| StoredUplink { seq, uplink: row.body.clone() }), limit).collect()
+    }
+
+    fn delivered(&self, group: GroupId, after: u64) -> impl Iterator<Item = (u64, &Row)> {
+        let rows = self.rows.range((Excluded(after), Unbounded)).filter(move |(_, row)| row.group == group && row.deliver);
+        rows.map(|(seq, row)| (*seq, row))
     }
 
     pub(super) fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Vec<(StoredUplink, Option<String>)> {
@@ -266,13 +271,13 @@ impl Log {
         page(rows, limit).map(|(place, row)| Ok((place, row.reading()?))).collect()
     }
 
-    pub(super) fn list_marks(&self, group: GroupId) -> (Vec<Mark>, Vec<Mark>) {
+    pub(super) fn list_marks(&self, group: GroupId, after: u64, limit: u32) -> Vec<(u64, Mark, bool)> {
+        page(self.delivered(group, after).map(|(seq, row)| (seq, row.mark(), row.settled)), limit).collect()
+    }
+
+    pub(super) fn list_pruned(&self, group: GroupId) -> Vec<Mark> {
         let of_group = self.pruned.iter().filter(|((of, _, _), _)| *of == group);
-        let pruned: Vec<Mark> =
-            of_group.map(|((_, device, session), f_cnt)| Mark { device: *device, session: *session, f_cnt: *f_cnt }).collect();
-        let served: Vec<&Row> = self.rows.values().filter(|row| row.group == group && row.deliver).collect();
-        let settled = pruned.iter().copied().chain(served.iter().filter(|row| row.settled).map(|row| row.mark())).collect();
-        (pruned.into_iter().chain(served.into_iter().map(Row::mark)).collect(), settled)
+        of_group.map(|((_, device, session), f_cnt)| Mark { device: *device, session: *session, f_cnt: *f_cnt }).collect()
     }
 
     pub(super) fn last_open(&self, group: GroupId) -> u64 {

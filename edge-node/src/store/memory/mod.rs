@@ -228,7 +228,11 @@ impl Backend for Memory {
     }
 
     async fn list_delivered(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
-        self.read(|tables| tables.log.list_delivered(group, after, limit)).await
+        self.read(|tables| tables.log.list_delivered(group, WallTime(0), after, limit)).await
+    }
+
+    async fn list_delivered_since(&self, group: GroupId, since: WallTime, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
+        self.read(|tables| tables.log.list_delivered(group, since, after, limit)).await
     }
 
     async fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(StoredUplink, Option<String>)>> {
@@ -239,8 +243,12 @@ impl Backend for Memory {
         self.read(|tables| tables.log.list_unsettled(after, limit)).await?
     }
 
-    async fn list_marks(&self, group: GroupId) -> Result<(Vec<Mark>, Vec<Mark>)> {
-        self.read(|tables| tables.log.list_marks(group)).await
+    async fn list_marks(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Mark, bool)>> {
+        self.read(|tables| tables.log.list_marks(group, after, limit)).await
+    }
+
+    async fn list_pruned(&self, group: GroupId) -> Result<Vec<Mark>> {
+        self.read(|tables| tables.log.list_pruned(group)).await
     }
 
     async fn last_open(&self, group: GroupId) -> Result<u64> {

@@ -5,38 +5,34 @@ use contracts::envelope::Envelope;
 use contracts::ids::{EventId, GroupId, NodeId, StatementId};
 use contracts::time::WallTime;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row as _, SqliteConnection};
-use uuid::Uuid;
+use sqlx::{QueryBuilder, Row as _, Sqlite as Sqlite3, SqliteConnection};
 
-use super::{AccountRow, Error, Result, Sqlite, Unaccounted, bytes, signed, unsigned};
+use super::uplinks::{delete_kept, push_events};
+use super::{AccountRow, Error, Result, Sqlite, Unaccounted, bytes, chunks, event, signed, unsigned};
 use crate::readings::{StoredUplink, Uplink};
 
 const HEARD: &str = "heard";
 const ACCOUNT: &str = "account";
 const RECEIPT: &str = "receipt";
 
-/// It is on this disk: heard for the first time, or again after its copy went.
-pub(super) async fn hear(connection: &mut SqliteConnection, uplink: &Uplink) -> Result<()> {
-    let heard = uplink.heard();
-    sqlx::query(
-        "INSERT INTO heard (event_id, group_id, record, heard_at) VALUES (?, ?, ?, ?)
-         ON CONFLICT (event_id) DO UPDATE SET dropped = 0, received = 0",
-    )
-    .bind(uplink.event.as_uuid().as_bytes().as_slice())
-    .bind(uplink.group.as_bytes().as_slice())
-    .bind(heard.to_bytes().as_slice())
-    .bind(signed(heard.heard_at.0))
-    .execute(connection)
-    .await?;
+/// They are on this disk: heard for the first time, or again after their copies went.
+pub(super) async fn hear(connection: &mut SqliteConnection, uplinks: &[Uplink]) -> Result<()> {
+    let mut query = QueryBuilder::<Sqlite3>::new("INSERT INTO heard (event_id, group_id, record, heard_at) ");
+    query.push_values(uplinks, |mut row, uplink| {
+        let heard = uplink.heard();
+        row.push_bind(uplink.event.as_uuid().as_bytes().as_slice()).push_bind(uplink.group.as_bytes().as_slice());
+        row.push_bind(heard.to_bytes().to_vec()).push_bind(signed(heard.heard_at.0));
+    });
+    query.push(" ON CONFLICT (event_id) DO UPDATE SET dropped = 0, received = 0");
+    query.build().execute(connection).await?;
     Ok(())
 }
 
-/// The buffered copy went.
-pub(super) async fn give_up(connection: &mut SqliteConnection, event: EventId) -> Result<()> {
-    sqlx::query("UPDATE heard SET dropped = 1 WHERE event_id = ? AND received = 0 AND dropped = 0")
-        .bind(event.as_uuid().as_bytes().as_slice())
-        .execute(connection)
-        .await?;
+/// Their buffered copies went.
+pub(super) async fn give_up(connection: &mut SqliteConnection, events: &[EventId]) -> Result<()> {
+    let mut query = QueryBuilder::<Sqlite3>::new("UPDATE heard SET dropped = 1 WHERE received = 0 AND dropped = 0 AND ");
+    push_events(&mut query, events.iter().copied());
+    query.build().execute(connection).await?;
     Ok(())
 }
 
@@ -91,10 +87,11 @@ pub(super) async fn put_receipt(
         .bind(text(RECEIPT, receipt)?)
         .execute(&mut *transaction)
         .await?;
-    for event in events {
-        let event = event.as_uuid().as_bytes().as_slice();
-        sqlx::query("UPDATE heard SET received = 1 WHERE event_id = ?").bind(event).execute(&mut *transaction).await?;
-        sqlx::query("DELETE FROM uplink WHERE event_id = ? AND deliver = 0").bind(event).execute(&mut *transaction).await?;
+    for events in chunks(events) {
+        let mut query = QueryBuilder::<Sqlite3>::new("UPDATE heard SET received = 1 WHERE ");
+        push_events(&mut query, events.iter().copied());
+        query.build().execute(&mut *transaction).await?;
+        delete_kept(&mut transaction, events).await?;
     }
     transaction.commit().await?;
     Ok(())
@@ -123,28 +120,25 @@ pub(super) async fn list_unaccounted(store: &Sqlite, group: GroupId, limit: u32)
             .bind(limit)
             .fetch_all(&store.reader)
             .await?;
-    let event = |column| -> Result<EventId> { Ok(EventId::from_uuid(Uuid::from_bytes(bytes(HEARD, column)?))) };
     Ok(Unaccounted {
         heard: rows.iter().map(heard).collect::<Result<_>>()?,
-        dropped: dropped.into_iter().map(event).collect::<Result<_>>()?,
+        dropped: dropped.into_iter().map(|column| event(HEARD, column)).collect::<Result<_>>()?,
     })
 }
 
 pub(super) async fn put_own(store: &Sqlite, row: &AccountRow, said: &Unaccounted) -> Result<()> {
     let mut transaction = store.writer.begin().await?;
     insert(&mut transaction, row, false).await?;
-    for heard in &said.heard {
-        sqlx::query("UPDATE heard SET account = ? WHERE event_id = ?")
-            .bind(signed(row.number))
-            .bind(heard.event().as_uuid().as_bytes().as_slice())
-            .execute(&mut *transaction)
-            .await?;
+    for heard in chunks(&said.heard) {
+        let mut query = QueryBuilder::<Sqlite3>::new("UPDATE heard SET account = ");
+        query.push_bind(signed(row.number)).push(" WHERE ");
+        push_events(&mut query, heard.iter().map(Heard::event));
+        query.build().execute(&mut *transaction).await?;
     }
-    for event in &said.dropped {
-        sqlx::query("UPDATE heard SET dropped = 2 WHERE event_id = ? AND dropped = 1")
-            .bind(event.as_uuid().as_bytes().as_slice())
-            .execute(&mut *transaction)
-            .await?;
+    for events in chunks(&said.dropped) {
+        let mut query = QueryBuilder::<Sqlite3>::new("UPDATE heard SET dropped = 2 WHERE dropped = 1 AND ");
+        push_events(&mut query, events.iter().copied());
+        query.build().execute(&mut *transaction).await?;
     }
     transaction.commit().await?;
     Ok(())

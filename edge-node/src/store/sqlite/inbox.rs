@@ -1,12 +1,14 @@
 //! What a cloud node received: every reading once, by event id.
 
+use std::collections::BTreeSet;
+
 use contracts::ids::{DevEui, EventId, GroupId, NodeId};
 use contracts::time::WallTime;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row as _, Sqlite as Sqlite3, SqliteConnection};
 
-use super::uplinks::reading;
-use super::{Error, InboxBatch, Received, Result, Sqlite, bytes, chunks, signed, unsigned};
+use super::uplinks::{push_events, reading};
+use super::{Error, InboxBatch, Received, Result, Sqlite, bytes, chunks, event, signed, unsigned};
 use crate::readings::Reading;
 
 /// Writes whole batches in one transaction; returns for each how many of its readings were new.
@@ -80,19 +82,18 @@ fn received(row: &SqliteRow) -> Result<Received> {
 
 /// Those of `events` that are here, of that group, in the given order.
 pub(super) async fn find(store: &Sqlite, group: GroupId, events: &[EventId]) -> Result<Vec<EventId>> {
-    let mut found = Vec::new();
+    let mut here = BTreeSet::new();
     let mut connection = store.reader.acquire().await?;
-    for event in events {
-        let is_here: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM inbox WHERE event_id = ? AND group_id = ?)")
-            .bind(event.as_uuid().as_bytes().as_slice())
-            .bind(group.as_bytes().as_slice())
-            .fetch_one(&mut *connection)
-            .await?;
-        if is_here {
-            found.push(*event);
+    for events in chunks(events) {
+        let mut query = QueryBuilder::<Sqlite3>::new("SELECT event_id FROM inbox WHERE group_id = ");
+        query.push_bind(group.as_bytes().as_slice()).push(" AND ");
+        push_events(&mut query, events.iter().copied());
+        let rows: Vec<Vec<u8>> = query.build_query_scalar().fetch_all(&mut *connection).await?;
+        for column in rows {
+            here.insert(event("inbox", column)?);
         }
     }
-    Ok(found)
+    Ok(events.iter().filter(|event| here.contains(event)).copied().collect())
 }
 
 /// How many readings were received so far. `seq` does not tell: a reading that comes again takes a number, too.

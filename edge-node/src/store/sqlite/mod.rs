@@ -21,6 +21,7 @@ use contracts::write_ahead::{Bound, Reserved};
 use lora_bridge::mac::session::Mark;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection as _, SqlitePool};
+use uuid::Uuid;
 
 use super::{AccountRow, AgreementRow, Backend, Change, Error, InboxBatch, Received, Result, Unaccounted, Waiting};
 use crate::readings::{Reading, StoredUplink};
@@ -120,6 +121,10 @@ impl Backend for Sqlite {
         uplinks::list_delivered(self, group, after, limit).await
     }
 
+    async fn list_delivered_since(&self, group: GroupId, since: WallTime, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
+        uplinks::list_delivered_since(self, group, since, after, limit).await
+    }
+
     async fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(StoredUplink, Option<String>)>> {
         uplinks::list_open(self, group, after, limit).await
     }
@@ -128,8 +133,12 @@ impl Backend for Sqlite {
         uplinks::list_unsettled(self, after, limit).await
     }
 
-    async fn list_marks(&self, group: GroupId) -> Result<(Vec<Mark>, Vec<Mark>)> {
-        uplinks::list_marks(self, group).await
+    async fn list_marks(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Mark, bool)>> {
+        uplinks::list_marks(self, group, after, limit).await
+    }
+
+    async fn list_pruned(&self, group: GroupId) -> Result<Vec<Mark>> {
+        uplinks::list_pruned(self, group).await
     }
 
     async fn last_open(&self, group: GroupId) -> Result<u64> {
@@ -262,6 +271,11 @@ fn chunks<T>(rows: &[T]) -> impl Iterator<Item = &[T]> {
         rest = others;
         Some(chunk)
     })
+}
+
+/// An event from a column.
+fn event(table: &'static str, column: Vec<u8>) -> Result<EventId> {
+    Ok(EventId::from_uuid(Uuid::from_bytes(bytes(table, column)?)))
 }
 
 /// An id of `N` bytes from a column.

@@ -7,9 +7,8 @@ use contracts::time::WallTime;
 use lora_bridge::mac::session::Mark;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row as _, Sqlite as Sqlite3, SqliteConnection};
-use uuid::Uuid;
 
-use super::{Change, Error, Result, Sqlite, Waiting, accounts, bytes, chunks, signed, unsigned};
+use super::{Change, Error, Result, Sqlite, Waiting, accounts, bytes, chunks, event, signed, unsigned};
 use crate::readings::{Kind, Name, Reading, StoredUplink, Uplink};
 
 const TABLE: &str = "uplink";
@@ -34,9 +33,9 @@ async fn write(connection: &mut SqliteConnection, change: &Change) -> Result<u64
             }
         }
         Change::Hear(uplinks) => {
-            for uplink in uplinks {
-                insert(connection, std::iter::once(uplink)).await?;
-                accounts::hear(connection, uplink).await?;
+            for uplinks in chunks(uplinks) {
+                insert(connection, uplinks.iter()).await?;
+                accounts::hear(connection, uplinks).await?;
             }
         }
         Change::Publish(group, readings) => {
@@ -46,13 +45,14 @@ async fn write(connection: &mut SqliteConnection, change: &Change) -> Result<u64
         }
         Change::Settle(names) => {
             for names in chunks(names) {
-                change_all(connection, "UPDATE uplink SET settled = 1 WHERE event_id IN (", names.iter().map(Name::event))
-                    .await?;
+                let mut query = QueryBuilder::new("UPDATE uplink SET settled = 1 WHERE ");
+                push_events(&mut query, names.iter().map(Name::event));
+                query.build().execute(&mut *connection).await?;
             }
         }
         Change::Forget(events) => {
-            for event in events {
-                forget(connection, *event).await?;
+            for events in chunks(events) {
+                forget(connection, events).await?;
             }
         }
         Change::Import(uplinks) => {
@@ -119,28 +119,29 @@ async fn publish<'a>(
     Ok(query.build().execute(connection).await?.rows_affected())
 }
 
-/// Changes the rows of these events.
-async fn change_all(connection: &mut SqliteConnection, what: &str, events: impl Iterator<Item = EventId>) -> Result<()> {
-    let mut query = QueryBuilder::<Sqlite3>::new(what);
+/// The condition that a row is of one of these events.
+pub(super) fn push_events(query: &mut QueryBuilder<Sqlite3>, events: impl Iterator<Item = EventId>) {
+    query.push("event_id IN (");
     let mut list = query.separated(", ");
     for event in events {
         list.push_bind(event.as_uuid().as_bytes().to_vec());
     }
     query.push(")");
-    query.build().execute(connection).await?;
-    Ok(())
 }
 
-/// Drops what is buffered of an event.
-async fn forget(connection: &mut SqliteConnection, event: EventId) -> Result<()> {
-    let done = sqlx::query("DELETE FROM uplink WHERE event_id = ? AND deliver = 0")
-        .bind(event.as_uuid().as_bytes().as_slice())
-        .execute(&mut *connection)
-        .await?;
-    if done.rows_affected() > 0 {
-        accounts::give_up(connection, event).await?;
-    }
-    Ok(())
+/// Drops what is buffered of events.
+async fn forget(connection: &mut SqliteConnection, events: &[EventId]) -> Result<()> {
+    let dropped = delete_kept(connection, events).await?;
+    if dropped.is_empty() { Ok(()) } else { accounts::give_up(connection, &dropped).await }
+}
+
+/// Drops what is buffered of events; of which there was something.
+pub(super) async fn delete_kept(connection: &mut SqliteConnection, events: &[EventId]) -> Result<Vec<EventId>> {
+    let mut query = QueryBuilder::new("DELETE FROM uplink WHERE deliver = 0 AND ");
+    push_events(&mut query, events.iter().copied());
+    query.push(" RETURNING event_id");
+    let dropped: Vec<Vec<u8>> = query.build_query_scalar().fetch_all(connection).await?;
+    dropped.into_iter().map(|column| event(TABLE, column)).collect()
 }
 
 /// What is buffered for a group, behind the cursor, in order.
@@ -203,6 +204,20 @@ pub(super) async fn list_delivered(store: &Sqlite, group: GroupId, after: u64, l
     rows.iter().map(stored).collect()
 }
 
+/// Those of them that were heard at `since` or later.
+pub(super) async fn list_delivered_since(
+    store: &Sqlite,
+    group: GroupId,
+    since: WallTime,
+    after: u64,
+    limit: u32,
+) -> Result<Vec<StoredUplink>> {
+    let query =
+        "SELECT seq, body FROM uplink WHERE group_id = ? AND heard_at >= ? AND seq > ? AND deliver = 1 ORDER BY seq LIMIT ?";
+    let query = sqlx::query(query).bind(group.as_bytes().as_slice()).bind(signed(since.0)).bind(signed(after)).bind(limit);
+    query.fetch_all(&store.reader).await?.iter().map(stored).collect()
+}
+
 /// All deliverable uplinks of a group that the customer's cloud has not acknowledged, with their reading if there is one, in order.
 pub(super) async fn list_open(
     store: &Sqlite,
@@ -252,7 +267,7 @@ pub(super) fn reading(table: &'static str, row: &SqliteRow) -> Result<Reading> {
     let decoded: &str = row.try_get("decoded")?;
     let kind: &str = row.try_get("kind")?;
     Ok(Reading {
-        event: EventId::from_uuid(Uuid::from_bytes(bytes(table, event)?)),
+        event: super::event(table, event)?,
         group: GroupId::from_bytes(bytes(table, row.try_get("group_id")?)?),
         device: DevEui::from_bytes(bytes(table, row.try_get("device")?)?),
         session: SessionId::from_bytes(bytes(table, row.try_get("session")?)?),
@@ -264,30 +279,25 @@ pub(super) fn reading(table: &'static str, row: &SqliteRow) -> Result<Reading> {
     })
 }
 
-/// Every uplink of a group that is on disk, and those that are settled, by name; before them the highest of each session that was pruned.
-pub(super) async fn list_marks(store: &Sqlite, group: GroupId) -> Result<(Vec<Mark>, Vec<Mark>)> {
-    let rows: Vec<(Vec<u8>, Vec<u8>, i64, bool)> = sqlx::query_as(
-        "SELECT device, session, f_cnt, settled FROM (
-                 SELECT 0 AS seq, device, session, f_cnt, 1 AS settled FROM pruned WHERE group_id = ?1
-                 UNION ALL SELECT seq, device, session, f_cnt, settled FROM uplink WHERE group_id = ?1 AND deliver = 1
-             ) ORDER BY seq, device, session",
-    )
-    .bind(group.as_bytes().as_slice())
-    .fetch_all(&store.reader)
-    .await?;
-    let (mut served, mut settled) = (Vec::with_capacity(rows.len()), Vec::new());
-    for (device, session, f_cnt, is_settled) in rows {
-        let mark = Mark {
-            device: DevEui::from_bytes(bytes(TABLE, device)?),
-            session: SessionId::from_bytes(bytes(TABLE, session)?),
-            f_cnt: unsigned(TABLE, f_cnt)?,
-        };
-        served.push(mark);
-        if is_settled {
-            settled.push(mark);
-        }
-    }
-    Ok((served, settled))
+/// Deliverable uplinks of a group by name, behind the cursor, in order, and whether they are settled.
+pub(super) async fn list_marks(store: &Sqlite, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Mark, bool)>> {
+    let query = "SELECT seq, device, session, f_cnt, settled FROM uplink WHERE group_id = ? AND seq > ? AND deliver = 1 ORDER BY seq LIMIT ?";
+    let rows = page(store, query, group, after, limit).await?;
+    rows.iter().map(|row| Ok((unsigned(TABLE, row.try_get("seq")?)?, mark(row)?, row.try_get("settled")?))).collect()
+}
+
+/// The highest counter of each session of a group that was pruned.
+pub(super) async fn list_pruned(store: &Sqlite, group: GroupId) -> Result<Vec<Mark>> {
+    let query = sqlx::query("SELECT device, session, f_cnt FROM pruned WHERE group_id = ? ORDER BY device, session");
+    query.bind(group.as_bytes().as_slice()).fetch_all(&store.reader).await?.iter().map(mark).collect()
+}
+
+fn mark(row: &SqliteRow) -> Result<Mark> {
+    Ok(Mark {
+        device: DevEui::from_bytes(bytes(TABLE, row.try_get("device")?)?),
+        session: SessionId::from_bytes(bytes(TABLE, row.try_get("session")?)?),
+        f_cnt: unsigned(TABLE, row.try_get("f_cnt")?)?,
+    })
 }
 
 /// The highest place in the log that holds something not yet settled; 0 if all is.
