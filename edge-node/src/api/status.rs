@@ -150,7 +150,8 @@ pub struct GroupCoverage {
     pub not_covered: u64,
 }
 
-/// Devices of each contract in force that the other party hears well enough to serve, as it told, and those that it does not.
+/// Devices of each contract in force that the other party hears well enough to serve, as it told, and those that it does not: what to expect of
+/// a takeover now. What it proved to have heard is at `/v1/accounts/{id}`.
 #[utoipa::path(get, path = "/v1/insurance/coverage", tag = "node", responses(
     (status = 200, body = Vec<GroupCoverage>),
     (status = "4XX", body = ProblemSchema, content_type = "application/problem+json"),
