@@ -99,14 +99,8 @@ impl World {
         }
     }
 
-    pub(super) fn finish(self, report: Option<Report>) -> Outcome {
-        for hardware in self.machines.values() {
-            for contradiction in hardware.votes.take_contradictions() {
-                self.checker.violate(format!("{} {contradiction}", hardware.machine.name()));
-            }
-        }
-        let statements = self.judge_statements();
-        let report = report.unwrap_or_default();
+    /// What the audit found that must not be.
+    fn judge_report(&self, report: &Report) {
         for (what, count) in [
             ("owed readings lost", report.lost),
             ("readings doubled", report.duplicates),
@@ -132,6 +126,17 @@ impl World {
         for listed in report.lost_readings.iter().take(5) {
             self.checker.log(format!("lost {listed:?}"));
         }
+    }
+
+    pub(super) fn finish(self, report: Option<Report>) -> Outcome {
+        for hardware in self.machines.values() {
+            for contradiction in hardware.votes.take_contradictions() {
+                self.checker.violate(format!("{} {contradiction}", hardware.machine.name()));
+            }
+        }
+        let statements = self.judge_statements();
+        let report = report.unwrap_or_default();
+        self.judge_report(&report);
         let takeovers = self.checker.gained().iter().filter(|(_, machine, _)| *machine == Machine::Patras).count() as u64;
         let (takeover_ms, virtual_ms) = (self.takeover_ms(), self.now_ms());
         let (downlinks, looks) = (self.checker.downlinks(), self.checker.looks());
