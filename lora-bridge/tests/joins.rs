@@ -69,6 +69,28 @@ fn a_join_is_written_ahead_answered_at_its_time_and_its_session_works() {
 }
 
 #[test]
+fn a_record_that_comes_when_rx1_is_over_is_answered_in_rx2_without_a_turn_in_vain() {
+    for delay in 4_800..5_100 {
+        let joiner = Joiner::new(1);
+        let mut rig = serving(std::slice::from_ref(&joiner));
+        let heard_at = rig.now;
+        let wanted = rig.hear(&joiner.request(1));
+        rig.now += delay;
+        let mut out = recorded(&mut rig, &wanted);
+        out.extend(rig.apply(Input::Tick));
+        while accepts(&out).is_empty() {
+            let due = rig.bridge.next_due().expect("an accept is owed").0;
+            assert!(due > rig.now, "{delay} ms after the request the bridge turns in vain");
+            rig.now = due;
+            out = rig.apply(Input::Tick);
+            out.extend(rig.apply(Input::Tick));
+        }
+        let is_rx1 = accepts(&out)[0].window == Window::Rx1;
+        assert!(rig.now < heard_at + if is_rx1 { 5_000 } else { 6_000 }, "{delay}");
+    }
+}
+
+#[test]
 fn late_frames_of_the_session_before_are_readings_and_are_not_answered() {
     let joiner = Joiner::new(1);
     let mut rig = serving(std::slice::from_ref(&joiner));

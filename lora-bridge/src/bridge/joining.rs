@@ -349,6 +349,11 @@ impl Bridge {
             }
             return false;
         };
+        if window == Window::Rx2 && !pending.is_on_air && !pending.rx2_only {
+            // RX1 is over: what is due from now on is RX2.
+            self.set_rx2_only(device);
+            return true;
+        }
         if pending.is_on_air || !pending.is_recorded || now.boot + EARLY_MAX < pending.window_at(&windows, window) {
             return true;
         }
