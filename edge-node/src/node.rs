@@ -29,8 +29,8 @@ use crate::insurance::{self, Parts, reserved::ReservedByGroup};
 use crate::lora::leases::Leases;
 use crate::lora::links::Links;
 use crate::lora::standby::Standby;
-use crate::orchestrator::Orchestrator;
 use crate::orchestrator::plan::Desired;
+use crate::orchestrator::{self, Orchestrator};
 use crate::readings::inbox::Inbox;
 use crate::readings::log::Log;
 use crate::readings::north::{self, Destination, Destinations};
@@ -199,7 +199,7 @@ fn record(config: &Config, identity: &Identity, bound: SocketAddr, clock: &Clock
     Ok(identity::write_record(&config.state_directory, &record, &owner, &identity.keypair)?)
 }
 
-async fn open_engine(config: &Config, needed: bool) -> Result<Option<Orchestrator>, Error> {
+async fn open_engine(config: &Config, needed: bool, clock: Clock) -> Result<Option<Orchestrator>, Error> {
     if !needed {
         return Ok(None);
     }
@@ -214,7 +214,7 @@ async fn open_engine(config: &Config, needed: bool) -> Result<Option<Orchestrato
         EngineKind::Auto => engine::select::Selection::Auto,
     };
     let selected = engine::select::select(wanted, &selection).await?;
-    Ok(Some(Orchestrator::start(selected.engine)))
+    Ok(Some(Orchestrator::start(selected.engine, clock)))
 }
 
 /// Everything up to the point where only serving is missing.
@@ -229,7 +229,7 @@ async fn start(config: Config, clock: Clock) -> Result<Node, Error> {
     let votes = Arc::new(FileVotes::open(&votes_path).map_err(file_error(&votes_path))?);
     let has_image = config.service.as_ref().is_some_and(|service| service.image.is_some());
     let runs_containers = has_image || policy.as_ref().is_some_and(|p| p.provider.is_some());
-    let orchestrator = open_engine(&config, runs_containers).await?;
+    let orchestrator = open_engine(&config, runs_containers, clock.clone()).await?;
     let addresses = AddressBook::new();
     let (transport, bound) = open_transport(&config, &identity, addresses.clone(), &clock).await?;
     let record = record(&config, &identity, bound, &clock)?;
@@ -436,7 +436,14 @@ async fn run_own_service(parts: &Parts, service: &OwnService) -> Result<TenantSo
     let begun = core.clock.boot_micros();
     let mut connected = socket.tenant.connected();
     let directory = socket.directory().to_owned();
-    orchestrator.deploy(service.group, &service.blueprint, directory, Desired::Running).await.map_err(insurance::Error::from)?;
+    match orchestrator.deploy(service.group, &service.blueprint, directory, Desired::Running).await {
+        // Containers that do not start now are tried again; what their devices send is logged meanwhile.
+        Err(orchestrator::Error::Engine(error)) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the containers are not started yet");
+            core.timeline.push(Event::Alarm { what: format!("the containers of {} do not start", service.group) });
+        }
+        deployed => deployed.map_err(insurance::Error::from)?,
+    }
     let (timeline, group, clock) = (core.timeline.clone(), service.group, core.clock.clone());
     kit::task::spawn(async move {
         if connected.changed().await.is_ok() {

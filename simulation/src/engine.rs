@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -66,9 +67,24 @@ struct Container {
     process: Process,
 }
 
+/// Whether containers of a machine end at once, and cannot be started; clones are the same one.
+#[derive(Debug, Clone, Default)]
+pub struct Breakage(Arc<AtomicBool>);
+
+impl Breakage {
+    pub fn set(&self, is_broken: bool) {
+        self.0.store(is_broken, Ordering::Relaxed);
+    }
+
+    fn is_broken(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The engine of one node process; its containers end with it.
 pub struct Simulated {
     street: Street,
+    breakage: Breakage,
     containers: Mutex<BTreeMap<ContainerName, Container>>,
     events: broadcast::Sender<Event>,
 }
@@ -81,8 +97,8 @@ impl fmt::Debug for Simulated {
 
 impl Simulated {
     #[must_use]
-    pub fn new(street: Street) -> Self {
-        Self { street, containers: Mutex::default(), events: broadcast::Sender::new(EVENTS_MAX) }
+    pub fn new(street: Street, breakage: Breakage) -> Self {
+        Self { street, breakage, containers: Mutex::default(), events: broadcast::Sender::new(EVENTS_MAX) }
     }
 
     fn containers(&self) -> MutexGuard<'_, BTreeMap<ContainerName, Container>> {
@@ -148,6 +164,9 @@ impl Engine for Simulated {
 
     async fn start(&self, name: &ContainerName) -> Result<(), Error> {
         tokio::time::sleep(START).await;
+        if self.breakage.is_broken() {
+            return Err(Error::Unavailable { kind: Kind::Embedded, missing: vec!["containers that run".to_owned()] });
+        }
         {
             let mut containers = self.containers();
             let container = containers.get_mut(name).ok_or_else(|| Error::UnknownContainer(name.clone()))?;
@@ -189,6 +208,11 @@ impl Engine for Simulated {
     }
 
     async fn list(&self) -> Result<Vec<ContainerStatus>, Error> {
+        let mut containers = self.containers();
+        for container in containers.values_mut().filter(|_| self.breakage.is_broken()) {
+            container.process.kill();
+            container.state = ContainerState::Exited { code: Some(1) };
+        }
         let status = |(name, container): (&ContainerName, &Container)| ContainerStatus {
             name: name.clone(),
             state: container.state,
@@ -196,7 +220,7 @@ impl Engine for Simulated {
             image: container.spec.image,
             labels: container.spec.labels.clone(),
         };
-        Ok(self.containers().iter().map(status).collect())
+        Ok(containers.iter().map(status).collect())
     }
 
     async fn stats(&self, _name: &ContainerName) -> Result<Stats, Error> {

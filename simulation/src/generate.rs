@@ -22,6 +22,10 @@ const MARKET_EVERY: u64 = 8;
 /// In one of so many scenarios most motes join over the air, again and again.
 const JOINING_EVERY: u64 = 6;
 
+/// In one of so many scenarios the gateway of an edge falls silent or its containers do not keep running, for long enough that it gives up.
+const DISABLED_EVERY: u64 = 15;
+const DISABLED_LENGTH_MS: u64 = 150_000;
+
 /// The scenario of a seed: the same in every version that does not change this function.
 #[must_use]
 pub fn scenario(seed: u64) -> Script {
@@ -67,8 +71,30 @@ pub fn scenario(seed: u64) -> Script {
         // An accept takes five seconds.
         script.length_ms = script.length_ms.max(20_000);
     }
+    if seed % DISABLED_EVERY == DISABLED_EVERY - 3 {
+        disable(&mut script);
+    }
     script.steps.sort_by_key(|step| step.at_ms);
     script
+}
+
+/// An edge loses what it serves with: its gateway or its containers.
+fn disable(script: &mut Script) {
+    let mut rng = ChaCha8Rng::seed_from_u64(!script.seed);
+    script.length_ms = script.length_ms.max(DISABLED_LENGTH_MS);
+    // Not too many transmissions: this is long.
+    script.uplinks_per_1000_s = script.uplinks_per_1000_s.min(2_000);
+    let machine = any(&mut rng, &[Machine::Rio, Machine::Rio, Machine::Patras]);
+    let from_ms = rng.random_range(0..60_000);
+    let (begins, ends) = match rng.random_bool(0.7) {
+        true => (Fault::Unplug(machine), Fault::PlugIn(machine)),
+        false => (Fault::BreakContainers(machine), Fault::MendContainers(machine)),
+    };
+    script.steps.push(Step { at_ms: from_ms, fault: begins });
+    if rng.random_bool(0.7) {
+        let at_ms = rng.random_range(from_ms + 20_000..=script.length_ms);
+        script.steps.push(Step { at_ms, fault: ends });
+    }
 }
 
 /// The contract comes of the market, whose marketplace is away for a while. Clocks are not set: listings and contracts have a term.

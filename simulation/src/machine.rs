@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::clock::MachineClock;
+use crate::engine::Breakage;
 use crate::script::{Crash, Written};
 use crate::votes::Votes;
 
@@ -179,6 +180,7 @@ pub struct Hardware {
     pub clock: MachineClock,
     pub disk: Disk,
     pub votes: Votes,
+    pub breakage: Breakage,
     /// Content by id; a directory in memory.
     pub content: tempfile::TempDir,
     /// The process that runs, if one does.
@@ -188,6 +190,8 @@ pub struct Hardware {
     pub lives: Vec<Life>,
     /// No process ever runs here again.
     pub is_destroyed: bool,
+    /// Its gateway is silent.
+    pub is_unplugged: bool,
     /// Nothing is owed of what it hears: contracts come and go.
     pub owes_nothing: bool,
 }
@@ -199,10 +203,11 @@ impl Hardware {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Its frames are owed from now on, unless its disk takes nothing.
+    /// Its frames are owed from now on, unless its disk takes nothing or its gateway is silent.
     pub fn begin_life(&mut self, now_ms: u64) {
         if !self.disk.is_full()
             && !self.is_destroyed
+            && !self.is_unplugged
             && !self.owes_nothing
             && self.lives.last().is_none_or(|(_, to)| to.is_some())
         {

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::clock::MachineClock;
-use crate::engine::{Simulated, Street};
+use crate::engine::{Breakage, Simulated, Street};
 use crate::machine::{Disk, Hardware, Machine};
 use crate::votes::Votes;
 use crate::world::World;
@@ -48,11 +48,13 @@ impl Hardware {
             clock: MachineClock::new(start, 0),
             votes: Votes::on(disk.clone()),
             disk,
+            breakage: Breakage::default(),
             content: content.expect("a directory for content"),
             process: None,
             running: Arc::default(),
             lives: Vec::new(),
             is_destroyed: false,
+            is_unplugged: false,
             owes_nothing: false,
         }
     }
@@ -65,6 +67,7 @@ pub(crate) const STATE: &str = "state";
 struct Parts {
     machine: Machine,
     hardware: (MachineClock, Disk, Votes, std::path::PathBuf),
+    breakage: Breakage,
     running: Arc<Mutex<Option<Arc<Running>>>>,
     world: crate::check::Checker,
     deal: parties::Deal,
@@ -119,6 +122,7 @@ impl World {
         let parts = Parts {
             machine,
             hardware: (hardware.clock.clone(), hardware.disk.clone(), hardware.votes.clone(), hardware.content.path().to_owned()),
+            breakage: hardware.breakage.clone(),
             running: Arc::clone(&hardware.running),
             world: self.checker.clone(),
             deal: self.deal.clone(),
@@ -280,7 +284,8 @@ async fn run_node(parts: Parts, socket: Option<udp::Socket>) -> Result<Running, 
         if parts.script.market { market::services(&transport, &parts.network) } else { edge_node::market::Services::default() };
     let street = Street::default();
     let is_edge = Machine::EDGES.contains(&machine);
-    let orchestrator = is_edge.then(|| Orchestrator::start(Arc::new(Simulated::new(street.clone()))));
+    let orchestrator =
+        is_edge.then(|| Orchestrator::start(Arc::new(Simulated::new(street.clone(), parts.breakage)), clock.clock()));
     let host = Host {
         config,
         clock: clock.clock(),

@@ -141,6 +141,12 @@ pub enum Fault {
     /// Writes of a machine fail.
     FillDisk(Machine),
     EmptyDisk(Machine),
+    /// The gateway of an edge is silent. Nothing of a machine without one.
+    Unplug(Machine),
+    PlugIn(Machine),
+    /// Containers of a machine end at the engine's next look, and cannot be started.
+    BreakContainers(Machine),
+    MendContainers(Machine),
     /// A machine's boot clock is wrong by so many percent, -10 to 10.
     Drift(Machine, i8),
     /// A machine's wall clock is set by so many milliseconds.

@@ -321,10 +321,28 @@ impl World {
                 }
             }
             Fault::EmptyDisk(machine) => self.empty_disk(*machine),
+            Fault::Unplug(machine) => self.set_gateway(*machine, false).await,
+            Fault::PlugIn(machine) => self.set_gateway(*machine, true).await,
+            Fault::BreakContainers(machine) => self.machines[machine].breakage.set(true),
+            Fault::MendContainers(machine) => self.machines[machine].breakage.set(false),
             Fault::Drift(machine, percent) => self.machines[machine].clock.set_drift(i64::from(*percent) * 10_000),
             Fault::SetClock(machine, ms) => self.machines[machine].clock.step_wall(*ms),
         }
         self.checker.look();
+    }
+
+    async fn set_gateway(&mut self, machine: Machine, is_plugged: bool) {
+        let Some(radio) = self.radio.as_ref().filter(|_| Machine::EDGES.contains(&machine)) else { return };
+        // A radio that has stopped is found by the end of the run.
+        let _stopped = radio.set_server(gateway_eui(machine), is_plugged.then(|| machine.gateway_address())).await;
+        let now_ms = self.now_ms();
+        let Some(hardware) = self.machines.get_mut(&machine) else { return };
+        hardware.is_unplugged = !is_plugged;
+        match (is_plugged, hardware.node_running()) {
+            (true, Some(_)) => hardware.begin_life(now_ms),
+            (true, None) => {}
+            (false, _) => hardware.end_life(now_ms),
+        }
     }
 
     /// The machine is gone for good, and what only its disk had.
@@ -413,9 +431,11 @@ impl World {
         self.links.set_usual(self.script.link);
         for machine in Machine::ALL {
             self.machines[&machine].disk.set_latency(Duration::ZERO);
+            self.machines[&machine].breakage.set(false);
             self.empty_disk(machine);
             self.thaw(machine);
             self.start_machine(machine).await;
+            self.set_gateway(machine, true).await;
         }
         self.open_marketplace();
         let bound = Duration::from_millis(RECOVERY_TTLS * self.script.ttl_ms);

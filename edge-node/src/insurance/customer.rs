@@ -57,10 +57,11 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         side_tasks.spawn(kit::task::belong(margins::run(parts.clone(), group, contract.provider.node, serves_taken)));
         let presence = presence::run(parts.custody.clone(), parts.core.timeline.clone(), group);
         side_tasks.spawn(kit::task::belong(presence));
-        side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), group, contract.provider.node)));
+        let (is_fit, is_fit_taken) = watch::channel(*parts.core.log.writable().borrow());
+        side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), group, contract.provider.node, is_fit)));
         restore(parts, group, &service.registration).await?;
         let is_served = serves.subscribe();
-        let guard = Guard { parts, agreement, members, serves, provider_holds: AtomicBool::new(false) };
+        let guard = Guard { parts, agreement, members, serves, is_fit: is_fit_taken, provider_holds: AtomicBool::new(false) };
         let mut memory = Memory {
             provider_held: matches!(agreement.state, State::TakenOver { .. } | State::HandingBack { .. }),
             ..Memory::default()
@@ -145,6 +146,8 @@ struct Guard<'a> {
     agreement: &'a Agreement,
     members: watch::Sender<Members>,
     serves: watch::Sender<bool>,
+    /// The self-check lets this node ask for custody.
+    is_fit: watch::Receiver<bool>,
     /// The provider answered as the holder since this node last held.
     provider_holds: AtomicBool,
 }
@@ -203,7 +206,7 @@ impl Guard<'_> {
                 changed = view.changed() => changed.map_err(|_| peering::custody::Error::UnknownGroup(group))?,
                 // An error means that the node ends.
                 Ok(()) = agreements.changed(), if memory.serving.is_some() => {}
-                () = returning::catch_up(self.parts, self.contract(), &self.provider_holds), if may_follow => {}
+                () = returning::catch_up(self.parts, self.contract(), &self.provider_holds, self.is_fit.clone()), if may_follow => {}
             }
         }
     }

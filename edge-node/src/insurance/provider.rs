@@ -105,7 +105,8 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         side_tasks.spawn(kit::task::belong(accounts::run(parts.clone(), contract.clone())));
         let presence = presence::run(parts.custody.clone(), parts.core.timeline.clone(), contract.group);
         side_tasks.spawn(kit::task::belong(presence));
-        side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), contract.group, contract.customer.node)));
+        let is_fit = watch::Sender::new(true);
+        side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), contract.group, contract.customer.node, is_fit)));
         restore(parts, contract.group, &registration).await?;
         parts.bridge.set_adr(contract.group, super::adr(parts, AdrMode::Insured)).await?;
         lora::standby::restore(&parts.core.store, &parts.bridge, contract.group).await?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use contracts::contract::Contract;
 use contracts::envelope::Envelope;
 use contracts::ids::Epoch;
+use tokio::sync::watch;
 
 use super::{Error, Parts, progress};
 use crate::edge2edge::messages::{Level, LevelAnswer, LevelReport, OpenUplinks};
@@ -21,15 +22,14 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// Catches up with the provider until custody changes (the caller then drops this). Never returns by itself. `provider_holds` is set once the
 /// provider answers as the holder.
-pub(super) async fn catch_up(parts: &Parts, contract: &Contract, provider_holds: &AtomicBool) {
+pub(super) async fn catch_up(parts: &Parts, contract: &Contract, provider_holds: &AtomicBool, mut is_fit: watch::Receiver<bool>) {
     let mut cursor = 0;
     let mut imported = 0;
     let (mut has_states, mut has_said_level) = (false, false);
     let mut behind_since = None;
-    let mut writable = parts.core.log.writable();
     loop {
-        // A node that can store nothing is level with nobody, and would be given what it has just handed over.
-        if writable.wait_for(|writable| *writable).await.is_err() {
+        // A node that can store or hear nothing is level with nobody, and would be given what it has just handed over.
+        if is_fit.wait_for(|is_fit| *is_fit).await.is_err() {
             return std::future::pending().await;
         }
         let answer = step(parts, contract, &mut cursor, &mut imported, &mut has_states).await;

@@ -1,10 +1,12 @@
 //! The orchestrator: brings the containers of every deployment to what is desired, again and again until it fits.
 //!
+//! - [`health`] — whether containers keep running (pure)
 //! - [`plan`] — desired and observed in, steps out (pure)
 //!
 //! The reconciler takes no input but the desired state; it runs on every signal, on every engine event and on a timer. Starting a prepared
 //! deployment takes the fast path: only `start`, nothing that creates, fetches or unpacks.
 
+pub mod health;
 pub mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,8 +18,10 @@ use contracts::blueprint::{Blueprint, Service};
 use contracts::ids::GroupId;
 use engine::{ContainerName, ContainerSpec, ContainerState, Engine, ImageId, Limits, Mount, Network};
 use futures_util::StreamExt as _;
+use kit::clock::Clock;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
+use health::Health;
 use plan::{Desired, Observed, Step};
 
 /// Label that ties a container to its deployment.
@@ -45,12 +49,14 @@ pub enum Error {
 struct Deployment {
     specs: Vec<ContainerSpec>,
     desired: Desired,
+    health: Health,
 }
 
 /// A handle; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Orchestrator {
     engine: Arc<dyn Engine>,
+    clock: Clock,
     deployments: Arc<Mutex<BTreeMap<GroupId, Deployment>>>,
     /// One pass at a time, so that a step is never done twice.
     pass: Arc<AsyncMutex<()>>,
@@ -84,9 +90,9 @@ fn specification(group: GroupId, service: &Service, socket_directory: PathBuf) -
 impl Orchestrator {
     /// Starts the reconciler over an engine whose containers of an earlier process have been recovered.
     #[must_use]
-    pub fn start(engine: Arc<dyn Engine>) -> Self {
-        let orchestrator =
-            Self { engine, deployments: Arc::default(), pass: Arc::default(), wake: Arc::new(watch::Sender::new(0)) };
+    pub fn start(engine: Arc<dyn Engine>, clock: Clock) -> Self {
+        let wake = Arc::new(watch::Sender::new(0));
+        let orchestrator = Self { engine, clock, deployments: Arc::default(), pass: Arc::default(), wake };
         kit::task::spawn(orchestrator.clone().reconcile_for_ever());
         orchestrator
     }
@@ -109,7 +115,7 @@ impl Orchestrator {
     ) -> Result<(), Error> {
         let services = blueprint.start_order()?;
         let specs = services.into_iter().map(|s| specification(group, s, socket_directory.clone())).collect::<Result<_, _>>()?;
-        self.lock().insert(group, Deployment { specs, desired });
+        self.lock().insert(group, Deployment { specs, desired, health: Health::default() });
         self.reconcile().await
     }
 
@@ -201,8 +207,9 @@ impl Orchestrator {
                 deployments.values().flat_map(|d| d.specs.iter().map(|s| (s.name.as_str().to_owned(), (s.clone(), d.desired))));
             all.collect()
         };
-        let wanted = desired.iter().map(|(name, (_, desired))| (name.clone(), *desired)).collect();
+        let wanted: BTreeMap<_, _> = desired.iter().map(|(name, (_, desired))| (name.clone(), *desired)).collect();
         let observed = self.engine.list().await?.into_iter().map(|c| (c.name.as_str().to_owned(), observed(c.state))).collect();
+        self.note_health(&observed);
         let order: Vec<String> = self.lock().values().flat_map(|d| d.specs.iter().map(|s| s.name.as_str().to_owned())).collect();
         let mut first_error = None;
         for step in plan::steps(&wanted, &observed, &order) {
@@ -212,6 +219,21 @@ impl Orchestrator {
             }
         }
         first_error.map_or(Ok(()), Err)
+    }
+
+    fn note_health(&self, observed: &BTreeMap<String, Observed>) {
+        let now = self.clock.boot();
+        for deployment in self.lock().values_mut().filter(|deployment| deployment.desired == Desired::Running) {
+            if deployment.specs.iter().any(|spec| observed.get(spec.name.as_str()) != Some(&Observed::Running)) {
+                deployment.health.note_end(now);
+            }
+        }
+    }
+
+    /// The containers of a group end again and again, or cannot be started. A group without containers does not fail.
+    #[must_use]
+    pub fn is_failing(&self, group: GroupId) -> bool {
+        self.lock().get(&group).is_some_and(|deployment| deployment.health.is_failing(self.clock.boot()))
     }
 
     async fn perform(&self, step: &Step, desired: &BTreeMap<String, (ContainerSpec, Desired)>) -> Result<(), Error> {

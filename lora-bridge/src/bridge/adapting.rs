@@ -1,7 +1,7 @@
 //! Adaptive data rate, and how well each of both nodes hears a device.
 
 use contracts::ids::{DevEui, GroupId, SessionId};
-use contracts::time::WallTime;
+use contracts::time::{BootTime, Millis, WallTime};
 use serde::Serialize;
 
 use super::Bridge;
@@ -76,6 +76,15 @@ pub struct Coverage {
     pub not_covered: u64,
 }
 
+/// How long ago there was a sign of a radio.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hearing {
+    /// Since the last datagram of any gateway; absent if none ever came. Gateways pull every few seconds, whatever they hear.
+    pub silence: Option<Millis>,
+    /// Since the other party told that it hears devices of the group; absent if it never did.
+    pub heard_there: Option<Millis>,
+}
+
 impl Entry {
     fn is_covered(&self) -> bool {
         self.adr.covered(self.session, self.f_cnt_up_next.saturating_sub(1)).is_some()
@@ -125,12 +134,27 @@ impl Bridge {
     }
 
     /// How the other node hears devices.
-    pub(super) fn note_margins(&mut self, margins: &[Margin]) {
+    pub(super) fn note_margins(&mut self, margins: &[Margin], now: BootTime) {
         for margin in margins {
             match self.registry.device_mut(margin.device) {
-                Some((_, entry)) if entry.session == margin.session => entry.adr.note_other(*margin),
+                Some((_, entry)) if entry.session == margin.session => {
+                    entry.adr.note_other(*margin);
+                    if let Some(group) = self.groups.get_mut(&entry.group) {
+                        group.heard_there = Some(now);
+                    }
+                }
                 Some(_) | None => self.stats.unknown_names += 1,
             }
+        }
+    }
+
+    /// Whether this node and the other party of a group have a radio at all.
+    #[must_use]
+    pub fn hearing(&self, group: GroupId, now: BootTime) -> Hearing {
+        let since = |at: BootTime| now.since(at);
+        Hearing {
+            silence: self.gateways.last_seen().map(since),
+            heard_there: self.groups.get(&group).and_then(|group| group.heard_there).map(since),
         }
     }
 

@@ -23,7 +23,7 @@ impl Bridge {
             self.stats.refused += 1;
             return None;
         }
-        let new = Group { mode: Mode::Standby, epoch: Epoch(0), replay: None, adr: AdrMode::Off };
+        let new = Group { mode: Mode::Standby, epoch: Epoch(0), replay: None, adr: AdrMode::Off, heard_there: None };
         Some(self.groups.entry(group).or_insert(new))
     }
 

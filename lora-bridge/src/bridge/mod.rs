@@ -140,6 +140,8 @@ struct Group {
     replay: Option<Replay>,
     /// Devices' data rates are managed.
     adr: AdrMode,
+    /// When the other party last told that it hears devices.
+    heard_there: Option<BootTime>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -280,7 +282,7 @@ impl Bridge {
             Input::Kept { group, frames } => self.restore_kept(group, frames, now, out),
             Input::Taps { taps } => self.taps.set(taps),
             Input::Adr { group, mode } => self.set_adr(group, mode),
-            Input::PeerMargins { margins } => self.note_margins(&margins),
+            Input::PeerMargins { margins } => self.note_margins(&margins, now.boot),
             Input::RegisterJoining { group, devices } => self.register_joining(group, devices, now, out),
             Input::Recorded { record } => self.recorded(&record, now, out),
             Input::Records { records } => self.take_records(&records, now, out),

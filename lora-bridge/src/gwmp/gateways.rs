@@ -158,6 +158,12 @@ impl Gateways {
         self.known.get(&gateway).is_some_and(|known| now.since(known.seen) <= LIVE_SILENCE_MAX)
     }
 
+    /// When something came from any gateway last.
+    #[must_use]
+    pub fn last_seen(&self) -> Option<BootTime> {
+        self.known.values().map(|gateway| gateway.seen).max()
+    }
+
     /// All gateways, by EUI.
     #[must_use]
     pub fn statuses(&self, now: BootTime) -> Vec<GatewayStatus> {
