@@ -37,9 +37,6 @@ pub struct Arguments {
     /// How often the bridge is killed.
     #[arg(long, default_value_t = 5)]
     kills: u32,
-    /// Share of motes that join over the air.
-    #[arg(long, default_value = "0")]
-    otaa: String,
 }
 
 /// Everything that runs; dropped, it ends.
@@ -168,7 +165,7 @@ impl Stage<'_> {
         let fleet = [
             format!("--seed={}", self.common.seed),
             format!("--motes={}", self.common.motes),
-            format!("--otaa={}", self.arguments.otaa),
+            format!("--otaa={}", self.common.otaa),
         ];
         let radio = absolute(&self.common.programs)?.join("antirio-radio");
         let mut configuration = configuration(&radio, &fleet, &self.directory).await?;
@@ -238,7 +235,8 @@ impl Stage<'_> {
             format!("--rate={}", common.rate),
             format!("--confirmed={}", common.confirmed),
             format!("--loss={}", common.loss),
-            format!("--otaa={}", self.arguments.otaa),
+            format!("--otaa={}", common.otaa),
+            format!("--rejoin={}", common.rejoin),
             format!("--ledgers={}", self.directory.join("ledgers").display()),
             "--quit-on-eof".to_owned(),
         ];

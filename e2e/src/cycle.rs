@@ -30,8 +30,16 @@ pub struct Measured {
     pub replayed: u64,
 }
 
+/// How long patras serves.
+#[derive(Debug, Clone, Copy)]
+pub struct Served {
+    pub at_least: Duration,
+    /// And until a sensor has joined at it over the air.
+    pub until_join: bool,
+}
+
 /// Kills rio, waits for the takeover, lets patras serve for a while, brings rio back and waits for the hand-back.
-pub async fn run(world: &mut World, observer: &mut Observer, served_for: Duration) -> anyhow::Result<(Marks, Measured)> {
+pub async fn run(world: &mut World, observer: &mut Observer, served: Served) -> anyhow::Result<(Marks, Measured)> {
     observer.catch_up();
     let from = observer.seen.len();
     let cursor = world.all_readings().await?.last().map_or(0, |r| r.seq);
@@ -56,7 +64,11 @@ pub async fn run(world: &mut World, observer: &mut Observer, served_for: Duratio
         .await?;
     let replay =
         observer.wait(world, "the replay", from, MOVE_MAX, |s| matches!(s.entry.event, Event::ReplaySettled { .. })).await?;
-    tokio::time::sleep(served_for).await;
+    tokio::time::sleep(served.at_least).await;
+    if served.until_join {
+        let joins = world.wait_joins("patras", MOVE_MAX).await?;
+        observer.say(world.clock.wall(), &format!("patras has let {joins} sensors join anew over the air"));
+    }
     observer.say(world.clock.wall(), "rio is started again");
     world.start_node("rio").await?;
     observer.follow(world, "rio");

@@ -11,6 +11,7 @@ mod observe;
 mod poll;
 mod process;
 mod report;
+mod wiped;
 mod world;
 
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ use clap::{Parser, Subcommand};
 use edge_node::timeline::Event;
 use tokio::signal::unix::{SignalKind, signal};
 
-use cycle::Measured;
+use cycle::{Measured, Served};
 use judge::Marks;
 use observe::Observer;
 use report::Outcome;
@@ -66,6 +67,12 @@ struct Common {
     /// Independent loss of every radio link.
     #[arg(long, global = true, default_value = "0.05")]
     loss: String,
+    /// Share of motes that join over the air; the others are personalised.
+    #[arg(long, global = true, default_value = "0.05")]
+    otaa: String,
+    /// Seconds after which such a mote is switched off and on, and joins anew; 0: never.
+    #[arg(long, global = true, default_value_t = 20)]
+    rejoin: u32,
     #[arg(long, global = true, default_value_t = 1)]
     seed: u64,
     /// Lease length in milliseconds.
@@ -180,6 +187,8 @@ fn settings(common: &Common, activations: u32) -> anyhow::Result<Settings> {
         rate: common.rate.clone(),
         confirmed: common.confirmed.clone(),
         loss: common.loss.clone(),
+        otaa: common.otaa.clone(),
+        rejoin: common.rejoin,
         seed: common.seed,
         ttl_ms: common.ttl_ms,
         quiet_ms: 2_000,
@@ -257,16 +266,26 @@ async fn demo(cli: &Cli, world: &mut World) -> anyhow::Result<ExitCode> {
     let sum_before = sum(&accounts_before);
     let rss_idle_mb = world.memory_mb();
     tokio::time::sleep(Duration::from_secs(6)).await;
-    let (marks, measured) = cycle::run(world, &mut observer, Duration::from_secs(6)).await?;
+    let (marks, measured) =
+        cycle::run(world, &mut observer, Served { at_least: Duration::from_secs(6), until_join: true }).await?;
     tokio::time::sleep(Duration::from_secs(5)).await;
     observer.say(world.clock.wall(), "no new readings from here on; what is under way is answered");
     world.drain_radio(Duration::from_secs(20)).await?;
     settle_down(world).await?;
+    // What is in force does not need it; and no next contract follows this one, so that the insurer has to forget everything.
+    world.end("marketplace").await?;
+    observer.say(world.clock.wall(), "the marketplace closes");
     cycle::maintain(world, &mut observer).await?;
     let settled = observer
         .wait(world, "the verdict", 0, Duration::from_secs(30), |s| matches!(s.entry.event, Event::Settled { .. }))
         .await?;
     settle_down(world).await?;
+    observer
+        .wait(world, "the end of the insurance at patras", 0, Duration::from_secs(30), |s| {
+            s.by == "patras" && matches!(s.entry.event, Event::Wiped { .. })
+        })
+        .await?;
+    let foreign_keys_left = world.foreign_keys_left("patras").await?;
     let rss_mb = world.memory_mb();
     let accounts_after = world.accounts().await?;
     world.quit_radio().await?;
@@ -274,6 +293,7 @@ async fn demo(cli: &Cli, world: &mut World) -> anyhow::Result<ExitCode> {
     let audit = judge::judge(world, marks).await?;
     let outcome = outcome(&observer, audit, measured, &settled.entry.event);
     let outcome = Outcome {
+        foreign_keys_left,
         ledger_balanced: sum_before == sum(&accounts_after),
         accounts_before,
         accounts_after,
@@ -341,6 +361,7 @@ fn outcome(observer: &Observer, audit: motes::audit::Report, measured: Measured,
         container_start_ms: measured.start_ms,
         rss_mb: std::collections::BTreeMap::new(),
         rss_idle_mb: std::collections::BTreeMap::new(),
+        foreign_keys_left: Vec::new(),
         ledger_balanced: false,
         accounts_before: std::collections::BTreeMap::new(),
         accounts_after: std::collections::BTreeMap::new(),
@@ -366,7 +387,8 @@ async fn takeover(cli: &Cli, world: &mut World, runs: u32) -> anyhow::Result<Exi
     let mut cycles: Vec<(Marks, Measured)> = Vec::new();
     for run in 1..=runs {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let (marks, measured) = cycle::run(world, &mut observer, Duration::from_secs(2)).await?;
+        let (marks, measured) =
+            cycle::run(world, &mut observer, Served { at_least: Duration::from_secs(2), until_join: false }).await?;
         println!("run {run:>3}: {measured:?}");
         cycles.push((marks, measured));
     }

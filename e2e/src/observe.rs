@@ -200,6 +200,33 @@ impl World {
         self.get(name, "/v1/bridge").await
     }
 
+    /// What a node has of the fleet's keys, or could open to get them: on disk, and as sessions of its bridge.
+    pub async fn foreign_keys_left(&self, name: &str) -> anyhow::Result<Vec<String>> {
+        let list: serde_json::Value = serde_json::from_slice(&std::fs::read(self.directory.join("provisioning.json"))?)?;
+        let mut found = crate::wiped::Keys::of(&list)?.find_below(&self.directory.join(name))?;
+        let bridge = self.bridge_stats(name).await?;
+        for what in ["sessions", "buffer_frames"] {
+            let left = bridge[what].as_u64().with_context(|| format!("{name} does not count {what}: {bridge}"))?;
+            found.extend((left > 0).then(|| format!("{left} {what} in the bridge of {name}")));
+        }
+        Ok(found)
+    }
+
+    /// Waits until a node has accepted a join over the air; how many it has. None if no sensor joins.
+    pub async fn wait_joins(&mut self, name: &str, bound: Duration) -> anyhow::Result<u64> {
+        let begun = std::time::Instant::now();
+        loop {
+            let bridge = self.bridge_stats(name).await?;
+            let accepted = bridge["joins_accepted"].as_u64().with_context(|| format!("{name} does not count joins: {bridge}"))?;
+            if accepted > 0 || self.settings.otaa == "0" || self.settings.rejoin == 0 {
+                return Ok(accepted);
+            }
+            self.check_all()?;
+            anyhow::ensure!(begun.elapsed() < bound, "{name} accepted no join within {} s", bound.as_secs());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Readings in the cloud's store behind the cursor.
     pub async fn readings(&self, after: u64) -> anyhow::Result<Vec<ReceivedReading>> {
         self.get("cloud", &format!("/v1/readings?after={after}")).await

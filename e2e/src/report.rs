@@ -36,6 +36,8 @@ pub struct Outcome {
     /// Resident memory of every process, now and at its highest, in megabytes.
     pub rss_mb: BTreeMap<String, (f64, f64)>,
     pub rss_idle_mb: BTreeMap<String, (f64, f64)>,
+    /// What the insurer still has of the customer's keys after the contract.
+    pub foreign_keys_left: Vec<String>,
     pub ledger_balanced: bool,
     /// Micro-units available and reserved of each owner.
     pub accounts_before: BTreeMap<OwnerId, (u64, u64)>,
@@ -51,7 +53,10 @@ pub struct Outcome {
 impl Outcome {
     pub fn is_clean(&self) -> bool {
         // The promise; what else was found is printed, and is a goal.
-        self.lost + self.duplicates + self.downlink_counters_reused == 0 && self.ledger_balanced
+        let joins = self.audit.join_nonces_not_risen + self.audit.joins_by_two_gateways;
+        self.lost + self.duplicates + self.downlink_counters_reused + joins == 0
+            && self.foreign_keys_left.is_empty()
+            && self.ledger_balanced
     }
 
     pub fn print(&self) {
@@ -77,6 +82,10 @@ impl Outcome {
         row("downlink counters REUSED", self.downlink_counters_reused.to_string());
         row("confirmed uplinks after the takeover", self.confirmed_after_takeover.to_string());
         row("  acknowledged in a window", self.confirmed_acknowledged_in_window.to_string());
+        row("join requests heard by a living node", audit.join_requests_heard.to_string());
+        row("  accepted / sessions begun", format!("{} / {}", audit.join_requests_accepted, audit.joined));
+        row("  accepted by patras", audit.join_requests_accepted_by_taker.to_string());
+        row("join nonces REUSED", audit.join_nonces_not_risen.to_string());
         row("takeover: kill to first live reading at the cloud", format!("{} ms", self.takeover_ms));
         row("  of it, kill to the first ask (rest of the lease)", format!("{} ms", self.takeover_parts.lease_ms));
         row("  of it, ask and vote", format!("{} ms", self.takeover_parts.ask_and_vote_ms));
@@ -96,6 +105,7 @@ impl Outcome {
             let before = self.accounts_before.get(owner).copied().unwrap_or_default();
             row(&format!("owner {}", owner.short()), format!("{} / {} -> {} / {}", before.0, before.1, after.0, after.1));
         }
+        row("foreign keys left at patras after the contract", self.foreign_keys_left.len().to_string());
         row("sum unchanged", self.ledger_balanced.to_string());
         row("contract", format!("{} {}", self.contract.clone().unwrap_or_default(), self.outcome.clone().unwrap_or_default()));
         row("custody certificates", self.certificates.join(" "));
@@ -103,7 +113,7 @@ impl Outcome {
             println!("\nNothing owed was lost, nothing was doubled, no counter was reused, the money adds up.");
         } else {
             println!("\nVIOLATIONS:");
-            for violation in &self.violations {
+            for violation in self.violations.iter().chain(&self.foreign_keys_left) {
                 println!("  {violation}");
             }
         }

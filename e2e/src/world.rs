@@ -40,6 +40,9 @@ pub struct Settings {
     pub rate: String,
     pub confirmed: String,
     pub loss: String,
+    /// Share of motes that join over the air, and after how many seconds they join anew.
+    pub otaa: String,
+    pub rejoin: u32,
     pub seed: u64,
     pub ttl_ms: u64,
     pub quiet_ms: u64,
@@ -274,8 +277,9 @@ impl World {
 
     /// The fleet's devices as the customer's configuration.
     pub async fn provision(&self) -> anyhow::Result<()> {
-        let Settings { seed, motes, rx2_sf, .. } = &self.settings;
-        let fleet = [format!("--seed={seed}"), format!("--motes={motes}"), format!("--rx2-sf={rx2_sf}")];
+        let Settings { seed, motes, rx2_sf, otaa, .. } = &self.settings;
+        let fleet =
+            [format!("--seed={seed}"), format!("--motes={motes}"), format!("--rx2-sf={rx2_sf}"), format!("--otaa={otaa}")];
         let configuration = configuration(&self.program("antirio-radio"), &fleet, &self.directory).await?;
         self.write("devices.json", &configuration.to_string())?;
         Ok(())
@@ -290,6 +294,8 @@ impl World {
             format!("--seed={}", settings.seed),
             format!("--loss={}", settings.loss),
             format!("--rx2-sf={}", settings.rx2_sf),
+            format!("--otaa={}", settings.otaa),
+            format!("--rejoin={}", settings.rejoin),
             format!("--ledgers={}", self.ledgers.display()),
             "--quit-on-eof".to_owned(),
         ];
@@ -471,5 +477,14 @@ pub async fn configuration(radio: &Path, fleet: &[String], directory: &Path) -> 
     let rx2 = list["rx2_data_rate"].as_str().and_then(|text| text.parse::<motes::airtime::SpreadingFactor>().ok());
     let rx2_data_rate = rx2.context("the list has the second window's data rate")?.to_data_rate();
     let of = |device: &serde_json::Value| json!({"rx2_data_rate": rx2_data_rate, "dev_eui": device["dev_eui"], "dev_addr": device["dev_addr"], "nwk_s_key": device["nwk_s_key"], "app_s_key": device["app_s_key"], "codec": "cayenne-lpp"});
-    Ok(json!({"devices": devices.iter().map(of).collect::<Vec<_>>()}))
+    let of_joining = |device: &serde_json::Value| {
+        let (otaa, is_1_0_4) = (&device["otaa"], device["otaa"]["rules"] == "1.0.4");
+        json!({"rx2_data_rate": rx2_data_rate, "dev_eui": device["dev_eui"], "dev_addr": device["dev_addr"], "join_eui": otaa["join_eui"], "app_key": otaa["app_key"],
+            "dev_nonces": if is_1_0_4 { "rising" } else { "random" }, "codec": "cayenne-lpp"})
+    };
+    let (joining, devices): (Vec<_>, Vec<_>) = devices.iter().partition(|device| device["otaa"].is_object());
+    Ok(json!({
+        "devices": devices.into_iter().map(of).collect::<Vec<_>>(),
+        "joining": joining.into_iter().map(of_joining).collect::<Vec<_>>(),
+    }))
 }

@@ -275,13 +275,15 @@ async fn end_of(stage: &mut Stage<'_>, sum_before: u64, are_answers_judged: bool
     let totals = Totals {
         answers,
         downlinks_received: report.downlinks_received,
-        joined: report.joined,
         frames_sent: report.frames_sent,
         frames_owed: report.frames_owed,
         readings_owed: report.readings_owed,
         confirmed_sent: report.confirmed_sent,
         confirmed_acknowledged: report.confirmed_acknowledged,
         downlinks_on_air: report.downlinks_on_air,
+        join_requests_heard: report.join_requests_heard,
+        join_requests_accepted: report.join_requests_accepted,
+        joined: report.joined,
         left_in_queues: verdict.left_in_queues,
     };
     Ok((totals, verdict.violations))

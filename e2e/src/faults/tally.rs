@@ -41,6 +41,8 @@ pub struct Totals {
     pub confirmed_sent: u64,
     pub confirmed_acknowledged: u64,
     pub downlinks_on_air: u64,
+    pub join_requests_heard: u64,
+    pub join_requests_accepted: u64,
     /// Answers in a gateway's queue at a takeover by vote whose window the other node used too.
     pub left_in_queues: u64,
     /// Sessions that motes began by joining.
@@ -114,8 +116,10 @@ pub fn document(records: &[Record], totals: &[Totals], settings: &Value, skipped
         confirmed_sent: sum(|t| t.confirmed_sent),
         confirmed_acknowledged: sum(|t| t.confirmed_acknowledged),
         downlinks_on_air: sum(|t| t.downlinks_on_air),
-        left_in_queues: sum(|t| t.left_in_queues),
+        join_requests_heard: sum(|t| t.join_requests_heard),
+        join_requests_accepted: sum(|t| t.join_requests_accepted),
         joined: sum(|t| t.joined),
+        left_in_queues: sum(|t| t.left_in_queues),
         downlinks_received: sum(|t| t.downlinks_received),
         answers: all_answers(totals),
     });

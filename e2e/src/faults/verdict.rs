@@ -116,6 +116,9 @@ impl Verdict {
             .filter(|v| !matches!(v, Violation::Late(_) | Violation::TwoTransmitters(_)))
             .map(ToString::to_string)
             .collect();
+        if report.joins_by_two_gateways > 0 {
+            violations.push(format!("{} join requests were accepted by two gateways", report.joins_by_two_gateways));
+        }
         violations.extend(report.lost_readings.iter().take(5).map(|lost| format!("lost: {lost:?}")));
         violations.extend(report.ledger_fault_texts.iter().take(5).cloned());
         violations.extend(report.duplicate_rows.iter().take(5).map(|row| format!("doubled: {row:?}")));
