@@ -1,4 +1,4 @@
-//! The cloud's side: checks batches and writes them, many in one synced transaction.
+//! The cloud's side: checks batches and writes them, many in one transaction, and the next while the disk works for the last.
 
 use std::sync::Arc;
 
@@ -18,9 +18,14 @@ const TRANSACTION_BATCHES_MAX: usize = 64;
 /// A decoded reading is at most this long.
 pub const DECODED_BYTES_MAX: usize = 16 << 10;
 
+/// Transactions that wait for the disk; beyond it the writer waits.
+const UNSYNCED_MAX: usize = 16;
+
+type Done = oneshot::Sender<Result<u64, Problem>>;
+
 struct Arrival {
     batch: InboxBatch,
-    done: oneshot::Sender<Result<u64, Problem>>,
+    done: Done,
 }
 
 /// A handle to the inbox; cheap to clone.
@@ -33,12 +38,14 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// Starts the writer task; it ends when every handle is gone.
+    /// Starts the tasks that write and sync; they end when every handle is gone.
     #[must_use]
     pub fn start(store: Store, clock: Clock) -> Self {
         let (arrivals, waiting) = mpsc::channel(QUEUE_MAX);
         let changed = Arc::new(watch::Sender::new(0));
-        kit::task::spawn(write_all(store.clone(), waiting, Arc::clone(&changed)));
+        let (inserted, unsynced) = mpsc::channel(UNSYNCED_MAX);
+        kit::task::spawn(write_all(store.clone(), waiting, inserted));
+        kit::task::spawn(sync_all(store.clone(), unsynced, Arc::clone(&changed)));
         Self { arrivals, store, clock, changed }
     }
 
@@ -94,23 +101,44 @@ fn check(
     Ok((proof, verified.id))
 }
 
-async fn write_all(store: Store, mut waiting: mpsc::Receiver<Arrival>, changed: Arc<watch::Sender<u64>>) {
+/// Whom to tell, and how many of his readings were new.
+type Inserted = Vec<(Done, u64)>;
+
+async fn write_all(store: Store, mut waiting: mpsc::Receiver<Arrival>, inserted: mpsc::Sender<Inserted>) {
     let mut arrivals = Vec::new();
     while waiting.recv_many(&mut arrivals, TRANSACTION_BATCHES_MAX).await > 0 {
         let (batches, done): (Vec<_>, Vec<_>) = arrivals.drain(..).map(|a| (a.batch, a.done)).unzip();
         match store.insert_batches(&batches).await {
             Ok(counts) => {
-                for (done, new) in done.into_iter().zip(counts) {
+                if inserted.send(done.into_iter().zip(counts).collect()).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => fail(&error, done),
+        }
+    }
+}
+
+/// Everything that was inserted until a sync begins is on the disk after it.
+async fn sync_all(store: Store, mut unsynced: mpsc::Receiver<Inserted>, changed: Arc<watch::Sender<u64>>) {
+    let mut batches = Vec::new();
+    while unsynced.recv_many(&mut batches, UNSYNCED_MAX).await > 0 {
+        let all = batches.drain(..).flatten();
+        match store.sync().await {
+            Ok(()) => {
+                for (done, new) in all {
                     let _gone = done.send(Ok(new));
                 }
                 changed.send_modify(|count| *count += 1);
             }
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the inbox cannot write");
-                for done in done {
-                    let _gone = done.send(Err(Problem::internal()));
-                }
-            }
+            Err(error) => fail(&error, all.map(|(done, _)| done)),
         }
+    }
+}
+
+fn fail(error: &store::Error, all: impl IntoIterator<Item = Done>) {
+    tracing::error!(error = error as &dyn std::error::Error, "the inbox cannot write");
+    for done in all {
+        let _gone = done.send(Err(Problem::internal()));
     }
 }

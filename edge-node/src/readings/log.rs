@@ -1,4 +1,5 @@
-//! The reading log: one task writes, whatever waits goes into one synced transaction (group commit).
+//! The reading log: one task writes, whatever waits goes into one transaction (group commit); another waits until it is on the disk, while
+//! the first writes the next.
 //!
 //! Nothing is *served* before it is in here; nothing is forgotten before the customer's cloud acknowledged it.
 
@@ -15,6 +16,8 @@ use crate::store::{Change, Store};
 const QUEUE_MAX: usize = 1_024;
 /// At most this many commands share one transaction.
 const BATCH_COMMANDS_MAX: usize = 256;
+/// Transactions that wait for the disk; beyond it the writer waits.
+const UNSYNCED_MAX: usize = 16;
 
 /// Between two tries of a disk that failed, and how many in a row must succeed before it is believed again.
 const PROBE_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
@@ -32,6 +35,19 @@ pub enum Error {
 struct Command {
     change: Change,
     done: oneshot::Sender<Result<u64, Error>>,
+}
+
+/// A change that was committed, and its count.
+struct Committed {
+    command: Command,
+    count: u64,
+}
+
+impl Committed {
+    fn finish(self, signals: &Signals) {
+        announce(signals, &self.command.change);
+        let _gone = self.command.done.send(Ok(self.count));
+    }
 }
 
 /// A handle to the log; cheap to clone.
@@ -63,7 +79,7 @@ impl Signals {
 }
 
 impl Log {
-    /// Starts the writer task; it ends when every handle is gone.
+    /// Starts the tasks that write and sync; they end when every handle is gone.
     #[must_use]
     pub fn start(store: Store) -> Self {
         let (commands, waiting) = mpsc::channel(QUEUE_MAX);
@@ -73,7 +89,9 @@ impl Log {
             settled: tokio::sync::broadcast::Sender::new(1_024),
             writable: watch::Sender::new(true),
         };
-        kit::task::spawn(write_all(store.clone(), waiting, signals.clone()));
+        let (committed, unsynced) = mpsc::channel(UNSYNCED_MAX);
+        kit::task::spawn(write_all(store.clone(), waiting, signals.clone(), committed));
+        kit::task::spawn(sync_all(store.clone(), unsynced, signals.clone()));
         Self { commands, store, signals }
     }
 
@@ -98,7 +116,8 @@ impl Log {
         self.send(Change::Hear(uplinks)).await.map(|_| ())
     }
 
-    /// Writes what the tenant of `group` decoded; returns how many were new. When this returns they are on disk.
+    /// Writes what the tenant of `group` decoded; returns how many were new. It is read from now on, and survives the end of this process; what
+    /// a power cut takes is decoded again.
     ///
     /// # Errors
     /// [`Error`].
@@ -106,7 +125,7 @@ impl Log {
         self.send(Change::Publish(group, readings)).await
     }
 
-    /// Marks readings as acknowledged by the customer's cloud.
+    /// Marks readings as acknowledged by the customer's cloud; what a power cut takes is shipped again.
     ///
     /// # Errors
     /// [`Error`].
@@ -161,23 +180,32 @@ impl Log {
     }
 }
 
-async fn write_all(store: Store, mut waiting: mpsc::Receiver<Command>, signals: Signals) {
+async fn write_all(
+    store: Store,
+    mut waiting: mpsc::Receiver<Command>,
+    signals: Signals,
+    committed: mpsc::Sender<Vec<Committed>>,
+) {
     let mut commands = Vec::new();
     // In a row, of batches as of probes.
     let mut successes = 0_u32;
+    let mut was_writable = true;
     loop {
         let is_writable = *signals.writable.borrow();
+        if was_writable && !is_writable {
+            successes = 0;
+        }
+        was_writable = is_writable;
         tokio::select! {
             biased;
             taken = waiting.recv_many(&mut commands, BATCH_COMMANDS_MAX) => {
                 if taken == 0 {
                     return;
                 }
-                if write_batch(&store, &mut commands, &signals).await {
-                    successes = successes.saturating_add(1);
-                } else {
-                    successes = 0;
-                    signals.writable.send_if_modified(|writable| std::mem::replace(writable, false));
+                let batch = write_batch(&store, &mut commands, &signals).await;
+                successes = if batch.is_some() { successes.saturating_add(1) } else { 0 };
+                if let Some(batch) = batch.filter(|batch| !batch.is_empty()) && committed.send(batch).await.is_err() {
+                    return;
                 }
             }
             () = tokio::time::sleep(PROBE_INTERVAL), if !is_writable => {
@@ -190,24 +218,41 @@ async fn write_all(store: Store, mut waiting: mpsc::Receiver<Command>, signals: 
     }
 }
 
-/// One transaction; false if the disk did not take it.
-async fn write_batch(store: &Store, commands: &mut Vec<Command>, signals: &Signals) -> bool {
+/// One transaction. Gives what is to be synced before it counts; the rest is done. `None`: the disk did not take it.
+async fn write_batch(store: &Store, commands: &mut Vec<Command>, signals: &Signals) -> Option<Vec<Committed>> {
     let (changes, done): (Vec<_>, Vec<_>) = commands.drain(..).map(|c| (c.change, c.done)).unzip();
     match store.commit(&changes).await {
         Ok(counts) => {
-            for ((change, done), count) in changes.iter().zip(done).zip(counts) {
-                announce(signals, change);
-                let _gone = done.send(Ok(count));
-            }
-            true
+            let commands = changes.into_iter().zip(done).map(|(change, done)| Command { change, done });
+            let all = commands.zip(counts).map(|(command, count)| Committed { command, count });
+            let (unsynced, finished): (Vec<_>, Vec<_>) = all.partition(|committed| committed.command.change.must_be_synced());
+            finished.into_iter().for_each(|committed| committed.finish(signals));
+            Some(unsynced)
         }
         Err(error) => {
-            tracing::error!(error = &error as &dyn std::error::Error, commands = changes.len(), "the reading log cannot write");
-            for done in done {
-                let _gone = done.send(Err(Error::Failed));
-            }
-            false
+            fail(&error, done, signals);
+            None
         }
+    }
+}
+
+/// Everything that was committed until a sync begins is on the disk after it.
+async fn sync_all(store: Store, mut unsynced: mpsc::Receiver<Vec<Committed>>, signals: Signals) {
+    let mut batches = Vec::new();
+    while unsynced.recv_many(&mut batches, UNSYNCED_MAX).await > 0 {
+        let all = batches.drain(..).flatten();
+        match store.sync().await {
+            Ok(()) => all.for_each(|committed| committed.finish(&signals)),
+            Err(error) => fail(&error, all.map(|committed| committed.command.done).collect(), &signals),
+        }
+    }
+}
+
+fn fail(error: &crate::store::Error, done: Vec<oneshot::Sender<Result<u64, Error>>>, signals: &Signals) {
+    tracing::error!(error = error as &dyn std::error::Error, commands = done.len(), "the reading log cannot write");
+    signals.writable.send_if_modified(|writable| std::mem::replace(writable, false));
+    for done in done {
+        let _gone = done.send(Err(Error::Failed));
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! On a node without a cloud readings end in its own log: they are settled as soon as they are in it.
 //!
-//! One batch per cloud is on its way at a time; while it is, the next one gathers. A cloud that is away is asked again with growing
-//! pauses; nothing is dropped.
+//! Two batches are on their way at a time, so that one is made while the cloud's disk works for the other; while they are, the next one
+//! gathers. A cloud that is away is asked again with growing pauses; nothing is dropped.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -12,6 +12,8 @@ use std::time::Duration;
 use contracts::envelope::{Envelope, Keypair};
 use contracts::ids::{GroupId, NodeId};
 use contracts::proof::{self, BatchProof};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use kit::clock::Clock;
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +22,13 @@ use super::{Name, Reading};
 use crate::edge2edge::client::{Client, Error};
 
 /// Readings in one batch at most.
-pub const BATCH_MAX: u32 = 512;
+pub const BATCH_MAX: u32 = 1_024;
+/// Their decoded values in one batch, bytes; a cloud takes requests of 8 MiB.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+/// Batches on their way; beyond it readings gather.
+const FLIGHTS_MAX: usize = 2;
+/// Pages after which the log is looked at from its beginning again: a place may have been given away twice, if what had it was forgotten.
+const PAGES_MAX: u32 = 256;
 /// First and longest pause after a cloud did not take a batch.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
@@ -116,7 +124,7 @@ enum Failure {
     Json(#[from] serde_json::Error),
 }
 
-/// One pass over everything unsettled; groups whose cloud is unknown or away do not hold up the others.
+/// One pass over everything unsettled, and what is published meanwhile; groups whose cloud is unknown or away do not hold up the others.
 async fn ship(
     log: &Log,
     client: &Client,
@@ -124,37 +132,60 @@ async fn ship(
     keypair: &Keypair,
     clock: &Clock,
 ) -> Result<Shipped, Failure> {
-    let mut after = 0;
+    let mut changed = log.readings_changed();
+    let (mut after, mut pages) = (0, 0);
+    let mut is_at_end = false;
     let mut shipped = Shipped::Nothing;
     let mut failure = None;
+    let mut flights = FuturesUnordered::new();
     loop {
-        let page = log.store().list_unsettled(after, BATCH_MAX).await?;
-        let Some((last, _)) = page.last() else { break };
-        after = *last;
-        let full = page.len() == BATCH_MAX as usize;
-        let mut by_group: BTreeMap<GroupId, Vec<Reading>> = BTreeMap::new();
-        for (_, reading) in page {
-            by_group.entry(reading.group).or_default().push(reading);
-        }
-        for (group, readings) in by_group {
-            let shipping = match destinations.get(group) {
-                Some(Destination::Cloud(cloud)) => ship_batch(client, cloud, group, readings, keypair, clock).await,
-                Some(Destination::Here) => Ok(readings.iter().map(Reading::name).collect()),
-                None => continue,
+        while !is_at_end && failure.is_none() && flights.len() < FLIGHTS_MAX && pages < PAGES_MAX {
+            changed.borrow_and_update();
+            let page = first_bytes(log.store().list_unsettled(after, BATCH_MAX).await?);
+            pages += 1;
+            let Some((last, _)) = page.last() else {
+                is_at_end = true;
+                break;
             };
-            match shipping {
-                Ok(names) => {
-                    log.settle(names).await?;
-                    shipped = Shipped::Some;
+            after = *last;
+            let mut by_group: BTreeMap<GroupId, Vec<Reading>> = BTreeMap::new();
+            for (_, reading) in page {
+                by_group.entry(reading.group).or_default().push(reading);
+            }
+            for (group, readings) in by_group {
+                if let Some(destination) = destinations.get(group) {
+                    flights.push(async move {
+                        let names = match destination {
+                            Destination::Cloud(cloud) => ship_batch(client, cloud, group, readings, keypair, clock).await?,
+                            Destination::Here => readings.iter().map(Reading::name).collect(),
+                        };
+                        Ok::<(), Failure>(log.settle(names).await?)
+                    });
                 }
-                Err(error) => failure = Some(error),
             }
         }
-        if !full || failure.is_some() {
-            break;
+        tokio::select! {
+            biased;
+            landed = flights.next() => match landed {
+                None => break,
+                Some(Ok(())) => shipped = Shipped::Some,
+                Some(Err(error)) => failure = Some(error),
+            },
+            _ = changed.changed(), if is_at_end => is_at_end = false,
         }
     }
     failure.map_or(Ok(shipped), Err)
+}
+
+/// As many as fit into a batch, at least one.
+fn first_bytes(mut page: Vec<(u64, Reading)>) -> Vec<(u64, Reading)> {
+    let mut bytes = 0;
+    let fits = page.iter().take_while(|(_, reading)| {
+        bytes += reading.decoded.get().len();
+        bytes <= BATCH_BYTES_MAX
+    });
+    page.truncate(fits.count().max(1));
+    page
 }
 
 async fn ship_batch(

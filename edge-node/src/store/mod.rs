@@ -35,6 +35,8 @@ pub enum Error {
     Full,
     #[error("the node's database is closed")]
     Closed,
+    #[error("the disk did not keep what was written; the node must be started anew")]
+    NotSynced,
     #[error("the node's database cannot be brought up to date")]
     Migration(#[source] Box<sqlx::migrate::MigrateError>),
     #[error("a row of table {table} cannot be read: {reason}")]
@@ -58,6 +60,29 @@ pub enum Change {
     Forget(Vec<EventId>),
     /// Takes over what another node heard (hand-back), and what it decoded as if our own tenant had published it.
     Import(Vec<(Uplink, Option<String>)>),
+}
+
+impl Change {
+    /// Whether something is promised for it. What was decoded can be decoded again, and what was settled is known to the cloud, which keeps
+    /// each reading once: if they are lost with the power, they are made again.
+    #[must_use]
+    pub const fn must_be_synced(&self) -> bool {
+        match self {
+            Self::Append(_) | Self::Hear(_) | Self::Forget(_) | Self::Import(_) => true,
+            Self::Publish(..) | Self::Settle(_) => false,
+        }
+    }
+
+    /// How much it is.
+    const fn rows(&self) -> usize {
+        match self {
+            Self::Append(list) | Self::Hear(list) => list.len(),
+            Self::Publish(_, list) => list.len(),
+            Self::Settle(list) => list.len(),
+            Self::Forget(list) => list.len(),
+            Self::Import(list) => list.len(),
+        }
+    }
 }
 
 /// What waits in the reading log of a group.
@@ -149,8 +174,9 @@ impl Deref for Store {
     }
 }
 
-/// Where everything is kept. Every write is whole or not at all, and synced when it returns. All of them fail if the database does; reads
-/// also if a row is unreadable.
+/// Where everything is kept. Every write is whole or not at all, and synced when it returns, but for [`Backend::commit`] and
+/// [`Backend::insert_batches`]; a write that is synced has all before it on the disk, too. Reads show what is synced, but for what waits
+/// ([`Backend::list_unsettled`], [`Backend::count_waiting`]). All of them fail if the database does; reads also if a row is unreadable.
 #[async_trait]
 pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
     /// Whether it answers, for writing and for reading.
@@ -162,8 +188,11 @@ pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
 
     // The reading log: an uplink's way from verified frame to settled reading, one row per event.
 
-    /// Writes changes in their order, all or none; per change how many readings were published by it.
+    /// Writes changes in their order, all or none; per change how many readings were published by it. They are on the disk after
+    /// [`Backend::sync`]; who promises something for them ([`Change::must_be_synced`]) waits for it.
     async fn commit(&self, changes: &[Change]) -> Result<Vec<u64>>;
+    /// When this returns, all that was written before is on the disk, whoever wrote it.
+    async fn sync(&self) -> Result<()>;
     /// Drops settled rows that were heard before `before`, but for those that an insurer has no receipt for; the highest counter of each session
     /// stays a mark. Returns how many went.
     async fn prune_uplinks(&self, before: WallTime) -> Result<u64>;
@@ -224,7 +253,7 @@ pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
 
     // What a cloud node received: every reading once, by event id.
 
-    /// Writes whole batches, all or none; returns for each how many of its readings were new.
+    /// Writes whole batches, all or none; returns for each how many of its readings were new. They are on the disk after [`Backend::sync`].
     async fn insert_batches(&self, batches: &[InboxBatch]) -> Result<Vec<u64>>;
     /// Readings behind the cursor in the order of arrival, of one device or of all.
     async fn list_received(&self, after: u64, device: Option<DevEui>, limit: u32) -> Result<Vec<Received>>;

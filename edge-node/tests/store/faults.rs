@@ -2,14 +2,14 @@
 
 use contracts::contract::State;
 use contracts::write_ahead::Bound;
-use edge_node::readings::Name;
+use edge_node::readings::{Name, Uplink};
 use edge_node::store::{Change, FailPoint, MemoryDisk, Store};
 use futures_util::poll;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::fixtures::{KEYS_MAX, agreement, decoded, group, inbox_batch, name, reading, uplink};
+use crate::fixtures::{KEYS_MAX, agreement, commit, decoded, group, inbox_batch, name, reading, uplink};
 use crate::histories::{Op, apply, read_all};
 
 /// Writes of every kind, in an order in which each leaves its mark.
@@ -46,7 +46,13 @@ async fn a_process_that_dies_at_a_write_leaves_all_of_it_or_nothing_and_never_wr
     assert_eq!(healthy.writes(), script.len() as u64);
     assert!(states.windows(2).all(|pair| pair[0] != pair[1]), "every write can be seen");
     for n in 1..=script.len() {
-        for (point, kept) in [(FailPoint::Before(n as u64), n - 1), (FailPoint::After(n as u64), n)] {
+        // Readings and settlements alone are not on the disk before the next sync.
+        let is_synced = match &script[n - 1] {
+            Op::Commit(changes) => changes.iter().any(Change::must_be_synced),
+            _ => true,
+        };
+        let points = [(FailPoint::Before(n as u64), n - 1, n - 1), (FailPoint::After(n as u64), n, n - usize::from(!is_synced))];
+        for (point, written, kept) in points {
             let (disk, deaths) = (MemoryDisk::new(), Arc::new(AtomicU64::new(0)));
             let store = Store::memory(disk.clone());
             let counter = Arc::clone(&deaths);
@@ -60,7 +66,7 @@ async fn a_process_that_dies_at_a_write_leaves_all_of_it_or_nothing_and_never_wr
                 apply(&store, op).await;
             }
             assert!(poll!(std::pin::pin!(apply(&store, &script[n - 1]))).is_pending(), "{point:?}: nobody is told");
-            assert_eq!((deaths.load(Ordering::Relaxed), disk.writes()), (1, kept as u64), "{point:?}");
+            assert_eq!((deaths.load(Ordering::Relaxed), disk.writes()), (1, written as u64), "{point:?}");
             assert!(poll!(std::pin::pin!(apply(&store, &script[0]))).is_pending(), "{point:?}: a dead process writes nothing");
             assert!(poll!(std::pin::pin!(store.ping())).is_pending(), "{point:?}: a dead process reads nothing");
             let again = Store::memory(disk.clone());
@@ -95,6 +101,54 @@ async fn a_write_takes_its_time_and_is_nothing_if_it_is_dropped_or_the_process_d
     assert!(outlived.is_err(), "it never returns");
     let again = Store::memory(disk.clone());
     assert_eq!((disk.writes(), again.get_tenant_value(group(1), "b").await.unwrap()), (1, None));
+}
+
+#[tokio::test]
+async fn a_power_cut_takes_what_was_decoded_and_settled_since_the_last_sync_and_nothing_else() {
+    let disk = MemoryDisk::new();
+    let store = Store::memory(disk.clone());
+    let names = [name(1, 1, 0), name(1, 1, 1), name(1, 1, 2)];
+    let publish = |n: usize| Change::Publish(group(1), vec![decoded(names[n], "{}")]);
+    store.commit(&[Change::Append(vec![uplink(names[0])])]).await.unwrap();
+    store.commit(&[publish(0)]).await.unwrap();
+    // With this the disk has all that was before it.
+    store.commit(&[Change::Append(names[1..].iter().copied().map(uplink).collect())]).await.unwrap();
+    store.commit(&[publish(1), Change::Settle(vec![names[0]])]).await.unwrap();
+    let unsettled = async |store: &Store| -> Vec<u32> {
+        store.list_unsettled(0, 10).await.unwrap().into_iter().map(|(_, reading)| reading.f_cnt).collect()
+    };
+    assert_eq!(unsettled(&store).await, [1]);
+    disk.crash();
+    let again = Store::memory(disk.clone());
+    assert_eq!(unsettled(&again).await, [0], "settled again later, decoded again later");
+    let waiting: Vec<u32> =
+        again.list_undecoded(group(1), 0, 10).await.unwrap().into_iter().map(|stored| stored.uplink.f_cnt).collect();
+    assert_eq!(waiting, [1, 2]);
+    again.commit(&[publish(1), Change::Settle(vec![names[0]])]).await.unwrap();
+    again.sync().await.unwrap();
+    disk.crash();
+    assert_eq!(unsettled(&Store::memory(disk)).await, [1]);
+}
+
+#[tokio::test]
+async fn a_tenant_sees_only_uplinks_that_are_on_the_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("node.db")).await.unwrap();
+    let numbers = async |all: bool| -> Vec<u32> {
+        let page = if all { store.list_delivered(group(1), 0, 10).await } else { store.list_undecoded(group(1), 0, 10).await };
+        page.unwrap().into_iter().map(|stored| stored.uplink.f_cnt).collect()
+    };
+    store.commit(&[Change::Append(vec![uplink(name(1, 1, 0))])]).await.unwrap();
+    assert_eq!((numbers(false).await, numbers(true).await), (vec![], vec![]), "committed, not synced");
+    store.sync().await.unwrap();
+    assert_eq!((numbers(false).await, numbers(true).await), (vec![0], vec![0]));
+    let buffered = Uplink { deliver: false, ..uplink(name(1, 1, 1)) };
+    commit(&store, Change::Append(vec![buffered])).await;
+    store.commit(&[Change::Append(vec![uplink(name(1, 1, 1))])]).await.unwrap();
+    assert_eq!(numbers(false).await, [0]);
+    // Whoever acts on what he reads waits for the disk.
+    assert_eq!(store.last_open(group(1)).await.unwrap(), 3);
+    assert_eq!(numbers(false).await, [0, 1]);
 }
 
 #[tokio::test]

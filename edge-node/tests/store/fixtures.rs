@@ -130,5 +130,7 @@ pub fn account(of: u8, node: u8, number: u64, at: u64, said: &Unaccounted) -> Ac
 
 /// One change; how many readings it published.
 pub async fn commit(store: &Store, change: Change) -> u64 {
-    store.commit(&[change]).await.unwrap()[0]
+    let counts = store.commit(&[change]).await.unwrap();
+    store.sync().await.unwrap();
+    counts[0]
 }

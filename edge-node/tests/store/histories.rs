@@ -46,7 +46,11 @@ pub async fn write_account(store: &Store, of: u8, at: u64) -> String {
 /// Does it and says what came of it.
 pub async fn apply(store: &Store, op: &Op) -> String {
     match op {
-        Op::Commit(changes) => format!("{:?}", store.commit(changes).await),
+        Op::Commit(changes) => {
+            let counts = store.commit(changes).await;
+            store.sync().await.unwrap();
+            format!("{counts:?}")
+        }
         Op::Prune(before) => format!("{:?}", store.prune_uplinks(WallTime(*before)).await),
         Op::WipeUplinks(of) => format!("{:?}", store.wipe_uplinks(group(*of)).await),
         Op::Receive(of, at, names) => {

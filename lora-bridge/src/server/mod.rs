@@ -35,9 +35,9 @@ const OUTPUT_BATCHES_MAX: usize = 64;
 /// Commands that wait for the bridge.
 const COMMANDS_MAX: usize = 1_024;
 /// Outputs that wait for room; beyond, no command is taken.
-const BACKLOG_OUTPUTS_MAX: usize = 8_192;
-/// With so many of them `PUSH_DATA` is no longer looked at.
-const LAGGING_OUTPUTS: usize = 4_096;
+const BACKLOG_OUTPUTS_MAX: usize = 24_576;
+/// With so many of them `PUSH_DATA` is no longer looked at: a second of heavy load, while the disk of the consumer stands still.
+const LAGGING_OUTPUTS: usize = 16_384;
 /// Datagrams or commands handled before the other side gets its turn.
 const BURST: usize = 64;
 /// Longest sleep without anything due.

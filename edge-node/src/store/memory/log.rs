@@ -65,6 +65,14 @@ pub(super) struct Log {
     unsettled: BTreeMap<u64, u64>,
     /// The highest counter of each session that was pruned.
     pruned: BTreeMap<(GroupId, DevEui, SessionId), u32>,
+    /// What was published and settled since the last sync.
+    unsynced: Vec<Unsynced>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Unsynced {
+    Published(EventId),
+    Settled(EventId),
 }
 
 impl Log {
@@ -79,7 +87,7 @@ impl Log {
                 readings.iter().map(|r| u64::from(self.publish(*group, r.event, &r.decoded))).sum()
             }
             Change::Settle(names) => {
-                names.iter().for_each(|name| self.change(name.event(), |row| row.settled = true));
+                names.iter().for_each(|name| self.settle(name.event()));
                 0
             }
             Change::Forget(events) => {
@@ -151,7 +159,33 @@ impl Log {
                 (row.decoded, row.reading_seq, written) = (Some(decoded.to_owned()), Some(next), true);
             }
         });
+        if written {
+            self.unsynced.push(Unsynced::Published(event));
+        }
         written
+    }
+
+    fn settle(&mut self, event: EventId) {
+        let mut is_new = false;
+        self.change(event, |row| is_new = !std::mem::replace(&mut row.settled, true));
+        if is_new {
+            self.unsynced.push(Unsynced::Settled(event));
+        }
+    }
+
+    /// Everything so far is on the disk.
+    pub(super) fn sync(&mut self) {
+        self.unsynced.clear();
+    }
+
+    /// The power was cut.
+    pub(super) fn lose_unsynced(&mut self) {
+        for lost in std::mem::take(&mut self.unsynced).into_iter().rev() {
+            match lost {
+                Unsynced::Published(event) => self.change(event, |row| (row.decoded, row.reading_seq) = (None, None)),
+                Unsynced::Settled(event) => self.change(event, |row| row.settled = false),
+            }
+        }
     }
 
     /// Changes an event's row, if there is one.

@@ -100,9 +100,10 @@ impl MemoryDisk {
         self.inner().crash = None;
     }
 
-    /// Whatever has this disk open is dead: its writes that are on their way do not arrive, and nothing that it asks for ever returns.
+    /// Whatever has this disk open is dead: its writes that are on their way do not arrive, and nothing that it asks for ever returns. As with
+    /// the power, readings and settlements that nothing synced came after are lost.
     pub fn crash(&self) {
-        self.inner().life += 1;
+        self.inner().die();
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -119,7 +120,7 @@ enum Outcome<T> {
 }
 
 impl Inner {
-    fn write<T>(&mut self, life: u64, apply: impl FnOnce(&mut Tables) -> T) -> Outcome<T> {
+    fn write<T>(&mut self, life: u64, is_synced: bool, apply: impl FnOnce(&mut Tables) -> T) -> Outcome<T> {
         if self.life != life {
             return Outcome::Dead;
         }
@@ -130,14 +131,22 @@ impl Inner {
             return Outcome::Crashed(hook);
         }
         let value = apply(&mut self.tables);
+        if is_synced {
+            self.tables.log.sync();
+        }
         self.writes += 1;
         self.die_at(FailPoint::After(self.writes)).map_or(Outcome::Done(value), Outcome::Crashed)
     }
 
     fn die_at(&mut self, here: FailPoint) -> Option<Hook> {
         let (_, hook) = self.crash.take_if(|(point, _)| *point == here)?;
-        self.life += 1;
+        self.die();
         Some(hook)
+    }
+
+    fn die(&mut self) {
+        self.life += 1;
+        self.tables.log.lose_unsynced();
     }
 }
 
@@ -176,11 +185,15 @@ impl Memory {
     }
 
     async fn write<T: Send>(&self, apply: impl FnOnce(&mut Tables) -> T + Send) -> Result<T> {
+        self.apply(true, apply).await
+    }
+
+    async fn apply<T: Send>(&self, is_synced: bool, apply: impl FnOnce(&mut Tables) -> T + Send) -> Result<T> {
         let latency = self.enter().await?;
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
         }
-        let outcome = self.disk.inner().write(self.life, apply);
+        let outcome = self.disk.inner().write(self.life, is_synced, apply);
         match outcome {
             Outcome::Done(value) => Ok(value),
             Outcome::Failed(error) => Err(error),
@@ -205,10 +218,22 @@ impl Backend for Memory {
 
     async fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
+        let mut inner = self.disk.inner();
+        if inner.life == self.life {
+            inner.tables.log.sync();
+        }
     }
 
+    /// What must be synced is on the disk with its write: dying between the two is as dying before or after both, since nobody was told.
     async fn commit(&self, changes: &[Change]) -> Result<Vec<u64>> {
-        self.write(|tables| changes.iter().map(|change| tables.apply(change)).collect()).await
+        let is_synced = changes.iter().any(Change::must_be_synced);
+        self.apply(is_synced, |tables| changes.iter().map(|change| tables.apply(change)).collect()).await
+    }
+
+    async fn sync(&self) -> Result<()> {
+        self.enter().await?;
+        self.disk.inner().tables.log.sync();
+        Ok(())
     }
 
     async fn prune_uplinks(&self, before: WallTime) -> Result<u64> {

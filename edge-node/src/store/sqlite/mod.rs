@@ -1,15 +1,23 @@
-//! The database in SQLite. One connection writes, two read (WAL); every write is synced before it returns (`synchronous = FULL`).
+//! The database in SQLite. One connection writes, two read (WAL), one copies the log into the database.
+//!
+//! SQLite itself does not sync what it commits, [`sync`] does: every write is on the disk when it returns, but for those of which the trait
+//! says otherwise, and every read waits until what it saw is on the disk, so that nobody acts on what a power cut takes back. Reads on the
+//! way of each reading do not wait: they see only what is on the disk, or do not care.
 
 mod accounts;
 mod agreements;
 mod inbox;
 mod records;
 mod reserved;
+mod sync;
 mod tenant_state;
 mod uplinks;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use contracts::account::Heard;
@@ -23,6 +31,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Connection as _, SqlitePool};
 use uuid::Uuid;
 
+use self::sync::{Syncs, Write};
 use super::{AccountRow, AgreementRow, Backend, Change, Error, InboxBatch, Received, Result, Unaccounted, Waiting};
 use crate::readings::{Reading, StoredUplink};
 
@@ -47,10 +56,28 @@ impl From<sqlx::migrate::MigrateError> for Error {
     }
 }
 
+/// Pages of the log that the writer itself copies into the database at the next commit (64 MiB). It comes to that only under heavy load, when
+/// the copying beside it ([`Sqlite::note_pages`]) never catches up.
+const LOG_PAGES_MAX: &str = "16384";
+/// Pages after which the log is copied into the database beside the writer, and the pause between two such copies. Without heavy load the log
+/// so stays below the 4,062 pages whose index SQLite takes at its start: to make the index larger on a full disk ends in
+/// `SQLITE_IOERR_SHMSIZE` or SIGBUS.
+const PAGES_TO_COPY: u64 = 1_000;
+const COPY_PAUSE: Duration = Duration::from_secs(1);
+/// About how many pages a small write changes; each row more changes about one.
+const PAGES_OF_A_WRITE: usize = 8;
+/// Page caches, KiB (negative by SQLite's rule). Ids are in no order, so that each new row is in another page of their index.
+const WRITER_CACHE: &str = "-4096";
+const READER_CACHE: &str = "-1024";
 #[derive(Debug)]
 pub(super) struct Sqlite {
     writer: SqlitePool,
     reader: SqlitePool,
+    copier: SqlitePool,
+    syncs: Syncs,
+    /// About how many pages were written since the log was last copied.
+    pages: AtomicU64,
+    is_copying: Arc<AtomicBool>,
 }
 
 impl Sqlite {
@@ -59,21 +86,72 @@ impl Sqlite {
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
+            .synchronous(SqliteSynchronous::Normal)
+            .pragma("wal_autocheckpoint", LOG_PAGES_MAX)
             .foreign_keys(true)
-            .pragma("cache_size", "-1024")
+            .pragma("cache_size", READER_CACHE)
             // What is deleted is overwritten: keys of others, sealed or not, must not stay in free pages.
             .pragma("secure_delete", "ON")
             .row_buffer_size(ROWS_WAITING)
-            .busy_timeout(std::time::Duration::from_secs(5));
+            .busy_timeout(Duration::from_secs(5));
         // A transaction that failed on a full disk may be half rolled back, and sqlx then nests the next one in it, which is never
         // committed though it says so. Such a connection is thrown away.
         let writer = SqlitePoolOptions::new().max_connections(1);
         let writer = writer.after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }));
-        let writer = writer.connect_with(options.clone()).await?;
+        let writer = writer.connect_with(options.clone().pragma("cache_size", WRITER_CACHE)).await?;
         sqlx::migrate!("./migrations").run(&writer).await?;
+        let copier = SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
         let reader = SqlitePoolOptions::new().max_connections(2).connect_with(options.read_only(true)).await?;
-        Ok(Self { writer, reader })
+        let (pages, is_copying) = (AtomicU64::new(0), Arc::default());
+        let store = Self { writer, reader, copier, syncs: Syncs::new(path), pages, is_copying };
+        // What a process left that was killed may not be on the disk yet.
+        let place = uplinks::last_place(&store).await?;
+        store
+            .write(async |write| {
+                write.reach(place);
+                Ok(())
+            })
+            .await?;
+        Ok(store)
+    }
+
+    /// A write that is on the disk when this returns.
+    async fn write<T>(&self, work: impl AsyncFnOnce(&Write<'_>) -> Result<T>) -> Result<T> {
+        let value = self.commit_only(0, work).await?;
+        self.syncs.wait().await?;
+        Ok(value)
+    }
+
+    /// A write that others can see when this returns, on the disk with the next sync.
+    async fn commit_only<T>(&self, rows: usize, work: impl AsyncFnOnce(&Write<'_>) -> Result<T>) -> Result<T> {
+        let write = self.syncs.write()?;
+        let value = work(&write).await?;
+        self.note_pages(PAGES_OF_A_WRITE + rows);
+        Ok(value)
+    }
+
+    /// A read of what is on the disk.
+    async fn read<T>(&self, rows: impl Future<Output = Result<T>>) -> Result<T> {
+        let rows = rows.await?;
+        self.syncs.wait().await?;
+        Ok(rows)
+    }
+
+    /// Has the log copied into the database after [`PAGES_TO_COPY`], beside the writer, who would stand still for it.
+    fn note_pages(&self, pages: usize) {
+        let pages = self.pages.fetch_add(pages as u64, Ordering::Relaxed) + pages as u64;
+        if pages < PAGES_TO_COPY || self.is_copying.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        self.pages.store(0, Ordering::Relaxed);
+        let (copier, is_copying) = (self.copier.clone(), Arc::clone(&self.is_copying));
+        kit::task::spawn(async move {
+            if let Err(error) = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&copier).await {
+                tracing::debug!(%error, "the log was not copied into the database; the writer does it");
+            }
+            tokio::time::sleep(COPY_PAUSE).await;
+            is_copying.store(false, Ordering::SeqCst);
+        });
     }
 }
 
@@ -87,26 +165,35 @@ impl Backend for Sqlite {
     }
 
     async fn try_write(&self) -> Result<()> {
-        // The first page is written though the number stays.
-        sqlx::query("PRAGMA user_version = 0").execute(&self.writer).await?;
-        Ok(())
+        self.write(async |_| {
+            // The first page is written though the number stays.
+            sqlx::query("PRAGMA user_version = 0").execute(&self.writer).await?;
+            Ok(())
+        })
+        .await
     }
 
     async fn close(&self) {
         self.reader.close().await;
+        self.copier.close().await;
         self.writer.close().await;
     }
 
     async fn commit(&self, changes: &[Change]) -> Result<Vec<u64>> {
-        uplinks::commit(self, changes).await
+        let rows = changes.iter().map(Change::rows).sum();
+        self.commit_only(rows, async |write| uplinks::commit(self, write, changes).await).await
+    }
+
+    async fn sync(&self) -> Result<()> {
+        self.syncs.wait().await
     }
 
     async fn prune_uplinks(&self, before: WallTime) -> Result<u64> {
-        uplinks::prune(self, before).await
+        self.write(async |_| uplinks::prune(self, before).await).await
     }
 
     async fn wipe_uplinks(&self, group: GroupId) -> Result<()> {
-        uplinks::wipe(self, group).await
+        self.write(async |_| uplinks::wipe(self, group).await).await
     }
 
     async fn list_undecoded(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
@@ -114,7 +201,7 @@ impl Backend for Sqlite {
     }
 
     async fn list_kept(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
-        uplinks::list_kept(self, group, after, limit).await
+        self.read(uplinks::list_kept(self, group, after, limit)).await
     }
 
     async fn list_delivered(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
@@ -122,11 +209,11 @@ impl Backend for Sqlite {
     }
 
     async fn list_delivered_since(&self, group: GroupId, since: WallTime, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
-        uplinks::list_delivered_since(self, group, since, after, limit).await
+        self.read(uplinks::list_delivered_since(self, group, since, after, limit)).await
     }
 
     async fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(StoredUplink, Option<String>)>> {
-        uplinks::list_open(self, group, after, limit).await
+        self.read(uplinks::list_open(self, group, after, limit)).await
     }
 
     async fn list_unsettled(&self, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>> {
@@ -134,19 +221,19 @@ impl Backend for Sqlite {
     }
 
     async fn list_marks(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Mark, bool)>> {
-        uplinks::list_marks(self, group, after, limit).await
+        self.read(uplinks::list_marks(self, group, after, limit)).await
     }
 
     async fn list_pruned(&self, group: GroupId) -> Result<Vec<Mark>> {
-        uplinks::list_pruned(self, group).await
+        self.read(uplinks::list_pruned(self, group)).await
     }
 
     async fn last_open(&self, group: GroupId) -> Result<u64> {
-        uplinks::last_open(self, group).await
+        self.read(uplinks::last_open(self, group)).await
     }
 
     async fn has_open(&self, group: GroupId, upto: u64) -> Result<bool> {
-        uplinks::has_open(self, group, upto).await
+        self.read(uplinks::has_open(self, group, upto)).await
     }
 
     async fn count_waiting(&self) -> Result<BTreeMap<GroupId, Waiting>> {
@@ -158,115 +245,121 @@ impl Backend for Sqlite {
     }
 
     async fn list_unreceipted(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Heard)>> {
-        accounts::list_unreceipted(self, group, after, limit).await
+        self.read(accounts::list_unreceipted(self, group, after, limit)).await
     }
 
     async fn list_unreceipted_uplinks(&self, group: GroupId, limit: u32) -> Result<Vec<StoredUplink>> {
-        accounts::list_unreceipted_uplinks(self, group, limit).await
+        self.read(accounts::list_unreceipted_uplinks(self, group, limit)).await
     }
 
     async fn put_receipt(&self, group: GroupId, made_at: WallTime, envelope: &Envelope, events: &[EventId]) -> Result<()> {
-        accounts::put_receipt(self, group, made_at, envelope, events).await
+        self.write(async |_| accounts::put_receipt(self, group, made_at, envelope, events).await).await
     }
 
     async fn list_receipts(&self, group: GroupId, since: WallTime, limit: u32) -> Result<Vec<Envelope>> {
-        accounts::list_receipts(self, group, since, limit).await
+        self.read(accounts::list_receipts(self, group, since, limit)).await
     }
 
     async fn list_unaccounted(&self, group: GroupId, limit: u32) -> Result<Unaccounted> {
-        accounts::list_unaccounted(self, group, limit).await
+        self.read(accounts::list_unaccounted(self, group, limit)).await
     }
 
     async fn put_own_account(&self, row: &AccountRow, said: &Unaccounted) -> Result<()> {
-        accounts::put_own(self, row, said).await
+        self.write(async |_| accounts::put_own(self, row, said).await).await
     }
 
     async fn put_account(&self, row: &AccountRow, accounts_max: u32) -> Result<bool> {
-        accounts::put(self, row, accounts_max).await
+        self.write(async |_| accounts::put(self, row, accounts_max).await).await
     }
 
     async fn last_account(&self, group: GroupId, node: NodeId) -> Result<Option<AccountRow>> {
-        accounts::last(self, group, node).await
+        self.read(accounts::last(self, group, node)).await
     }
 
     async fn list_accounts(&self, group: GroupId, since: WallTime, limit: u32) -> Result<Vec<AccountRow>> {
-        accounts::list(self, group, since, limit).await
+        self.read(accounts::list(self, group, since, limit)).await
     }
 
     async fn list_untold_accounts(&self, group: GroupId, limit: u32) -> Result<Vec<AccountRow>> {
-        accounts::list_untold(self, group, limit).await
+        self.read(accounts::list_untold(self, group, limit)).await
     }
 
     async fn set_account_told(&self, id: StatementId) -> Result<()> {
-        accounts::set_told(self, id).await
+        self.write(async |_| accounts::set_told(self, id).await).await
     }
 
     async fn prune_accounts(&self, before: WallTime) -> Result<()> {
-        accounts::prune(self, before).await
+        self.write(async |_| accounts::prune(self, before).await).await
     }
 
     async fn find_received(&self, group: GroupId, events: &[EventId]) -> Result<Vec<EventId>> {
-        inbox::find(self, group, events).await
+        self.read(inbox::find(self, group, events)).await
     }
 
     async fn insert_batches(&self, batches: &[InboxBatch]) -> Result<Vec<u64>> {
-        inbox::insert_all(self, batches).await
+        let rows = batches.iter().map(|batch| batch.readings.len()).sum();
+        self.commit_only(rows, async |_| inbox::insert_all(self, batches).await).await
     }
 
     async fn list_received(&self, after: u64, device: Option<DevEui>, limit: u32) -> Result<Vec<Received>> {
-        inbox::list(self, after, device, limit).await
+        self.read(inbox::list(self, after, device, limit)).await
     }
 
     async fn count_received(&self) -> Result<u64> {
-        inbox::count(self).await
+        self.read(inbox::count(self)).await
     }
 
     async fn put_agreement(&self, row: &AgreementRow) -> Result<bool> {
-        agreements::put(self, row).await
+        self.write(async |_| agreements::put(self, row).await).await
     }
 
     async fn list_agreements(&self) -> Result<Vec<AgreementRow>> {
-        agreements::list(self).await
+        self.read(agreements::list(self)).await
     }
 
     async fn put_record(&self, record: &NodeRecord, envelope: &Envelope) -> Result<()> {
-        records::put(self, record, envelope).await
+        self.write(async |_| records::put(self, record, envelope).await).await
     }
 
     async fn list_records(&self) -> Result<Vec<Envelope>> {
-        records::list(self).await
+        self.read(records::list(self)).await
     }
 
     async fn raise_reserved(&self, group: GroupId, bounds: &[Bound]) -> Result<()> {
-        reserved::raise(self, group, bounds).await
+        self.write(async |_| reserved::raise(self, group, bounds).await).await
     }
 
     async fn list_reserved(&self, group: GroupId) -> Result<Reserved> {
-        reserved::list(self, group).await
+        self.read(reserved::list(self, group)).await
     }
 
     async fn get_tenant_value(&self, group: GroupId, key: &str) -> Result<Option<Vec<u8>>> {
-        tenant_state::get(self, group, key).await
+        self.read(tenant_state::get(self, group, key)).await
     }
 
     async fn put_tenant_value(&self, group: GroupId, key: &str, value: &[u8], keys_max: u32) -> Result<bool> {
-        tenant_state::put(self, group, key, value, keys_max).await
+        self.write(async |_| tenant_state::put(self, group, key, value, keys_max).await).await
     }
 
     async fn wipe_tenant(&self, group: GroupId) -> Result<()> {
-        tenant_state::wipe(self, group).await
+        self.write(async |_| tenant_state::wipe(self, group).await).await
     }
 }
 
 /// Rows that one statement takes. A statement is handed to a thread and back, which costs more than its work on a row; few sizes, so that each
 /// is prepared once.
-const ROWS: [usize; 4] = [64, 16, 4, 1];
+const ROWS: [usize; 5] = [256, 64, 16, 4, 1];
 
 /// Rows in parts of [`ROWS`], in order.
 fn chunks<T>(rows: &[T]) -> impl Iterator<Item = &[T]> {
+    chunks_upto(rows, ROWS[0])
+}
+
+/// The same, of at most `max` rows.
+fn chunks_upto<T>(rows: &[T], max: usize) -> impl Iterator<Item = &[T]> {
     let mut rest = rows;
     std::iter::from_fn(move || {
-        let size = ROWS.into_iter().find(|size| *size <= rest.len())?;
+        let size = ROWS.into_iter().find(|size| *size <= rest.len().min(max))?;
         let (chunk, others) = rest.split_at(size);
         rest = others;
         Some(chunk)
@@ -301,11 +394,11 @@ mod tests {
 
     #[test]
     fn rows_are_cut_into_few_sizes_and_stay_in_order() {
-        for count in [0, 1, 3, 4, 63, 64, 65, 150, 1_000] {
+        for count in [0, 1, 3, 4, 63, 64, 65, 150, 255, 256, 1_000] {
             let rows: Vec<usize> = (0..count).collect();
             let cut: Vec<&[usize]> = chunks(&rows).collect();
             assert_eq!(cut.concat(), rows);
-            assert!(cut.iter().all(|chunk| ROWS.contains(&chunk.len())) && cut.len() <= count / 64 + 9, "{count}");
+            assert!(cut.iter().all(|chunk| ROWS.contains(&chunk.len())) && cut.len() <= count / 256 + 12, "{count}");
         }
     }
 

@@ -32,7 +32,8 @@ pub(super) async fn put(store: &Sqlite, group: GroupId, key: &str, value: &[u8],
 /// Forgets everything that the tenant of a group kept.
 pub(super) async fn wipe(store: &Sqlite, group: GroupId) -> Result<()> {
     sqlx::query("DELETE FROM tenant_state WHERE group_id = ?").bind(group.as_bytes().as_slice()).execute(&store.writer).await?;
-    // Older versions of these pages are in the log until it is written back and cut off.
+    // Older versions of these pages are in the log until it is written back and cut off, by one at a time.
+    let _copies_nothing = store.copier.acquire().await?;
     let busy: i64 = sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&store.writer).await?;
     if busy != 0 {
         tracing::warn!(%group, "the database's log could not be cut off: a reader is at work");

@@ -8,20 +8,33 @@ use lora_bridge::mac::session::Mark;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row as _, Sqlite as Sqlite3, SqliteConnection};
 
-use super::{Change, Error, Result, Sqlite, Waiting, accounts, bytes, chunks, event, signed, unsigned};
+use super::{Change, Error, Result, Sqlite, Waiting, Write, accounts, bytes, chunks, chunks_upto, event, signed, unsigned};
 use crate::readings::{Kind, Name, Reading, StoredUplink, Uplink};
 
 const TABLE: &str = "uplink";
+/// Readings in one statement at most: with more, SQLite takes it for cheaper to read the whole log.
+const PUBLISHED_MAX: usize = 64;
 
 /// Writes changes in one transaction; per change how many readings were published by it.
-pub(super) async fn commit(store: &Sqlite, changes: &[Change]) -> Result<Vec<u64>> {
+pub(super) async fn commit(store: &Sqlite, to: &Write<'_>, changes: &[Change]) -> Result<Vec<u64>> {
     let mut transaction = store.writer.begin().await?;
     let mut counts = Vec::with_capacity(changes.len());
     for change in changes {
         counts.push(write(&mut transaction, change).await?);
     }
+    let grows = changes.iter().any(Change::must_be_synced);
+    let place: Option<i64> = if grows { sqlx::query_scalar(LAST_PLACE).fetch_one(&mut *transaction).await? } else { None };
     transaction.commit().await?;
+    to.reach(unsigned(TABLE, place.unwrap_or(0))?);
     Ok(counts)
+}
+
+const LAST_PLACE: &str = "SELECT max(seq) FROM uplink";
+
+/// The last place in the log that can be seen.
+pub(super) async fn last_place(store: &Sqlite) -> Result<u64> {
+    let place: Option<i64> = sqlx::query_scalar(LAST_PLACE).fetch_one(&store.reader).await?;
+    unsigned(TABLE, place.unwrap_or(0))
 }
 
 async fn write(connection: &mut SqliteConnection, change: &Change) -> Result<u64> {
@@ -39,7 +52,7 @@ async fn write(connection: &mut SqliteConnection, change: &Change) -> Result<u64
             }
         }
         Change::Publish(group, readings) => {
-            for readings in chunks(readings) {
+            for readings in chunks_upto(readings, PUBLISHED_MAX) {
                 published += publish(connection, readings.iter().map(|r| (*group, r.event, r.decoded.as_str()))).await?;
             }
         }
@@ -61,7 +74,7 @@ async fn write(connection: &mut SqliteConnection, change: &Change) -> Result<u64
             }
             let decoded = |(uplink, decoded): &(Uplink, Option<String>)| Some((uplink.group, uplink.event, decoded.clone()?));
             let readings: Vec<_> = uplinks.iter().filter_map(decoded).collect();
-            for readings in chunks(&readings) {
+            for readings in chunks_upto(&readings, PUBLISHED_MAX) {
                 published +=
                     publish(connection, readings.iter().map(|(group, event, text)| (*group, *event, text.as_str()))).await?;
             }
@@ -109,7 +122,7 @@ async fn publish<'a>(
     });
     query.push(
         "), first (seq, decoded, place) AS (
-           SELECT uplink.seq, answer.decoded, row_number() OVER (ORDER BY answer.n) FROM answer JOIN uplink
+           SELECT uplink.seq, answer.decoded, row_number() OVER (ORDER BY answer.n) FROM answer CROSS JOIN uplink
            ON uplink.event_id = answer.event_id AND uplink.group_id = answer.group_id
            WHERE uplink.decoded IS NULL AND uplink.deliver = 1)
          UPDATE uplink SET decoded = first.decoded,
@@ -189,18 +202,17 @@ pub(super) async fn wipe(store: &Sqlite, group: GroupId) -> Result<()> {
     Ok(())
 }
 
-/// Uplinks that the tenant of `group` still has to decode, behind the cursor, in order.
+/// Uplinks on the disk that the tenant of `group` still has to decode, behind the cursor, in order.
 pub(super) async fn list_undecoded(store: &Sqlite, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
-    let query =
-        "SELECT seq, body FROM uplink WHERE group_id = ? AND seq > ? AND decoded IS NULL AND deliver = 1 ORDER BY seq LIMIT ?";
-    let rows = page(store, query, group, after, limit).await?;
+    let query = "SELECT seq, body FROM uplink WHERE group_id = ? AND seq > ? AND decoded IS NULL AND deliver = 1 AND seq <= ? ORDER BY seq LIMIT ?";
+    let rows = synced_page(store, query, group, after, limit).await?;
     rows.iter().map(stored).collect()
 }
 
-/// Uplinks for the tenant of `group`, decoded or not, behind the cursor, in order.
+/// Uplinks on the disk for the tenant of `group`, decoded or not, behind the cursor, in order.
 pub(super) async fn list_delivered(store: &Sqlite, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
-    let query = "SELECT seq, body FROM uplink WHERE group_id = ? AND seq > ? AND deliver = 1 ORDER BY seq LIMIT ?";
-    let rows = page(store, query, group, after, limit).await?;
+    let query = "SELECT seq, body FROM uplink WHERE group_id = ? AND seq > ? AND deliver = 1 AND seq <= ? ORDER BY seq LIMIT ?";
+    let rows = synced_page(store, query, group, after, limit).await?;
     rows.iter().map(stored).collect()
 }
 
@@ -249,6 +261,12 @@ async fn page(store: &Sqlite, query: &'static str, group: GroupId, after: u64, l
     let rows =
         sqlx::query(query).bind(group.as_bytes().as_slice()).bind(signed(after)).bind(limit).fetch_all(&store.reader).await?;
     Ok(rows)
+}
+
+/// The same, of what is on the disk. `query` takes group, cursor, last place and limit, in this order.
+async fn synced_page(store: &Sqlite, query: &'static str, group: GroupId, after: u64, limit: u32) -> Result<Vec<SqliteRow>> {
+    let query = sqlx::query(query).bind(group.as_bytes().as_slice()).bind(signed(after)).bind(signed(store.syncs.place()));
+    Ok(query.bind(limit).fetch_all(&store.reader).await?)
 }
 
 /// An uplink from a row with `seq` and `body`.
