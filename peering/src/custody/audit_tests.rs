@@ -139,7 +139,7 @@ impl Cluster {
             match effect {
                 Effect::Persist(durable) => self.disks[usize::from(member)] = durable,
                 Effect::Send { to, message } => {
-                    let said = group.say(to, message, &signer, &|_| Bytes::new()).expect("can be said");
+                    let said = group.say(to, message, signer.now, &signer, &|_| Bytes::new()).expect("can be said");
                     self.on_the_way.push_back((self.now + 1, member, to.0, said));
                 }
                 Effect::Elected { .. }
@@ -332,7 +332,7 @@ fn release_from_a(cluster: &mut Cluster, handover: &'static [u8]) {
     let group = &mut cluster.groups[usize::from(A)];
     group.set_handover(Bytes::from_static(handover));
     let message = Message::Release { epoch: Epoch(1), successor: Some(MemberIndex(B)) };
-    let said = group.say(MemberIndex(W), message, &signer, &|_| Bytes::new()).expect("can be said");
+    let said = group.say(MemberIndex(W), message, signer.now, &signer, &|_| Bytes::new()).expect("can be said");
     cluster.on_the_way.push_back((cluster.now + 1, A, W, said));
 }
 

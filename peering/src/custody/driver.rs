@@ -72,6 +72,8 @@ struct Outgoing {
     group: GroupId,
     to: MemberIndex,
     message: Message,
+    /// When the machine decided it; it leaves after the disk.
+    decided: BootTime,
     form: Form,
 }
 
@@ -221,7 +223,7 @@ impl Driver {
                     self.persists.insert(id, *durable);
                 }
                 Effect::Send { to, message } => {
-                    self.sends.push(Outgoing { group: id, to: *to, message: *message, form: Form::Whole });
+                    self.sends.push(Outgoing { group: id, to: *to, message: *message, decided: now, form: Form::Whole });
                 }
                 Effect::Elected { epoch, .. } => tracing::info!(group = %id, %epoch, "custody gained"),
                 Effect::Fenced { epoch } => tracing::warn!(group = %id, %epoch, "custody ran out without a majority"),

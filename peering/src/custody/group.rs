@@ -283,11 +283,12 @@ impl Group {
         self.sent_release = None;
     }
 
-    /// What is sent for `message`: signs what counts, attaches what belongs to it. None if there is nothing that could be sent.
+    /// What is sent for `message`, which the machine decided at `decided`: signs what counts, attaches what belongs to it. None if there is nothing that could be sent.
     pub(super) fn say(
         &mut self,
         to: MemberIndex,
         message: Message,
+        decided: BootTime,
         signer: &Signer<'_>,
         records: &dyn Fn(GroupId) -> Bytes,
     ) -> Option<Said> {
@@ -319,13 +320,13 @@ impl Group {
             Message::AskYes { seq, voted_epoch } => Some(Said::AskYes { seq, voted_epoch }),
             Message::AskNo { seq, refusal } => refuse(self, Refused::Ask, Epoch(0), seq, refusal),
             Message::Claim { epoch, seq } => {
-                self.vote_for_myself(epoch, seq, signer, records);
+                self.vote_for_myself(epoch, seq, decided, signer, records);
                 Some(Said::Claim { epoch, seq })
             }
             Message::Grant { epoch, seq } => {
                 let records = records(self.id);
                 let candidate = self.node(to)?;
-                let signed = self.sign_grant(candidate, epoch, seq, &records, signer);
+                let signed = self.sign_grant(candidate, epoch, seq, &records, decided, signer);
                 Some(Said::Grant { signed, records: Blob(records) })
             }
             Message::ClaimRefused { epoch, seq, refusal } => refuse(self, Refused::Claim, epoch, seq, refusal),
@@ -335,20 +336,37 @@ impl Group {
         }
     }
 
-    fn sign_grant(&self, candidate: NodeId, epoch: Epoch, seq: u64, records: &Bytes, signer: &Signer<'_>) -> Signed {
+    /// A vote's promise runs from its decision, however long the disk takes before it leaves: that is the time to which it is held.
+    fn sign_grant(
+        &self,
+        candidate: NodeId,
+        epoch: Epoch,
+        seq: u64,
+        records: &Bytes,
+        decided: BootTime,
+        signer: &Signer<'_>,
+    ) -> Signed {
         let records = Digest::of(records);
-        let statement = Grant { group: self.id, epoch, candidate, seq, records, clock: signer.clock() };
+        let clock = MemberClock { boot: signer.boot, ms: decided.0 };
+        let statement = Grant { group: self.id, epoch, candidate, seq, records, clock };
         signer.sign(self.id, &statement)
     }
 
     /// A candidacy is a vote for oneself; it is signed once, when the claim is first sent.
-    fn vote_for_myself(&mut self, epoch: Epoch, seq: u64, signer: &Signer<'_>, records: &dyn Fn(GroupId) -> Bytes) {
+    fn vote_for_myself(
+        &mut self,
+        epoch: Epoch,
+        seq: u64,
+        decided: BootTime,
+        signer: &Signer<'_>,
+        records: &dyn Fn(GroupId) -> Bytes,
+    ) {
         let Some(me) = self.me() else { return };
         if self.claimed == epoch && !self.grants.is_empty() {
             return;
         }
         let records = records(self.id);
-        let envelope = self.sign_grant(me, epoch, seq, &records, signer).envelope::<Grant>(me);
+        let envelope = self.sign_grant(me, epoch, seq, &records, decided, signer).envelope::<Grant>(me);
         self.claimed = epoch;
         self.grants = [(self.machine.config().me, GrantKept { envelope, records })].into();
     }

@@ -42,12 +42,14 @@ fn group_of(me: u8, group: GroupId) -> Group {
     Group::new(config, machine, Hold::new(Clock::manual()), None)
 }
 
-/// What `from` says to `to`, as the driver would send it.
+const DECIDED: BootTime = BootTime(3);
+
+/// What `from` says to `to`, as the driver would send it: two milliseconds after it was decided.
 fn say(from: u8, to: u8, message: Message) -> Said {
     let keypair = key(from);
     let signer = Signer { keypair: &keypair, boot: BootId([1; 16]), now: BootTime(5), statements: None, heard: &|_| None };
     let records = |_| Bytes::from_static(b"records");
-    group_of(from, GROUP).say(MemberIndex(to), message, &signer, &records).expect("can be said")
+    group_of(from, GROUP).say(MemberIndex(to), message, DECIDED, &signer, &records).expect("can be said")
 }
 
 fn all_messages() -> Vec<Message> {
@@ -75,6 +77,13 @@ fn every_message_arrives_as_it_was_meant() {
         let opened = group_of(1, GROUP).open(node(0), say(0, 1, message)).map(|(message, _)| message);
         assert_eq!(opened, Ok(message));
     }
+}
+
+#[test]
+fn a_vote_names_the_time_from_which_its_promise_counts() {
+    let Said::Grant { signed, .. } = say(0, 1, Message::Grant { epoch: Epoch(4), seq: 9 }) else { panic!("a vote") };
+    let grant = signed.envelope::<Grant>(node(0)).verify::<Grant>().expect("signed").statement;
+    assert_eq!(grant.clock.ms, DECIDED.0, "not that at which it left the disk");
 }
 
 #[test]

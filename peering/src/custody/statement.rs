@@ -154,6 +154,7 @@ pub struct Grant {
     pub seq: u64,
     /// The write-ahead records that travel with it.
     pub records: Digest,
+    /// When it was decided, from which on the promise counts; it leaves later, after the disk.
     pub clock: MemberClock,
 }
 

@@ -36,7 +36,7 @@ impl Driver {
         let statements = self.setup.statements.as_ref();
         let signer = Signer { keypair: &self.setup.keypair, boot: self.boot, now, statements, heard: &heard };
         let mut parcels: BTreeMap<NodeId, Parcel> = BTreeMap::new();
-        for Outgoing { group: id, to, message, form } in std::mem::take(&mut self.sends) {
+        for Outgoing { group: id, to, message, decided, form } in std::mem::take(&mut self.sends) {
             let Some(group) = self.groups.get_mut(&id) else { continue };
             let Some(peer) = group.node(to) else { continue };
             let in_block = in_block(group, message, form, now);
@@ -46,7 +46,7 @@ impl Driver {
                 parcel.renewals.push(renewal);
                 continue;
             }
-            let said = group.say(to, message, &signer, &*self.setup.records);
+            let said = group.say(to, message, decided, &signer, &*self.setup.records);
             let needs_life = said.as_ref().is_some_and(Said::needs_life);
             match said.and_then(|said| Item::new(id, said).write()) {
                 Some(item) => {
