@@ -112,6 +112,12 @@ impl Sqlite {
                 Ok(())
             })
             .await?;
+        let database = path.to_owned();
+        let synced = kit::task::blocking(move || sync::sync_directory(&database)).await.map_err(std::io::Error::other).flatten();
+        if let Err(error) = synced {
+            tracing::error!(%error, "the directory of the database cannot be synced");
+            return Err(Error::NotSynced);
+        }
         Ok(store)
     }
 
