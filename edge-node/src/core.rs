@@ -61,6 +61,14 @@ pub struct OwnService {
     pub joining: Vec<tenant::JoiningDevice>,
 }
 
+impl OwnService {
+    /// All its devices, those that join among them: each takes a radio slot of an insurer.
+    #[must_use]
+    pub fn devices(&self) -> u64 {
+        crate::tenants::http::devices(&self.registration).count() as u64
+    }
+}
+
 impl Core {
     #[must_use]
     pub fn me(&self) -> NodeId {

@@ -103,7 +103,7 @@ async fn measure(core: &Core, service: &OwnService) -> Result<OwnUse, Problem> {
         memory_bytes,
         image_bytes,
         traffic_bps: traffic * 8 * 1_000 / TRAFFIC_WINDOW.0,
-        devices: service.registration.devices.len() as u64,
+        devices: service.devices(),
         measured_ms,
     })
 }

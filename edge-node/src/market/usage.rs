@@ -7,6 +7,7 @@ use contracts::resources::Resources;
 use contracts::time::Millis;
 
 use super::{Inner, lock};
+use crate::core::OwnService;
 use crate::dmu::estimate::{Estimate, Usage};
 use crate::dmu::meter::Meter;
 
@@ -82,7 +83,7 @@ async fn traffic_bps(inner: &Inner, group: contracts::ids::GroupId) -> crate::st
 
 impl Inner {
     fn devices(&self) -> u64 {
-        self.core.own_service.as_ref().map_or(0, |own| own.registration.devices.len() as u64)
+        self.core.own_service.as_ref().map_or(0, OwnService::devices)
     }
 
     /// What the own service takes away from what can be offered.
