@@ -51,8 +51,8 @@ impl Unknown {
 }
 
 impl Bridge {
-    /// Keeps a frame that no session verifies, if it may be of one that is not known here. Whoever serves knows all of them. False: it is
-    /// to be dropped.
+    /// Keeps a frame that no session verifies, if it may be of one that is not known here. Whoever serves knows all of them and asks nobody; but
+    /// a process that stood still does not know yet that it serves no more. False: it is to be dropped.
     pub(super) fn await_session(&mut self, phy: &[u8], error: Error, hearing: Hearing, now: Now, out: &mut Vec<Output>) -> bool {
         let may_be_unknown = match error {
             Error::UnknownAddress | Error::IntegrityCode | Error::OldCounter | Error::CounterGap => true,
@@ -64,7 +64,7 @@ impl Bridge {
         let Some(group) = self.unknown.addresses.get(&address).copied() else { return false };
         let is_serving = self.groups.get(&group).is_some_and(|group| group.mode.epoch().is_some());
         let has_room = self.unknown.waiting.contains_key(&address) || self.unknown.waiting.len() < ADDRESSES_MAX;
-        if is_serving || !has_room {
+        if !has_room {
             return false;
         }
         let waiting = self.unknown.waiting.entry(address).or_insert_with(|| Waiting { group, frames: VecDeque::new() });
@@ -73,7 +73,7 @@ impl Bridge {
             self.stats.drop(error);
         }
         waiting.frames.push_back((Bytes::copy_from_slice(phy), hearing));
-        let is_due = self.unknown.asked.get(&group).is_none_or(|asked| now.boot.since(*asked) >= ASK_EVERY);
+        let is_due = !is_serving && self.unknown.asked.get(&group).is_none_or(|asked| now.boot.since(*asked) >= ASK_EVERY);
         if is_due {
             self.unknown.asked.insert(group, now.boot);
             out.push(Output::RecordsMissing { group });
