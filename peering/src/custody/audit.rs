@@ -198,9 +198,10 @@ impl Excuses<'_> {
         let superseded =
             |(at, winner): &(Epoch, NodeId)| *at < epoch && (*at > vote.epoch || *at == vote.epoch && *winner != vote.candidate);
         let node = |member: MemberIndex| self.members.get(usize::from(member.0)).copied();
+        // Who stopped in a later epoch holds none before it.
         let released = |it: &Released| {
             it.by == vote.candidate
-                && it.statement.epoch == vote.epoch
+                && (vote.epoch..epoch).contains(&it.statement.epoch)
                 && it.statement.successor.and_then(node) == Some(candidate)
         };
         self.elected.iter().any(superseded) || self.releases.iter().any(released)

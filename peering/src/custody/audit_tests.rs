@@ -439,3 +439,28 @@ fn who_follows_a_certificate_is_excused_by_it() {
     let stranger = Envelope::sign(&read::<Grant>(&terms(), &won[1]).expect("good").1, &Keypair::from_secret(&[9; 32]));
     assert_eq!(found(&[&[stranger, vote(W, 2, A, 95)]]), NOBODY);
 }
+
+/// The provider was granted epoch 2 too late and held epoch 3 by votes of which none is shown; then it stopped for the customer.
+#[test]
+fn who_stopped_in_a_later_epoch_binds_nobody_by_an_earlier_one() {
+    let clock = |ms| MemberClock { boot: BootId([1; 16]), ms };
+    let nothing = super::super::statement::Digest::of(b"");
+    let vote = |epoch, candidate: u8, ms| {
+        let (epoch, candidate) = (Epoch(epoch), node(candidate));
+        Envelope::sign(&Grant { group: GROUP, epoch, candidate, seq: 1, records: nothing, clock: clock(ms) }, &key(W))
+    };
+    let release = |by: u8, epoch, successor: u8| {
+        let (epoch, successor) = (Epoch(epoch), Some(MemberIndex(successor)));
+        Envelope::sign(&Release { group: GROUP, epoch, successor, handover: nothing, clock: clock(300) }, &key(by))
+    };
+    let found = |released: Envelope| {
+        let found = convict(&terms(), &[vote(2, B, 100), vote(4, A, 100 + TTL / 2), released]);
+        found.into_iter().map(|it| (it.member, it.offence)).collect::<BTreeSet<_>>()
+    };
+    for epoch in [2, 3] {
+        assert_eq!(found(release(B, epoch, A)), NOBODY, "{epoch}");
+    }
+    for (by, epoch, successor) in [(B, 1, A), (B, 4, A), (A, 3, A), (B, 3, B)] {
+        assert_eq!(found(release(by, epoch, successor)), alone(W, Offence::BrokenPromise), "{by} {epoch} {successor}");
+    }
+}
