@@ -10,7 +10,6 @@ use std::path::Path;
 /// # Errors
 /// Whatever the file system says; the old content then still stands, unless only the last sync failed: then either may.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut beside = path.as_os_str().to_owned();
     beside.push(".tmp"); // of this file alone, whatever else is named like it
     match fs::remove_file(&beside) {
@@ -22,6 +21,15 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
+    sync_entry(path)
+}
+
+/// Syncs the directory in which `path` is: that it is there survives a crash.
+///
+/// # Errors
+/// The directory cannot be opened or synced.
+pub fn sync_entry(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory)?.sync_all()
 }
 

@@ -112,8 +112,9 @@ impl Sqlite {
                 Ok(())
             })
             .await?;
+        // SQLite makes its log when the database is opened, and syncs the directory only when it syncs the log itself.
         let database = path.to_owned();
-        let synced = kit::task::blocking(move || sync::sync_directory(&database)).await.map_err(std::io::Error::other).flatten();
+        let synced = kit::task::blocking(move || kit::file::sync_entry(&database)).await.map_err(std::io::Error::other).flatten();
         if let Err(error) = synced {
             tracing::error!(%error, "the directory of the database cannot be synced");
             return Err(Error::NotSynced);

@@ -134,17 +134,6 @@ fn sync(log: &Path) -> io::Result<()> {
     }
 }
 
-/// That the log is there: SQLite makes it when the database is opened, and syncs its directory only when it syncs the log itself.
-///
-/// # Errors
-/// The directory cannot be opened or synced.
-pub(super) fn sync_directory(database: &Path) -> io::Result<()> {
-    match database.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => std::fs::File::open(parent)?.sync_all(),
-        None => std::fs::File::open(".")?.sync_all(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
