@@ -56,12 +56,12 @@ pub async fn run(parts: Parts, group: GroupId, other: NodeId, is_fit: watch::Sen
 
 /// `None`: the bridge has stopped.
 async fn look(parts: &Parts, group: GroupId, other: NodeId, is_writable: bool) -> Option<Seen> {
-    let hearing = parts.bridge.hearing(group).await.ok()?;
+    let signs = parts.bridge.radio_signs(group).await.ok()?;
     let view = parts.custody.subscribe(group).map(|view| view.borrow().clone());
     Some(Seen {
         is_writable,
-        silence: hearing.silence,
-        heard_there: hearing.heard_there,
+        silence: signs.silence,
+        heard_there: signs.heard_there,
         is_failing: parts.core.orchestrator.as_ref().is_some_and(|orchestrator| orchestrator.is_failing(group)),
         holds: view.as_ref().is_some_and(|view| matches!(view.role, Role::Holder { .. })),
         other_is_there: view.as_ref().is_some_and(|view| !view.missing.contains(&other)),

@@ -78,7 +78,7 @@ pub struct Coverage {
 
 /// How long ago there was a sign of a radio.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Hearing {
+pub struct RadioSigns {
     /// Since the last datagram of any gateway; absent if none ever came. Gateways pull every few seconds, whatever they hear.
     pub silence: Option<Millis>,
     /// Since the other party told that it hears devices of the group; absent if it never did.
@@ -150,9 +150,9 @@ impl Bridge {
 
     /// Whether this node and the other party of a group have a radio at all.
     #[must_use]
-    pub fn hearing(&self, group: GroupId, now: BootTime) -> Hearing {
+    pub fn radio_signs(&self, group: GroupId, now: BootTime) -> RadioSigns {
         let since = |at: BootTime| now.since(at);
-        Hearing {
+        RadioSigns {
             silence: self.gateways.last_seen().map(since),
             heard_there: self.groups.get(&group).and_then(|group| group.heard_there).map(since),
         }

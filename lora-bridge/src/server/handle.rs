@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Error;
 use crate::bridge::DutyCycle;
-use crate::bridge::adapting::{Coverage, DeviceView, Hearing};
+use crate::bridge::adapting::{Coverage, DeviceView, RadioSigns};
 use crate::bridge::io::{Input, KeptFrame, Mode, OfferedFrame};
 use crate::gwmp::gateways::GatewayStatus;
 use crate::mac::adr::{AdrMode, Margin};
@@ -27,7 +27,7 @@ pub(super) enum Command {
     Export { group: GroupId, cursor: u32, max: usize, reply: oneshot::Sender<(Vec<SessionState>, Option<u32>)> },
     Stats { reply: oneshot::Sender<Stats> },
     Gateways { reply: oneshot::Sender<Vec<GatewayStatus>> },
-    Hearing { group: GroupId, reply: oneshot::Sender<Hearing> },
+    RadioSigns { group: GroupId, reply: oneshot::Sender<RadioSigns> },
     TakeMargins { group: GroupId, max: usize, reply: oneshot::Sender<Vec<Margin>> },
     Devices { cursor: u32, max: usize, reply: oneshot::Sender<(Vec<DeviceView>, Option<u32>)> },
     Coverage { group: GroupId, reply: oneshot::Sender<Coverage> },
@@ -355,11 +355,11 @@ impl BridgeHandle {
         self.ask(|reply| Command::Gateways { reply }).await
     }
 
-    /// [`Bridge::hearing`](crate::Bridge::hearing).
+    /// [`Bridge::radio_signs`](crate::Bridge::radio_signs).
     ///
     /// # Errors
     /// [`Error::Stopped`].
-    pub async fn hearing(&self, group: GroupId) -> Result<Hearing, Error> {
-        self.ask(|reply| Command::Hearing { group, reply }).await
+    pub async fn radio_signs(&self, group: GroupId) -> Result<RadioSigns, Error> {
+        self.ask(|reply| Command::RadioSigns { group, reply }).await
     }
 }

@@ -243,8 +243,8 @@ impl<S: Socket> Server<S> {
             Command::Gateways { reply } => {
                 let _gone = reply.send(self.bridge.gateways(self.clock.boot()));
             }
-            Command::Hearing { group, reply } => {
-                let _gone = reply.send(self.bridge.hearing(group, self.clock.boot()));
+            Command::RadioSigns { group, reply } => {
+                let _gone = reply.send(self.bridge.radio_signs(group, self.clock.boot()));
             }
             Command::TakeMargins { group, max, reply } => {
                 let _gone = reply.send(self.bridge.take_margins(group, max));
