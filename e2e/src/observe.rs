@@ -214,17 +214,14 @@ impl World {
 
     /// Waits until a node has accepted a join over the air; how many it has. None if no sensor joins.
     pub async fn wait_joins(&mut self, name: &str, bound: Duration) -> anyhow::Result<u64> {
-        let begun = std::time::Instant::now();
-        loop {
+        poll::until(&format!("{name} accepts a join"), bound, Duration::from_millis(50), async || {
             let bridge = self.bridge_stats(name).await?;
             let accepted = bridge["joins_accepted"].as_u64().with_context(|| format!("{name} does not count joins: {bridge}"))?;
-            if accepted > 0 || self.settings.otaa == "0" || self.settings.rejoin == 0 {
-                return Ok(accepted);
-            }
             self.check_all()?;
-            anyhow::ensure!(begun.elapsed() < bound, "{name} accepted no join within {} s", bound.as_secs());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+            let is_enough = accepted > 0 || self.settings.otaa == "0" || self.settings.rejoin == 0;
+            Ok(is_enough.then_some(accepted))
+        })
+        .await
     }
 
     /// Readings in the cloud's store behind the cursor.
