@@ -207,7 +207,7 @@ impl Orchestrator {
                 deployments.values().flat_map(|d| d.specs.iter().map(|s| (s.name.as_str().to_owned(), (s.clone(), d.desired))));
             all.collect()
         };
-        let wanted: BTreeMap<_, _> = desired.iter().map(|(name, (_, desired))| (name.clone(), *desired)).collect();
+        let wanted = desired.iter().map(|(name, (_, desired))| (name.clone(), *desired)).collect();
         let observed = self.engine.list().await?.into_iter().map(|c| (c.name.as_str().to_owned(), observed(c.state))).collect();
         self.note_health(&observed);
         let order: Vec<String> = self.lock().values().flat_map(|d| d.specs.iter().map(|s| s.name.as_str().to_owned())).collect();

@@ -123,8 +123,8 @@ impl Check {
         if !lasts {
             return Err(News::Over(finding));
         }
-        let is_alone = !seen.holds && !(seen.other_is_there && seen.other_holds);
-        given_up.alone_since = is_alone.then(|| given_up.alone_since.unwrap_or(now));
+        let is_held = seen.holds || (seen.other_is_there && seen.other_holds);
+        given_up.alone_since = (!is_held).then(|| given_up.alone_since.unwrap_or(now));
         let was_left_alone = given_up.alone_since.is_some_and(|since| now.since(since) >= ALONE);
         if was_left_alone || (seen.holds && given_up.is_gone) {
             return Err(News::Borne(finding));
