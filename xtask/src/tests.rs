@@ -28,6 +28,7 @@ pub fn run(install: bool) -> Result<(), String> {
     build::run(&mut tests)?;
     bridge(&built, install)?;
     demo(&built, install)?;
+    load(&built)?;
     faults(&built)?;
     println!("all tests passed");
     Ok(())
@@ -44,6 +45,18 @@ fn bridge(built: &Built, is_required: bool) -> Result<(), String> {
     }
     println!("SKIPPED the bridge alone: no mosquitto or mosquitto_sub; `cargo xtask test --install` installs them");
     Ok(())
+}
+
+/// A light load on a whole node, a second of it: that nothing is lost, not how fast it is.
+fn load(built: &Built) -> Result<(), String> {
+    if !packages::is_root() {
+        println!("SKIPPED the load on a whole node: the embedded engine needs root");
+        return Ok(());
+    }
+    println!("== a light load on a whole node ==");
+    let mut command = built.demo("load");
+    command.args(["--engine", "embedded", "--only", "latency", "--frames", "200", "--seconds", "1"]);
+    build::run(&mut command)
 }
 
 /// Twenty real faults, one of each of these kinds; what this machine cannot do they skip and say so.

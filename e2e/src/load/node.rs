@@ -26,8 +26,9 @@ const STILL_MAX: Duration = Duration::from_secs(5);
 /// Between two looks at the cloud.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// Starts a node and its cloud, and waits until its devices are served.
+/// Starts a node and its cloud, and waits until its devices are served. All are personalised: the generator of load does not join.
 pub async fn deploy(settings: Settings, directory: &Path) -> anyhow::Result<World> {
+    let settings = Settings { otaa: "0".to_owned(), ..settings };
     let motes = u64::from(settings.motes);
     let mut world = World::prepare(settings, directory, address::loopback()?, None)?;
     let started = async {
