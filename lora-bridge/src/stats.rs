@@ -51,6 +51,8 @@ reasons! {
         JoinTooSoon => "join_too_soon",
         /// The device's nonces, or the records of the epoch, are used up.
         JoinLimit => "join_limit",
+        /// In standby: the device, the gateway that heard it, or all together have as many requests kept as they may.
+        JoinsKeptFull => "joins_kept_full",
         FrameProprietary => "frame_proprietary",
         UnknownAddress => "unknown_address",
         IntegrityCode => "integrity_code",

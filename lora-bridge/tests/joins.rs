@@ -141,6 +141,53 @@ fn only_the_holder_answers_and_who_takes_over_answers_what_it_kept_in_rx2() {
     assert!(records(&b.hear(&joiner.request(10))).is_empty());
 }
 
+/// Nobody can check a request without the root key: what strangers write in the device's name must not push out the device's own.
+#[test]
+fn a_request_in_standby_outlives_those_that_are_forged_and_replayed() {
+    let (joiner, second) = (Joiner::new(1), Joiner::new(2));
+    let mut b = Rig::new();
+    b.pull();
+    register(&mut b, &[joiner.clone(), second.clone()], false, NonceRule::Random);
+    b.custody(Mode::Standby);
+    let forger = Joiner { key: [0xee; 16], ..joiner.clone() };
+    let heard_at = b.now;
+    let tmst = b.tmst();
+    b.hear(&joiner.request(9));
+    for dev_nonce in 100..600 {
+        b.now += 2;
+        b.hear(&forger.request(dev_nonce));
+    }
+    // The same again, later: it must not be answered at that one's time.
+    b.now += 100;
+    b.hear(&joiner.request(9));
+    b.hear(&second.request(9));
+    assert_eq!(b.bridge.stats().dropped(DropReason::JoinsKeptFull), 500 - 31);
+    let lease_end = b.now;
+    b.serve(2, Some(lease_end));
+    let out = register(&mut b, &[joiner.clone(), second.clone()], true, NonceRule::Random);
+    assert_eq!(records(&out).len(), 2, "both motes'");
+    recorded(&mut b, &out);
+    let wait = heard_at + 5_000 - b.now;
+    let out = b.advance(wait);
+    joiner.joined(&accepts(&out)[0].bytes, 9);
+    let json: serde_json::Value = serde_json::from_slice(&accepts(&out)[0].bytes[4..]).expect("JSON");
+    assert_eq!(json["txpk"]["tmst"], tmst.wrapping_add(6_000_000));
+    assert_eq!(b.bridge.stats().dropped(DropReason::IntegrityCode), 31);
+    // What a record names as used is not kept again.
+    let mut c = Rig::new();
+    c.pull();
+    register(&mut c, std::slice::from_ref(&joiner), false, NonceRule::Random);
+    c.custody(Mode::Standby);
+    c.apply(Input::Records { records: vec![accepted_record(&joiner)] });
+    c.hear(&joiner.request(9));
+    assert_eq!((c.bridge.stats().joins_kept, c.bridge.stats().dropped(DropReason::JoinReplayed)), (0, 1));
+}
+
+fn accepted_record(joiner: &Joiner) -> DeviceRecord {
+    let mut a = serving(std::slice::from_ref(joiner));
+    records(&a.hear(&joiner.request(9))).remove(0)
+}
+
 #[test]
 fn a_refusal_in_rx1_leads_to_rx2_and_a_record_that_comes_late_is_counted() {
     let joiner = Joiner::new(1);

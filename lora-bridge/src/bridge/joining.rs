@@ -3,7 +3,7 @@
 //! | state of a device | event | next |
 //! |---|---|---|
 //! | idle | a fit request while serving | recording: nonces used, [`Output::RecordWanted`] |
-//! | idle | a request in standby | kept: the newest one, for a takeover within its window |
+//! | idle | a request in standby | kept, for a takeover within its window ([`super::keeping`]) |
 //! | kept | custody and root key are here | recording, in RX2 only if another may have answered |
 //! | recording | [`super::io::Input::Recorded`] | recorded: the new session is registered |
 //! | recorded | a second before RX1 (5 s), else RX2 (6 s) | on air |
@@ -20,12 +20,13 @@ use super::Bridge;
 use super::collecting::is_better;
 use super::hearing::COPY_WITHIN;
 use super::io::{Accept, Now, Output};
+use super::keeping::{Heard, Kept};
 use crate::gwmp::rxpk::RxMeta;
 use crate::gwmp::txpk::{TxResult, Txpk};
 use crate::gwmp::{self, GatewayEui, Version};
 use crate::mac::downlink::{self, BLOCK, DownCounters, Timing, Window};
 use crate::mac::duty_cycle::{self, Booking};
-use crate::mac::join::{self, AppKey, DeviceRecord, JoiningDevice, Nonces, Request, Unfit};
+use crate::mac::join::{self, AppKey, DeviceRecord, JoiningDevice, Nonces, Unfit};
 use crate::mac::link::Wish;
 use crate::mac::registry::PAST_MAX;
 use crate::mac::session::{Entry, Joined, ReceiveWindows, Session};
@@ -40,16 +41,6 @@ const INTERVAL: Millis = Millis::from_secs(6);
 /// Joins without an uplink in between before the interval doubles.
 const PATIENCE: u8 = 3;
 const DOUBLINGS_MAX: u8 = 6;
-
-/// A request as it was heard.
-#[derive(Debug, Clone)]
-struct Heard {
-    phy: Vec<u8>,
-    request: Request,
-    gateway: GatewayEui,
-    rx: RxMeta,
-    at: BootTime,
-}
 
 #[derive(Debug, Clone)]
 struct Pending {
@@ -72,7 +63,6 @@ pub(super) struct Joining {
     /// Of the newest record.
     version: u32,
     pending: Option<Pending>,
-    kept: Option<Heard>,
     not_before: BootTime,
     streak: u8,
 }
@@ -141,7 +131,6 @@ impl Bridge {
                 nonces: Nonces::default(),
                 version: 0,
                 pending: None,
-                kept: None,
                 not_before: BootTime(0),
                 streak: 0,
             };
@@ -211,29 +200,38 @@ impl Bridge {
         let is_serving = groups.get(&joining.group).is_some_and(|group| group.mode.epoch().is_some());
         let heard = Heard { phy: phy.to_vec(), request, gateway, rx, at: now.boot };
         if !is_serving || joining.device.app_key.is_none() {
-            let is_copy = joining.kept.as_ref().is_some_and(|kept| {
-                kept.request == request && now.boot.since(kept.at) <= COPY_WITHIN && !is_better(&rx, &kept.rx)
-            });
-            if !is_copy {
-                self.stats.joins_kept += 1;
-                joining.kept = Some(heard);
+            if joining.nonces.is_used(joining.device.nonce_rule, request.dev_nonce) {
+                return self.stats.drop(DropReason::JoinReplayed);
             }
-            return;
+            return self.keep_request(heard);
         }
         self.begin_join(heard, false, now, out);
     }
 
-    /// What was heard before this node could answer.
+    /// For a takeover; who wrote it is not known.
+    fn keep_request(&mut self, heard: Heard) {
+        let is_reached = self.gateways.route(heard.gateway, heard.at).is_some();
+        match self.keeping.keep(heard, is_reached, join_windows(self.region()).rx2_delay()) {
+            Kept::New => self.stats.joins_kept += 1,
+            Kept::Copy => self.stats.copies += 1,
+            Kept::Full => self.stats.drop(DropReason::JoinsKeptFull),
+        }
+    }
+
+    /// What was heard before this node could answer: the newest that the device itself wrote, and did not write before.
     fn take_up_kept(&mut self, device: DevEui, now: Now, out: &mut Vec<Output>) {
-        let Some(joining) = self.joining.get_mut(&device) else { return };
+        let Some(joining) = self.joining.get(&device) else { return };
         let Some(group) = self.groups.get(&joining.group) else { return };
         let super::Mode::Serving { foreign_lease_end, .. } = group.mode else { return };
         if joining.device.app_key.is_none() {
             return;
         }
-        if let Some(kept) = joining.kept.take() {
+        for kept in self.keeping.take(device) {
             let rx2_only = foreign_lease_end.is_some_and(|end| kept.at < end);
             self.begin_join(kept, rx2_only, now, out);
+            if self.joining.get(&device).is_some_and(|joining| joining.pending.is_some()) {
+                break;
+            }
         }
     }
 
@@ -278,7 +276,7 @@ impl Bridge {
         }
         let record = DeviceRecord { device, version, nonces: joining.nonces.clone(), session, past };
         joining.pending = Some(Pending { heard, joined, key, version, epoch, rx2_only, is_recorded: false, is_on_air: false });
-        joining.kept = None;
+        self.keeping.take(device);
         self.stats.joins_begun += 1;
         self.joins.insert(device);
         out.push(Output::RecordWanted { group: joining.group, epoch, record: Box::new(record) });
@@ -469,6 +467,8 @@ impl Bridge {
     pub(super) fn forget_joining(&mut self, group: GroupId) {
         self.joining.retain(|_, joining| joining.group != group);
         self.unknown.forget(group);
+        let joining = &self.joining;
+        self.keeping.retain(|device| joining.contains_key(&device));
         self.joins.retain(|device| self.joining.contains_key(device));
     }
 }

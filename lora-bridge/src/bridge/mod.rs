@@ -12,6 +12,7 @@
 //! - `resets` — devices that begin their counters anew
 //! - `unknown` — frames of sessions that began at another node
 //! - `joining` — activation over the air
+//! - `keeping` — join requests that cannot be checked yet
 //! - `linking` — changes of devices' receive windows and channels
 //! - `planning` — what is owed, and by which gateways it can go
 //! - `schedules` — when each gateway transmits
@@ -25,6 +26,7 @@ mod custody;
 mod hearing;
 pub mod io;
 mod joining;
+mod keeping;
 mod linking;
 mod planning;
 mod queueing;
@@ -56,6 +58,7 @@ use crate::stats::{DropReason, Stats};
 use collecting::Collecting;
 use io::{Input, Mode, Now, Output};
 use joining::{Joining, OnAir};
+use keeping::Keeping;
 use planning::{Outstanding, Pending};
 use resets::Resets;
 use schedules::Schedules;
@@ -203,6 +206,8 @@ pub struct Bridge {
     schedules: Schedules,
     /// Devices that join over the air.
     joining: BTreeMap<DevEui, Joining>,
+    /// What they sent and cannot be checked yet.
+    keeping: Keeping,
     /// Those of them with a join under way.
     joins: BTreeSet<DevEui>,
     /// Accepts that wait for their `TX_ACK`.
@@ -247,6 +252,7 @@ impl Bridge {
             ledger: Ledger::new(config.region.region(), config.gateways_max),
             schedules: Schedules::default(),
             joining: BTreeMap::new(),
+            keeping: Keeping::default(),
             joins: BTreeSet::new(),
             accepts: BTreeMap::new(),
             silent: Vec::new(),

@@ -121,13 +121,17 @@ pub struct Nonces {
 }
 
 impl Nonces {
-    /// Uses a nonce of the device and one of the network; gives the latter.
-    pub(crate) fn take(&mut self, rule: NonceRule, dev_nonce: u16) -> Result<u32, Unfit> {
-        let is_used = match rule {
+    /// Whether a nonce of the device may not come any more.
+    pub(crate) fn is_used(&self, rule: NonceRule, dev_nonce: u16) -> bool {
+        match rule {
             NonceRule::Random => self.dev_nonces.contains(&dev_nonce),
             NonceRule::Rising => self.dev_nonces.iter().any(|used| *used >= dev_nonce),
-        };
-        if is_used {
+        }
+    }
+
+    /// Uses a nonce of the device and one of the network; gives the latter.
+    pub(crate) fn take(&mut self, rule: NonceRule, dev_nonce: u16) -> Result<u32, Unfit> {
+        if self.is_used(rule, dev_nonce) {
             return Err(Unfit::Replayed);
         }
         if self.join_nonce_next > JOIN_NONCE_MAX {
