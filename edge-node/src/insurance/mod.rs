@@ -225,16 +225,18 @@ fn of_sessions(parts: &Parts, group: GroupId, known: &Reserved) -> Vec<(DevEui, 
 /// majority knows to be reserved. Durable before it counts.
 pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, view: &CustodyView) -> Result<(), Error> {
     let own = parts.core.store.list_reserved(group).await?;
-    let mut known = own.clone();
+    let mut votes = BTreeMap::new();
     for (member, bytes) in &view.records {
         match Reserved::from_bytes(bytes) {
             Ok(theirs) => {
-                records::fetch(parts, group, *member, &theirs, &known).await?;
-                known.merge(&theirs);
+                votes.insert(*member, theirs);
             }
             Err(error) => tracing::warn!(%member, %error, "a vote came with records that cannot be read"),
         }
     }
+    records::fetch(parts, group, &votes).await?;
+    let mut known = own.clone();
+    votes.values().for_each(|theirs| known.merge(theirs));
     let bounds: Vec<_> = known.bounds().collect();
     let news: Vec<_> = bounds.iter().filter(|b| own.upto(b.device, b.session) != Some(b.upto)).copied().collect();
     parts.core.store.raise_reserved(group, &news).await?;

@@ -5,7 +5,7 @@
 //! stand among the bounds that go with every vote, so whoever takes over knows whether it lacks one, and fetches it from the member that
 //! voted. A member keeps one blob per device, so each write names the newest of both kinds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -363,12 +363,33 @@ pub async fn pull(parts: &Parts, group: GroupId, member: NodeId) -> Result<(), E
     }
 }
 
-/// Fetches what came with the vote of a member and is not known here: before this node serves.
-pub(crate) async fn fetch(parts: &Parts, group: GroupId, member: NodeId, theirs: &Reserved, own: &Reserved) -> Result<(), Error> {
-    if theirs.bounds().any(|bound| is_newer(theirs, own, bound.device)) {
-        pull(parts, group, member).await?;
+/// Fetches what came with votes and is not known here, before this node serves. Each record is on the disks of a majority: that the member that
+/// voted has gone is no reason not to serve, if another has it.
+///
+/// # Errors
+/// Something is still missing, and a member that may have it did not answer.
+pub(crate) async fn fetch(parts: &Parts, group: GroupId, votes: &BTreeMap<NodeId, Reserved>) -> Result<(), Error> {
+    let agreement = parts.core.agreements.in_force(group);
+    let members = agreement.map(|agreement| agreement.contract.members()).unwrap_or_default();
+    let others = members.into_iter().filter(|member| *member != parts.core.me() && !votes.contains_key(member));
+    let mut unanswered = None;
+    for member in votes.keys().copied().chain(others) {
+        let own = parts.core.store.list_reserved(group).await?;
+        if !votes.values().any(|theirs| has_news(theirs, &own)) {
+            return Ok(());
+        }
+        if let Err(error) = pull(parts, group, member).await {
+            tracing::info!(%group, %member, error = &error as &dyn std::error::Error, "records are looked for elsewhere");
+            unanswered = Some(error);
+        }
     }
-    Ok(())
+    let Some(error) = unanswered else { return Ok(()) };
+    let own = parts.core.store.list_reserved(group).await?;
+    if votes.values().any(|theirs| has_news(theirs, &own)) { Err(error) } else { Ok(()) }
+}
+
+fn has_news(theirs: &Reserved, own: &Reserved) -> bool {
+    theirs.bounds().any(|bound| is_newer(theirs, own, bound.device))
 }
 
 #[cfg(test)]
