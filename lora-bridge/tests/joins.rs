@@ -4,8 +4,9 @@
 mod common;
 
 use common::joiner::Joiner;
-use common::{GATEWAY, GROUP, Rig, address, push, uplinks};
-use lora_bridge::bridge::io::Accept;
+use common::{GATEWAY, GROUP, Mote, Rig, address, push, uplinks};
+use contracts::ids::EventId;
+use lora_bridge::bridge::io::{Accept, OfferedFrame, UplinkKind};
 use lora_bridge::mac::join::{DeviceRecord, NonceRule};
 use lora_bridge::{DropReason, GatewayEui, Input, MissedReason, Mode, Output, Session, Window};
 use rand::{Rng, SeedableRng};
@@ -463,4 +464,112 @@ fn an_uplink_names_the_join_of_its_session_also_from_the_buffer() {
     let uplink = uplinks(&out)[0];
     assert_eq!((uplink.event, uplink.joined.map(|joined| joined.dev_nonce)), (mote.event(0), Some(7)));
     assert_eq!(uplink.others.iter().map(|other| other.gateway).collect::<Vec<_>>(), others, "all that heard it");
+}
+
+/// A device that joined at the other node, and its record.
+fn joined_elsewhere(joiner: &Joiner) -> (Mote, DeviceRecord) {
+    let mut a = serving(std::slice::from_ref(joiner));
+    let out = a.hear(&joiner.request(7));
+    let record = records(&out).remove(0);
+    recorded(&mut a, &out);
+    let out = a.advance(4_000);
+    (joiner.joined(&accepts(&out)[0].bytes, 7).0, record)
+}
+
+fn following(joiner: &Joiner) -> Rig {
+    let mut rig = Rig::new();
+    rig.pull();
+    register(&mut rig, std::slice::from_ref(joiner), true, NonceRule::Random);
+    rig.custody(Mode::Following);
+    rig
+}
+
+/// What is to be stored because its session is not known, by name.
+fn awaited(out: &[Output]) -> Vec<(EventId, OfferedFrame)> {
+    let waits = |output: &Output| match output {
+        Output::Await { event, frame, .. } => Some((*event, frame.clone())),
+        _ => None,
+    };
+    out.iter().filter_map(waits).collect()
+}
+
+fn forgotten(out: &[Output]) -> Vec<EventId> {
+    let names = |output: &Output| if let Output::Forget { events } = output { events.clone() } else { Vec::new() };
+    out.iter().flat_map(names).collect()
+}
+
+#[test]
+fn a_frame_of_an_unknown_session_is_stored_until_it_is_stored_as_what_it_is() {
+    let joiner = Joiner::new(1);
+    let (mote, record) = joined_elsewhere(&joiner);
+    let mut b = following(&joiner);
+    let out = b.hear(&mote.frame(0, false));
+    let [(name, _)] = awaited(&out)[..] else { panic!("one is stored: {out:?}") };
+    assert!(out.contains(&Output::RecordsMissing { group: GROUP }));
+    let tmst = b.tmst();
+    assert!(awaited(&b.hear_by(GatewayEui(11), tmst, &mote.frame(0, false))).is_empty(), "the same frame once");
+    let out = b.apply(Input::Records { records: vec![record] });
+    let events: Vec<_> = uplinks(&out).iter().map(|uplink| uplink.event).collect();
+    assert_eq!((events.as_slice(), forgotten(&out)), (&[mote.event(0)][..], vec![]), "not on the disk yet");
+    // The disk does not take it: it waits on, and is heard again.
+    let out = b.apply(Input::CommitFailed { events });
+    assert_eq!(forgotten(&out), []);
+    let due = b.bridge.next_due().expect("it is heard again");
+    let out = b.advance(due.0.saturating_sub(b.now));
+    assert_eq!(uplinks(&out).iter().map(|uplink| uplink.event).collect::<Vec<_>>(), [mote.event(0)]);
+    assert_eq!(forgotten(&b.commit(vec![mote.event(0)])), [name]);
+    assert!(uplinks(&b.advance(10_000)).is_empty(), "once");
+}
+
+#[test]
+fn a_stored_frame_of_an_unknown_session_is_delivered_after_a_restart_and_not_answered() {
+    let joiner = Joiner::new(1);
+    let (mote, record) = joined_elsewhere(&joiner);
+    let stored: Vec<_> = awaited(&following(&joiner).hear(&mote.frame(0, true)));
+    let frames = || stored.iter().map(|(_, frame)| frame.clone()).collect();
+    // Before the record is known, and twice.
+    let mut b = following(&joiner);
+    for _ in 0..2 {
+        let out = b.apply(Input::Awaited { frames: frames() });
+        assert_eq!((awaited(&out).len(), forgotten(&out)), (0, vec![]), "it is on the disk");
+    }
+    let out = b.apply(Input::Records { records: vec![record.clone()] });
+    assert_eq!(
+        uplinks(&out).iter().map(|uplink| (uplink.event, uplink.kind)).collect::<Vec<_>>(),
+        [(mote.event(0), UplinkKind::Late)]
+    );
+    b.serve(2, None);
+    let out = b.commit(vec![mote.event(0)]);
+    assert_eq!((common::downlinks(&out).len(), forgotten(&out)), (0, vec![stored[0].0]));
+    // Known already: it is an uplink at once, or one that is known.
+    let mut c = following(&joiner);
+    c.apply(Input::Records { records: vec![record] });
+    assert_eq!(uplinks(&c.apply(Input::Awaited { frames: frames() })).len(), 1);
+    c.commit(vec![mote.event(0)]);
+    assert_eq!(forgotten(&c.apply(Input::Awaited { frames: frames() })), [stored[0].0]);
+    // In standby it is kept for the other node, and offered.
+    let mut d = following(&joiner);
+    d.custody(Mode::Standby);
+    d.apply(Input::Awaited { frames: frames() });
+    let (_, record) = joined_elsewhere(&joiner);
+    let out = d.apply(Input::Records { records: vec![record] });
+    assert!(out.iter().any(|output| matches!(output, Output::Keep(uplink) if uplink.event == mote.event(0))));
+    assert_eq!(forgotten(&out), [stored[0].0]);
+    assert_eq!(common::offers(&d.advance(5_000)).len(), 1);
+}
+
+#[test]
+fn frames_of_unknown_sessions_are_bounded_and_what_is_pushed_out_is_forgotten() {
+    let joiner = Joiner::new(1);
+    let (mote, _) = joined_elsewhere(&joiner);
+    let mut b = following(&joiner);
+    let (mut stored, mut dropped) = (Vec::new(), Vec::new());
+    for f_cnt in 0..40 {
+        let out = b.hear(&mote.frame(f_cnt, false));
+        stored.extend(awaited(&out).into_iter().map(|(name, _)| name));
+        dropped.extend(forgotten(&out));
+    }
+    assert_eq!((stored.len(), dropped.as_slice()), (40, &stored[..24]), "sixteen, the newest");
+    let out = b.apply(Input::Remove { group: GROUP });
+    assert_eq!(forgotten(&out), stored[24..]);
 }

@@ -15,6 +15,7 @@ use super::reservations::{self, Members, Writer};
 use super::{Error, Parts, Won, begin_serving, ended, join, leave, presence, progress, restore, returning, self_check};
 use super::{margins, records};
 use crate::agreements::Agreement;
+use crate::lora;
 use crate::tenants;
 use crate::timeline::Event;
 
@@ -60,6 +61,7 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         let (is_fit, is_fit_taken) = watch::channel(*parts.core.log.writable().borrow());
         side_tasks.spawn(kit::task::belong(self_check::run(parts.clone(), group, contract.provider.node, is_fit)));
         restore(parts, group, &service.registration).await?;
+        lora::standby::restore(&parts.core.store, &parts.bridge, group).await?;
         let is_served = serves.subscribe();
         let guard = Guard { parts, agreement, members, serves, is_fit: is_fit_taken, provider_holds: AtomicBool::new(false) };
         let mut memory = Memory {
@@ -133,6 +135,7 @@ pub(crate) async fn alone(parts: &Parts, group: GroupId, epoch: Epoch, registrat
     kit::task::spawn(reservations::run(writer.clone(), ends.reserve));
     kit::task::spawn(records::run(writer, ends.records));
     restore(parts, group, registration).await?;
+    lora::standby::restore(&parts.core.store, &parts.bridge, group).await?;
     parts.leases.set_alone(group);
     parts.links.set_epoch(group, epoch);
     parts.bridge.custody(group, Mode::Serving { epoch, foreign_lease_end: None }).await?;

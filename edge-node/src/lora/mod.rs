@@ -53,6 +53,7 @@ pub async fn consume(
                     heard.push(uplink);
                 }
                 Output::Keep(uplink) => standby.keep(Uplink { deliver: false, ..stored(uplink, &links) }),
+                Output::Await { group, event, dev_addr, frame } => standby.keep(standby::awaited(group, event, dev_addr, &frame)),
                 Output::Forget { events } => standby.forget(events),
                 Output::OfferDue(offer) => links.offer(offer.group, offer.frame),
                 Output::OfferKnown { group, mark, is_settled } => {

@@ -1,5 +1,7 @@
 //! What was heard in standby, on this node's disk: a copy of the bridge's buffer that survives the process.
 //!
+//! Frames whose session is not known yet are among them, each under the name of its bytes.
+//!
 //! Nothing waits for it. Frames gather for a few milliseconds and share one transaction; one that is settled meanwhile is never written.
 //! Bounded by the bridge's buffer: whatever leaves that is named here, and forgotten.
 
@@ -8,15 +10,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use contracts::ids::{EventId, GroupId};
+use contracts::ids::{DevAddr, DevEui, Epoch, EventId, GroupId, SessionId};
 use lora_bridge::bridge::io::{KeptFrame, OfferedFrame};
 use lora_bridge::gwmp::rxpk::RxMeta;
 use lora_bridge::mac::session::Mark;
 use lora_bridge::server::BridgeHandle;
 use tokio::sync::Notify;
 
+use super::reception;
 use crate::readings::log::Log;
-use crate::readings::{StoredUplink, Uplink};
+use crate::readings::{Kind, StoredUplink, Uplink};
 use crate::store::Store;
 
 /// How long frames gather.
@@ -27,6 +30,9 @@ const BATCH_MAX: usize = 1_024;
 const RETRY: Duration = Duration::from_millis(500);
 /// Rows read at a time.
 const PAGE: u32 = 1_024;
+
+/// Stands in the log for a session that is not known.
+const UNKNOWN: SessionId = SessionId::from_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfd]);
 
 /// What a node counts of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -115,23 +121,21 @@ impl Standby {
     async fn write(&self, log: &Log) -> bool {
         let (frames, forget) = self.state().take();
         let count = frames.len() as u64;
-        let (kept, forgotten) = tokio::join!(
-            async { if frames.is_empty() { Ok(()) } else { log.hear(frames.values().cloned().collect()).await } },
-            async { if forget.is_empty() { Ok(()) } else { log.forget(forget.iter().copied().collect()).await } },
-        );
-        let (is_kept, is_forgotten) = (kept.is_ok(), forgotten.is_ok());
-        if is_kept {
-            self.0.written.fetch_add(count, Ordering::Relaxed);
-        } else {
-            self.state().put_back(frames);
-        }
-        if !is_forgotten {
-            self.state().forget.extend(forget);
-        }
-        if !(is_kept && is_forgotten) {
+        if keep(log, frames.values().cloned()).await.is_err() {
+            let mut state = self.state();
+            state.forget.extend(forget);
+            state.put_back(frames);
             self.0.failed.fetch_add(1, Ordering::Relaxed);
+            return false;
         }
-        is_kept && is_forgotten
+        self.0.written.fetch_add(count, Ordering::Relaxed);
+        // Not before: what waited for its session is forgotten because it is among the frames now.
+        if !forget.is_empty() && log.forget(forget.iter().copied().collect()).await.is_err() {
+            self.state().forget.extend(forget);
+            self.0.failed.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        true
     }
 }
 
@@ -166,6 +170,9 @@ impl State {
         for uplink in frames.values() {
             self.places.remove(&uplink.event);
         }
+        if !self.frames.is_empty() {
+            return (frames, BTreeSet::new());
+        }
         let end = self.forget.iter().nth(BATCH_MAX).copied();
         let rest = end.map(|end| self.forget.split_off(&end)).unwrap_or_default();
         (frames, std::mem::replace(&mut self.forget, rest))
@@ -179,6 +186,39 @@ impl State {
                 self.frames.insert(place, uplink);
             }
         }
+    }
+}
+
+/// Whoever insures answers for what it heard, but not for what may be nobody's.
+async fn keep(log: &Log, frames: impl Iterator<Item = Uplink>) -> Result<(), crate::readings::log::Error> {
+    let (awaited, heard): (Vec<_>, Vec<_>) = frames.partition(|uplink| uplink.session == UNKNOWN);
+    let (heard, awaited) = tokio::join!(async { if heard.is_empty() { Ok(()) } else { log.hear(heard).await } }, async {
+        if awaited.is_empty() { Ok(()) } else { log.append(awaited).await }
+    });
+    heard.and(awaited)
+}
+
+/// A frame of a session that is not known, as it is kept.
+#[must_use]
+pub fn awaited(group: GroupId, event: EventId, dev_addr: DevAddr, frame: &OfferedFrame) -> Uplink {
+    Uplink {
+        event,
+        group,
+        device: DevEui::from_u64(0),
+        dev_addr,
+        session: UNKNOWN,
+        joined: None,
+        f_cnt: 0,
+        f_port: None,
+        confirmed: false,
+        frm_payload: String::new(),
+        phy: hex::encode(&frame.phy),
+        heard_at: frame.heard_at,
+        kind: Kind::Late,
+        epoch: Epoch(0),
+        deliver: false,
+        rx: reception(frame.gateway, &frame.rx),
+        others: Vec::new(),
     }
 }
 
@@ -199,7 +239,9 @@ pub async fn restore(store: &Store, bridge: &BridgeHandle, group: GroupId) -> Re
             }
             frame
         });
-        bridge.kept(group, frames.collect()).await?;
+        let (awaited, kept): (Vec<_>, Vec<_>) = frames.partition(|kept| kept.mark.session == UNKNOWN);
+        bridge.kept(group, kept).await?;
+        bridge.awaited(awaited.into_iter().map(|kept| kept.frame).collect()).await?;
     }
 }
 

@@ -62,6 +62,7 @@ impl Bridge {
         for event in events {
             let Some(landed) = self.land(event) else { continue };
             self.stats.committed += 1;
+            self.unknown.note_committed(landed.awaited);
             if landed.is_buffered {
                 self.buffer.remove(event);
             }

@@ -185,7 +185,7 @@ impl Bridge {
 
     fn replay_frame(&mut self, held: Held, now: Now, out: &mut Vec<Output>) -> bool {
         let (event, mark) = (held.event, held.mark);
-        let mut in_flight = InFlight { slot: SlotIndex::MAX, mark, is_buffered: true };
+        let mut in_flight = InFlight { slot: SlotIndex::MAX, mark, is_buffered: true, awaited: None };
         // A frame of a session that is no longer known is delivered too; it was verified when it was heard.
         if let Some((slot, entry)) = self.registry.session_mut(mark.device, mark.session) {
             in_flight.slot = slot;
@@ -216,6 +216,7 @@ impl Bridge {
         for event in events {
             let Some(failed) = self.land(event) else { continue };
             self.stats.commit_failed += 1;
+            self.unknown.note_failed(failed.awaited);
             if let Some(entry) = self.registry.get_mut(failed.slot).filter(|entry| entry.session == failed.mark.session) {
                 // A repetition or a copy is taken as new.
                 entry.taken.remove(failed.mark.f_cnt);

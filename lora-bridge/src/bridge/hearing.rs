@@ -36,11 +36,7 @@ struct Heard<'a> {
     mark: Mark,
     joined: Option<Joined>,
     wants: Wants,
-    gateway: GatewayEui,
-    rx: RxMeta,
-    heard_at: WallTime,
-    heard: BootTime,
-    is_offered: bool,
+    hearing: Hearing,
 }
 
 /// How a frame came again that is in the buffer.
@@ -52,25 +48,48 @@ enum HeardAgain {
     Repeated,
 }
 
-/// Where and when a frame was heard.
+/// Who heard a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hearer {
+    /// A gateway of this node; it may be answered.
+    Gateway,
+    /// The other node, which knows it and answers it.
+    Peer,
+    /// A gateway of this node in an earlier life of the process: too late for an answer.
+    Earlier,
+}
+
+/// By whom, where and when a frame was heard.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Hearing {
-    gateway: GatewayEui,
-    rx: RxMeta,
-    heard_at: WallTime,
-    heard: BootTime,
-    is_offered: bool,
+    pub(super) gateway: GatewayEui,
+    pub(super) rx: RxMeta,
+    pub(super) heard_at: WallTime,
+    pub(super) heard: BootTime,
+    pub(super) by: Hearer,
+    /// Its name if it waits, or waited, for its session.
+    pub(super) awaited: Option<EventId>,
 }
 
 impl Hearing {
-    pub(super) const fn heard(&self) -> BootTime {
-        self.heard
+    pub(super) const fn of(frame: &OfferedFrame, by: Hearer, now: Now) -> Self {
+        Self { gateway: frame.gateway, rx: frame.rx, heard_at: frame.heard_at, heard: now.boot, by, awaited: None }
+    }
+
+    /// Just now, or long enough ago that nothing can be answered.
+    fn is_live(&self) -> bool {
+        self.by == Hearer::Gateway
+    }
+
+    fn is_of_peer(&self) -> bool {
+        self.by == Hearer::Peer
     }
 }
 
 impl Heard<'_> {
     fn recent(&self) -> Recent {
-        Recent { f_cnt: self.mark.f_cnt, gateway: self.gateway, tmst: self.rx.tmst, heard: self.heard }
+        let Hearing { gateway, rx, heard, .. } = self.hearing;
+        Recent { f_cnt: self.mark.f_cnt, gateway, tmst: rx.tmst, heard }
     }
 
     /// Whether this is one more copy of that transmission.
@@ -78,11 +97,11 @@ impl Heard<'_> {
         if other.f_cnt != self.mark.f_cnt {
             return false;
         }
-        match (self.rx.tmst, other.tmst) {
-            (Some(a), Some(b)) if self.gateway == other.gateway => {
+        match (self.hearing.rx.tmst, other.tmst) {
+            (Some(a), Some(b)) if self.hearing.gateway == other.gateway => {
                 a.wrapping_sub(b).min(b.wrapping_sub(a)) < COPY_TMST_MICROS_MAX
             }
-            (Some(_) | None, Some(_) | None) => self.heard.since(other.heard) <= COPY_WITHIN,
+            (Some(_) | None, Some(_) | None) => self.hearing.heard.since(other.heard) <= COPY_WITHIN,
         }
     }
 
@@ -90,8 +109,8 @@ impl Heard<'_> {
         Plan {
             mark: self.mark,
             wants: self.wants,
-            candidates: Candidates::of(self.gateway, self.rx),
-            heard: self.heard,
+            candidates: Candidates::of(self.hearing.gateway, self.hearing.rx),
+            heard: self.hearing.heard,
             heard_at: heard_wall,
             gateways: 1,
             rx2_only: false,
@@ -144,7 +163,8 @@ impl Bridge {
         pushed.stat = rxpk::read(json, &mut frame, |result, phy| match result {
             Ok(rx) => {
                 pushed.packets += 1;
-                let hearing = Hearing { gateway, rx, heard_at: now.wall, heard: now.boot, is_offered: false };
+                let by = Hearer::Gateway;
+                let hearing = Hearing { gateway, rx, heard_at: now.wall, heard: now.boot, by, awaited: None };
                 self.hear(phy, hearing, now, out);
             }
             Err(error) => {
@@ -173,19 +193,17 @@ impl Bridge {
         if frame.phy.len() > gwmp::PHY_BYTES_MAX {
             return self.stats.drop(DropReason::PacketOversize);
         }
-        let hearing =
-            Hearing { gateway: frame.gateway, rx: frame.rx, heard_at: frame.heard_at, heard: now.boot, is_offered: true };
-        self.hear(&frame.phy, hearing, now, out);
+        self.hear(&frame.phy, Hearing::of(frame, Hearer::Peer, now), now, out);
     }
 
     pub(super) fn hear(&mut self, phy: &[u8], hearing: Hearing, now: Now, out: &mut Vec<Output>) {
         let verified = uplink::header(phy).and_then(|header| {
-            let verified = self.trials.verify(&self.registry, &header, phy, !hearing.is_offered, hearing.heard)?;
+            let verified = self.trials.verify(&self.registry, &header, phy, hearing.is_live(), hearing.heard)?;
             Ok((header, verified))
         });
         let (header, verified) = match verified {
             Ok(verified) => verified,
-            Err(uplink::Error::Join) if !hearing.is_offered => {
+            Err(uplink::Error::Join) if hearing.is_live() => {
                 return self.join_request(phy, hearing.gateway, hearing.rx, now, out);
             }
             Err(error) if self.await_session(phy, error, hearing, now, out) => return,
@@ -196,7 +214,7 @@ impl Bridge {
             return self.hear_reset(verified.slot, phy, hearing, now, out);
         }
         let Some(entry) = self.registry.get_mut(verified.slot) else { return };
-        if !hearing.is_offered && verified.f_cnt >= entry.f_cnt_up_next {
+        if hearing.is_live() && verified.f_cnt >= entry.f_cnt_up_next {
             entry.newest = Some((hearing.heard, phy.last_chunk().copied().unwrap_or_default()));
         }
         let reception = Heard {
@@ -206,11 +224,7 @@ impl Bridge {
             slot: verified.slot,
             mark: entry.mark(verified.f_cnt),
             joined: entry.joined,
-            gateway: hearing.gateway,
-            rx: hearing.rx,
-            heard_at: hearing.heard_at,
-            heard: hearing.heard,
-            is_offered: hearing.is_offered,
+            hearing,
         };
         let group = entry.group;
         let mode = self.groups.get(&group).map_or(Mode::Standby, |group| group.mode);
@@ -244,14 +258,14 @@ impl Bridge {
         let is_served_elsewhere = entry.served.contains(f_cnt);
         entry.taken.insert(f_cnt);
         entry.f_cnt_up_next = entry.f_cnt_up_next.max(f_cnt + 1);
-        let is_live = is_newest && !reception.is_offered && !entry.is_past;
+        let is_live = is_newest && reception.hearing.is_live() && !entry.is_past;
         let kind = if is_live { UplinkKind::Live } else { UplinkKind::Late };
         let event = reception.mark.event();
         let mut missing = Vec::new();
         if is_live {
             entry.recent = Some(reception.recent());
             entry.hearers.begin();
-            entry.hearers.note(reception.gateway);
+            entry.hearers.note(reception.hearing.gateway);
             missing.extend(entry.hearers.missing().filter(|gateway| self.gateways.is_live(*gateway, now.boot)));
             if self.pending.remove(&reception.slot).is_some_and(|pending| !pending.is_answered_elsewhere) {
                 // The device went on before its last answer could be sent.
@@ -271,8 +285,7 @@ impl Bridge {
             UplinkKind::Live => self.stats.uplinks_live += 1,
             UplinkKind::Late | UplinkKind::Buffered => self.stats.uplinks_late += 1,
         }
-        let is_buffered = self.buffer.set_in_flight(&event);
-        self.in_flight.insert(event, InFlight { slot: reception.slot, mark: reception.mark, is_buffered });
+        self.set_in_flight(reception, event);
         let phy = Bytes::copy_from_slice(reception.phy);
         let uplink = Uplink {
             event,
@@ -285,11 +298,11 @@ impl Bridge {
             confirmed: reception.header.is_confirmed,
             frm_payload: phy.slice(reception.header.frm_payload.clone()),
             phy,
-            gateway: reception.gateway,
-            rx: reception.rx,
+            gateway: reception.hearing.gateway,
+            rx: reception.hearing.rx,
             others: Vec::new(),
-            heard_at: reception.heard_at,
-            heard_boot: reception.heard,
+            heard_at: reception.hearing.heard_at,
+            heard_boot: reception.hearing.heard,
             kind,
         };
         if missing.is_empty() || self.config.copies_wait == Millis(0) {
@@ -300,10 +313,18 @@ impl Bridge {
         }
     }
 
+    /// On its way to the disk.
+    fn set_in_flight(&mut self, reception: &Heard<'_>, event: EventId) {
+        let is_buffered = self.buffer.set_in_flight(&event);
+        let awaited = reception.hearing.awaited;
+        self.in_flight.insert(event, InFlight { slot: reception.slot, mark: reception.mark, is_buffered, awaited });
+        self.unknown.note_in_flight(reception.phy, reception.hearing);
+    }
+
     /// What a new uplink says of the device's radio and link, and what the device is to be asked because of it.
     fn note_asks(&mut self, reception: &Heard<'_>, mode: Mode, now: Now, out: &mut Vec<Output>) -> Asks {
         let (f_cnt, is_adr, wants) = (reception.mark.f_cnt, reception.header.is_adr, reception.wants);
-        let uplink = RadioUplink { is_adr, f_cnt, link_adr: wants.link_adr, rx: &reception.rx };
+        let uplink = RadioUplink { is_adr, f_cnt, link_adr: wants.link_adr, rx: &reception.hearing.rx };
         let adr = self.note_radio(reception.slot, mode, &uplink, now);
         Asks { adr, ..self.note_link(reception.slot, mode, f_cnt, wants, now, out) }
     }
@@ -311,7 +332,7 @@ impl Bridge {
     /// A counter that is known: a copy, a repetition that wants its answer again, or nothing of interest.
     fn hear_again(&mut self, reception: &Heard<'_>, mode: Mode, is_newest: bool, now: Now, out: &mut Vec<Output>) {
         let Some(entry) = self.registry.get_mut(reception.slot) else { return };
-        if reception.is_offered {
+        if !reception.hearing.is_live() {
             self.stats.offers_known += 1;
             let (group, mark) = (entry.group, reception.mark);
             let is_settled = entry.settled.contains(mark.f_cnt);
@@ -322,12 +343,12 @@ impl Bridge {
         }
         if let Some(recent) = entry.recent.filter(|recent| reception.is_copy_of(recent)) {
             self.stats.copies += 1;
-            if reception.heard.since(recent.heard) <= self.config.copies_wait {
+            if reception.hearing.heard.since(recent.heard) <= self.config.copies_wait {
                 // Those who always come later are not waited for.
-                entry.hearers.note(reception.gateway);
+                entry.hearers.note(reception.hearing.gateway);
             }
             self.note_copy(reception);
-            let copy = Reception { gateway: reception.gateway, rx: reception.rx };
+            let copy = Reception { gateway: reception.hearing.gateway, rx: reception.hearing.rx };
             if !self.collecting.add(reception.slot, reception.mark, copy, out) {
                 self.stats.copies_late += 1;
             }
@@ -357,9 +378,9 @@ impl Bridge {
     /// One more gateway heard the transmission: it may be the better way back, or another one if the first refuses.
     fn note_copy(&mut self, reception: &Heard<'_>) {
         if let Some(entry) = self.registry.get_mut(reception.slot) {
-            entry.adr.note_copy(reception.mark.f_cnt, reception.rx.snr_decibel_tenths);
+            entry.adr.note_copy(reception.mark.f_cnt, reception.hearing.rx.snr_decibel_tenths);
         }
-        let copy = Reception { gateway: reception.gateway, rx: reception.rx };
+        let copy = Reception { gateway: reception.hearing.gateway, rx: reception.hearing.rx };
         let pending = self.pending.get_mut(&reception.slot).map(|pending| &mut pending.plan);
         if let Some(plan) = pending.filter(|plan| plan.mark == reception.mark) {
             return plan.add(copy);
@@ -376,23 +397,24 @@ impl Bridge {
         let f_cnt = reception.mark.f_cnt;
         let event = reception.mark.event();
         let heard_again = self.buffer.update(&event, |held| {
-            if held.is_offered && !reception.is_offered {
+            if held.is_offered && reception.hearing.is_live() {
                 // The other node was faster. What this node heard itself it may answer.
-                (held.gateway, held.rx, held.heard, held.is_offered) = (reception.gateway, reception.rx, reception.heard, false);
+                (held.gateway, held.rx, held.heard, held.is_offered) =
+                    (reception.hearing.gateway, reception.hearing.rx, reception.hearing.heard, false);
                 return HeardAgain::First;
             }
             let recent = Recent { f_cnt, gateway: held.gateway, tmst: held.rx.tmst, heard: held.heard };
-            let is_copy = reception.is_offered || reception.is_copy_of(&recent);
+            let is_copy = !reception.hearing.is_live() || reception.is_copy_of(&recent);
             if is_copy {
-                let copy = Reception { gateway: reception.gateway, rx: reception.rx };
+                let copy = Reception { gateway: reception.hearing.gateway, rx: reception.hearing.rx };
                 if is_further(&copy, held.gateway, &held.others) {
                     held.others.push(copy);
                 }
             } else {
-                held.gateway = reception.gateway;
-                held.rx = reception.rx;
+                held.gateway = reception.hearing.gateway;
+                held.rx = reception.hearing.rx;
                 held.others.clear();
-                held.heard = reception.heard;
+                held.heard = reception.hearing.heard;
                 held.is_answered = false;
                 held.is_offered = false;
             }
@@ -408,8 +430,8 @@ impl Bridge {
         let Some(entry) = self.registry.get_mut(reception.slot) else { return };
         let is_served = entry.served.contains(f_cnt);
         entry.f_cnt_up_next = entry.f_cnt_up_next.max(f_cnt + 1);
-        if !reception.is_offered {
-            entry.adr.note(reception.header.is_adr, f_cnt, reception.rx.snr_decibel_tenths, now.wall);
+        if reception.hearing.is_live() {
+            entry.adr.note(reception.header.is_adr, f_cnt, reception.hearing.rx.snr_decibel_tenths, now.wall);
         }
         let held = Held {
             group,
@@ -418,15 +440,15 @@ impl Bridge {
             event,
             phy: Bytes::copy_from_slice(reception.phy),
             wants: reception.wants,
-            gateway: reception.gateway,
-            rx: reception.rx,
-            heard_at: reception.heard_at,
-            heard: reception.heard,
+            gateway: reception.hearing.gateway,
+            rx: reception.hearing.rx,
+            heard_at: reception.hearing.heard_at,
+            heard: reception.hearing.heard,
             others: Vec::new(),
-            is_answered: is_served,
-            is_offered: reception.is_offered,
+            is_answered: is_served || reception.hearing.by == Hearer::Earlier,
+            is_offered: reception.hearing.is_of_peer(),
         };
-        let offer_at = (!reception.is_offered).then(|| now.boot + self.config.offer_wait);
+        let offer_at = (!reception.hearing.is_of_peer()).then(|| now.boot + self.config.offer_wait);
         if self.buffer.insert(held.clone(), is_served, offer_at) {
             out.push(Output::Keep(Self::buffered_uplink(held)));
         }
@@ -434,8 +456,8 @@ impl Bridge {
 
     /// A frame that is in the buffer already.
     fn note_heard_again(&mut self, reception: &Heard<'_>, again: HeardAgain, now: Now) {
-        let (f_cnt, snr) = (reception.mark.f_cnt, reception.rx.snr_decibel_tenths);
-        let entry = self.registry.get_mut(reception.slot).filter(|_| !reception.is_offered);
+        let (f_cnt, snr) = (reception.mark.f_cnt, reception.hearing.rx.snr_decibel_tenths);
+        let entry = self.registry.get_mut(reception.slot).filter(|_| reception.hearing.is_live());
         match (again, entry) {
             (HeardAgain::First, Some(entry)) => entry.adr.note(reception.header.is_adr, f_cnt, snr, now.wall),
             (HeardAgain::Copy, Some(entry)) => entry.adr.note_copy(f_cnt, snr),

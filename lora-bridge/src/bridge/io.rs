@@ -98,6 +98,8 @@ pub enum Input<'a> {
     Import { states: Vec<SessionState> },
     /// What an earlier process of this node stored of [`Output::Keep`] and was never told to forget. To be told after the registration.
     Kept { group: GroupId, frames: Vec<KeptFrame> },
+    /// What an earlier process of this node stored of [`Output::Await`] and was never told to forget. To be told after the registration.
+    Awaited { frames: Vec<OfferedFrame> },
     /// Servers that get the uplinks of some gateways too, from now on.
     Taps { taps: Vec<Tap> },
     /// How far devices' data rates are managed; not at first.
@@ -136,7 +138,10 @@ pub enum Output {
     /// Heard in standby. To be stored too, so that it survives this process, until [`Output::Forget`] names it or it comes as
     /// [`Output::Uplink`]; nothing waits for that.
     Keep(Uplink),
-    /// These were kept, or would have been, and are needed no more: settled, or thrown away at the buffer's bound.
+    /// A frame of a session that is not known here. To be stored like what is kept, until [`Output::Forget`] names it; after a restart it is
+    /// given back with [`Input::Awaited`].
+    Await { group: GroupId, event: EventId, dev_addr: DevAddr, frame: OfferedFrame },
+    /// These were kept, or would have been, or waited, and are needed no more: settled, stored in another form, or thrown away at a bound.
     Forget { events: Vec<EventId> },
     /// The node that serves did not name this frame in time: it is to be offered to it.
     OfferDue(Offer),

@@ -159,6 +159,8 @@ struct InFlight {
     slot: SlotIndex,
     mark: Mark,
     is_buffered: bool,
+    /// The name under which it waited for its session.
+    awaited: Option<EventId>,
 }
 
 /// What gateways sent and should not have sent, for a log line.
@@ -286,6 +288,7 @@ impl Bridge {
             Input::Offered { frame } => self.offered(&frame, now, out),
             Input::Import { states } => self.import(&states, now, out),
             Input::Kept { group, frames } => self.restore_kept(group, frames, now, out),
+            Input::Awaited { frames } => self.restore_awaited(&frames, now, out),
             Input::Taps { taps } => self.taps.set(taps),
             Input::Adr { group, mode } => self.set_adr(group, mode),
             Input::PeerMargins { margins } => self.note_margins(&margins, now.boot),
@@ -299,7 +302,8 @@ impl Bridge {
             Input::AirTime { spent } => self.ledger.restore(&spent, now.boot),
             Input::Tick => self.tick(now, out),
         }
-        let forgotten = self.buffer.take_forgotten();
+        let mut forgotten = self.buffer.take_forgotten();
+        forgotten.append(&mut self.unknown.take_forgotten());
         if !forgotten.is_empty() {
             out.push(Output::Forget { events: forgotten });
         }
@@ -322,7 +326,11 @@ impl Bridge {
     pub fn next_due(&self) -> Option<BootTime> {
         let replay = self.groups.values().filter_map(|group| group.replay).map(|replay| replay.not_before);
         let reserve = (!self.waiting.is_empty()).then(|| self.asked + RESERVE_RETRY);
-        let has_deadlines = !self.pending.is_empty() || !self.outstanding.is_empty() || self.buffer.len() > 0 || self.queued > 0;
+        let has_deadlines = !self.pending.is_empty()
+            || !self.outstanding.is_empty()
+            || self.buffer.len() > 0
+            || self.queued > 0
+            || self.unknown.has_failed();
         let sweep = has_deadlines.then(|| self.swept + SWEEP_EVERY);
         replay
             .chain(reserve)
@@ -359,7 +367,7 @@ impl Bridge {
             self.sweep_answers(now, out);
             self.sweep_queues(now, out);
             self.buffer.sweep(now.boot);
-            self.sweep_awaited(now);
+            self.sweep_awaited(now, out);
         }
         if !self.waiting.is_empty() && now.boot.since(self.asked) >= RESERVE_RETRY {
             self.ask_again(now);

@@ -1,31 +1,46 @@
 //! Frames of devices that join, of a session that is not known here: it began at another node, and its record is under way or has to be
-//! fetched. They wait, and are heard once the session is known.
+//! fetched. They wait, in memory and on this node's disk, and are heard once the session is known.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use contracts::ids::{DevAddr, GroupId};
+use contracts::account::FrameDigest;
+use contracts::ids::{DevAddr, DevEui, EventId, GroupId, SessionId};
 use contracts::time::{BootTime, Millis};
 
 use super::Bridge;
-use super::hearing::Hearing;
-use super::io::{Now, Output};
+use super::hearing::{Hearer, Hearing};
+use super::io::{Now, OfferedFrame, Output};
 use crate::mac::uplink::{self, Error};
 
 /// Addresses whose frames may wait.
 const ADDRESSES_MAX: usize = 1_024;
 /// Frames of one of them that may wait; the oldest goes first.
 const FRAMES_MAX: usize = 16;
-/// So long a frame waits at the most.
-const WAIT_MAX: Millis = Millis::from_secs(600);
+/// So long a frame waits at the most: the other members may be out of reach for hours.
+const WAIT_MAX: Millis = Millis::from_secs(24 * 3_600);
 /// Who has the record is asked for it so often.
 const ASK_EVERY: Millis = Millis::from_secs(5);
+
+/// A frame and how it was heard, with its name.
+#[derive(Debug, Clone)]
+struct Frame {
+    phy: Bytes,
+    name: EventId,
+    hearing: Hearing,
+}
 
 /// Frames of one address.
 #[derive(Debug)]
 struct Waiting {
     group: GroupId,
-    frames: VecDeque<(Bytes, Hearing)>,
+    frames: VecDeque<Frame>,
+}
+
+impl Waiting {
+    fn has(&self, name: EventId) -> bool {
+        self.frames.iter().any(|frame| frame.name == name)
+    }
 }
 
 /// All that wait for a session.
@@ -35,6 +50,12 @@ pub(super) struct Unknown {
     addresses: BTreeMap<DevAddr, GroupId>,
     waiting: BTreeMap<DevAddr, Waiting>,
     asked: BTreeMap<GroupId, BootTime>,
+    /// Verified at last, and on their way to the disk as what they are.
+    in_flight: BTreeMap<EventId, Frame>,
+    /// The disk did not take those; they are heard once more.
+    failed: Vec<Frame>,
+    /// Names that nobody needs any more.
+    forgotten: Vec<EventId>,
 }
 
 impl Unknown {
@@ -45,9 +66,46 @@ impl Unknown {
 
     pub(super) fn forget(&mut self, group: GroupId) {
         self.addresses.retain(|_, of| *of != group);
-        self.waiting.retain(|_, waiting| waiting.group != group);
+        for (_, waiting) in self.waiting.extract_if(.., |_, waiting| waiting.group == group) {
+            self.forgotten.extend(waiting.frames.iter().map(|frame| frame.name));
+        }
         self.asked.remove(&group);
     }
+
+    pub(super) fn take_forgotten(&mut self) -> Vec<EventId> {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    /// Whether it waits, or is on its way to the disk.
+    fn knows(&self, address: DevAddr, name: EventId) -> bool {
+        self.in_flight.contains_key(&name) || self.waiting.get(&address).is_some_and(|waiting| waiting.has(name))
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    pub(super) fn note_in_flight(&mut self, phy: &[u8], hearing: Hearing) {
+        if let Some(name) = hearing.awaited {
+            self.in_flight.insert(name, Frame { phy: Bytes::copy_from_slice(phy), name, hearing });
+        }
+    }
+
+    pub(super) fn note_committed(&mut self, name: Option<EventId>) {
+        if let Some(landed) = name.and_then(|name| self.in_flight.remove(&name)) {
+            self.forgotten.push(landed.name);
+        }
+    }
+
+    pub(super) fn note_failed(&mut self, name: Option<EventId>) {
+        self.failed.extend(name.and_then(|name| self.in_flight.remove(&name)));
+    }
+}
+
+/// The name of a frame whose device and counter are not known for certain: the same bytes have the same name.
+fn name(phy: &[u8], address: DevAddr) -> EventId {
+    let device = DevEui::from_u64(u64::from(address.to_u32()));
+    EventId::new(device, SessionId::from_bytes(FrameDigest::of(phy).0), 0)
 }
 
 impl Bridge {
@@ -68,11 +126,21 @@ impl Bridge {
             return false;
         }
         let waiting = self.unknown.waiting.entry(address).or_insert_with(|| Waiting { group, frames: VecDeque::new() });
-        if waiting.frames.len() >= FRAMES_MAX {
-            waiting.frames.pop_front();
+        let is_full = waiting.frames.len() >= FRAMES_MAX;
+        if let Some(oldest) = waiting.frames.pop_front_if(|_| is_full) {
+            if !waiting.has(oldest.name) {
+                self.unknown.forgotten.push(oldest.name);
+            }
             self.stats.drop(error);
         }
-        waiting.frames.push_back((Bytes::copy_from_slice(phy), hearing));
+        let name = name(phy, address);
+        if hearing.awaited.is_none() && !waiting.has(name) {
+            let Hearing { gateway, rx, heard_at, .. } = hearing;
+            let frame = OfferedFrame { phy: Bytes::copy_from_slice(phy), gateway, rx, heard_at };
+            out.push(Output::Await { group, event: name, dev_addr: address, frame });
+        }
+        let hearing = Hearing { awaited: Some(name), ..hearing };
+        waiting.frames.push_back(Frame { phy: Bytes::copy_from_slice(phy), name, hearing });
         let is_due = !is_serving && self.unknown.asked.get(&group).is_none_or(|asked| now.boot.since(*asked) >= ASK_EVERY);
         if is_due {
             self.unknown.asked.insert(group, now.boot);
@@ -84,18 +152,43 @@ impl Bridge {
     /// A device has a session that was not known: what waited may be of it.
     pub(super) fn hear_awaited(&mut self, address: DevAddr, now: Now, out: &mut Vec<Output>) {
         let Some(waiting) = self.unknown.waiting.remove(&address) else { return };
-        for (phy, hearing) in waiting.frames {
-            self.hear(&phy, hearing, now, out);
+        waiting.frames.into_iter().for_each(|frame| self.hear_once_more(address, &frame, now, out));
+    }
+
+    /// What an earlier process stored: it may be verified by now, or waits on.
+    pub(super) fn restore_awaited(&mut self, frames: &[OfferedFrame], now: Now, out: &mut Vec<Output>) {
+        for frame in frames {
+            let Ok(address) = uplink::header(&frame.phy).map(|header| header.dev_addr) else { continue };
+            let name = name(&frame.phy, address);
+            if self.unknown.knows(address, name) {
+                continue;
+            }
+            let hearing = Hearing { awaited: Some(name), ..Hearing::of(frame, Hearer::Earlier, now) };
+            self.hear_once_more(address, &Frame { phy: frame.phy.clone(), name, hearing }, now, out);
         }
     }
 
-    /// Gives up what waited too long.
-    pub(super) fn sweep_awaited(&mut self, now: Now) {
-        let stats = &mut self.stats;
+    fn hear_once_more(&mut self, address: DevAddr, frame: &Frame, now: Now, out: &mut Vec<Output>) {
+        self.hear(&frame.phy, frame.hearing, now, out);
+        if !self.unknown.knows(address, frame.name) {
+            self.unknown.forgotten.push(frame.name);
+        }
+    }
+
+    /// Hears again what the disk did not take, and gives up what waited too long.
+    pub(super) fn sweep_awaited(&mut self, now: Now, out: &mut Vec<Output>) {
+        for frame in std::mem::take(&mut self.unknown.failed) {
+            let Ok(header) = uplink::header(&frame.phy) else { continue };
+            self.hear_once_more(header.dev_addr, &frame, now, out);
+        }
+        let (stats, forgotten) = (&mut self.stats, &mut self.unknown.forgotten);
         self.unknown.waiting.retain(|_, waiting| {
-            let before = waiting.frames.len();
-            waiting.frames.retain(|(_, hearing)| now.boot.since(hearing.heard()) < WAIT_MAX);
-            (waiting.frames.len()..before).for_each(|_| stats.drop(Error::IntegrityCode));
+            while let Some(old) = waiting.frames.pop_front_if(|old| now.boot.since(old.hearing.heard) >= WAIT_MAX) {
+                stats.drop(Error::IntegrityCode);
+                if !waiting.has(old.name) {
+                    forgotten.push(old.name);
+                }
+            }
             !waiting.frames.is_empty()
         });
     }

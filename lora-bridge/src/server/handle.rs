@@ -323,6 +323,14 @@ impl BridgeHandle {
         self.apply(Input::Kept { group, frames }).await
     }
 
+    /// [`Input::Awaited`], applied.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn awaited(&self, frames: Vec<OfferedFrame>) -> Result<(), Error> {
+        self.apply(Input::Awaited { frames }).await
+    }
+
     /// A page of session states, see [`Bridge::export`].
     ///
     /// # Errors

@@ -311,6 +311,7 @@ impl<S: Socket> Server<S> {
                 }
                 kept @ (Output::Uplink(_)
                 | Output::Keep(_)
+                | Output::Await { .. }
                 | Output::Forget { .. }
                 | Output::OfferDue(_)
                 | Output::OfferKnown { .. }
