@@ -55,7 +55,7 @@ pub(super) async fn list_unreceipted(store: &Sqlite, group: GroupId, after: u64,
     .bind(group.as_bytes().as_slice())
     .bind(signed(after))
     .bind(limit)
-    .fetch_all(&store.reader)
+    .fetch_all(&mut *store.reader.acquire().await?)
     .await?;
     rows.iter().map(|row| Ok((unsigned(HEARD, row.try_get("seq")?)?, heard(row)?))).collect()
 }
@@ -67,7 +67,7 @@ pub(super) async fn list_unreceipted_uplinks(store: &Sqlite, group: GroupId, lim
     )
     .bind(group.as_bytes().as_slice())
     .bind(limit)
-    .fetch_all(&store.reader)
+    .fetch_all(&mut *store.reader.acquire().await?)
     .await?;
     rows.iter().map(super::uplinks::stored).collect()
 }
@@ -103,7 +103,7 @@ pub(super) async fn list_receipts(store: &Sqlite, group: GroupId, since: WallTim
             .bind(group.as_bytes().as_slice())
             .bind(signed(since.0))
             .bind(limit)
-            .fetch_all(&store.reader)
+            .fetch_all(&mut *store.reader.acquire().await?)
             .await?;
     rows.iter().map(|text| envelope(RECEIPT, text)).collect()
 }
@@ -112,13 +112,13 @@ pub(super) async fn list_unaccounted(store: &Sqlite, group: GroupId, limit: u32)
     let rows = sqlx::query("SELECT record FROM heard WHERE group_id = ? AND account IS NULL ORDER BY seq LIMIT ?")
         .bind(group.as_bytes().as_slice())
         .bind(limit)
-        .fetch_all(&store.reader)
+        .fetch_all(&mut *store.reader.acquire().await?)
         .await?;
     let dropped: Vec<Vec<u8>> =
         sqlx::query_scalar("SELECT event_id FROM heard WHERE group_id = ? AND dropped = 1 ORDER BY seq LIMIT ?")
             .bind(group.as_bytes().as_slice())
             .bind(limit)
-            .fetch_all(&store.reader)
+            .fetch_all(&mut *store.reader.acquire().await?)
             .await?;
     Ok(Unaccounted {
         heard: rows.iter().map(heard).collect::<Result<_>>()?,
@@ -181,7 +181,7 @@ pub(super) async fn last(store: &Sqlite, group: GroupId, node: NodeId) -> Result
     let row = sqlx::query("SELECT * FROM account WHERE group_id = ? AND node = ? ORDER BY seq DESC LIMIT 1")
         .bind(group.as_bytes().as_slice())
         .bind(node.as_bytes().as_slice())
-        .fetch_optional(&store.reader)
+        .fetch_optional(&mut *store.reader.acquire().await?)
         .await?;
     row.as_ref().map(account).transpose()
 }
@@ -191,7 +191,7 @@ pub(super) async fn list(store: &Sqlite, group: GroupId, since: WallTime, limit:
         .bind(group.as_bytes().as_slice())
         .bind(signed(since.0))
         .bind(limit)
-        .fetch_all(&store.reader)
+        .fetch_all(&mut *store.reader.acquire().await?)
         .await?;
     rows.iter().map(account).collect()
 }
@@ -200,13 +200,16 @@ pub(super) async fn list_untold(store: &Sqlite, group: GroupId, limit: u32) -> R
     let rows = sqlx::query("SELECT * FROM account WHERE group_id = ? AND told = 0 ORDER BY seq LIMIT ?")
         .bind(group.as_bytes().as_slice())
         .bind(limit)
-        .fetch_all(&store.reader)
+        .fetch_all(&mut *store.reader.acquire().await?)
         .await?;
     rows.iter().map(account).collect()
 }
 
 pub(super) async fn set_told(store: &Sqlite, id: StatementId) -> Result<()> {
-    sqlx::query("UPDATE account SET told = 1 WHERE id = ?").bind(id.as_bytes().as_slice()).execute(&store.writer).await?;
+    sqlx::query("UPDATE account SET told = 1 WHERE id = ?")
+        .bind(id.as_bytes().as_slice())
+        .execute(&mut *store.writer.acquire().await?)
+        .await?;
     Ok(())
 }
 

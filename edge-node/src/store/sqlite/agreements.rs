@@ -24,7 +24,7 @@ pub(super) async fn put(store: &Sqlite, row: &AgreementRow) -> Result<bool> {
     .bind(json(&row.state)?)
     .bind(signed(row.version))
     .bind(row.wiped)
-    .execute(&store.writer)
+    .execute(&mut *store.writer.acquire().await?)
     .await?;
     Ok(done.rows_affected() == 1)
 }
@@ -33,7 +33,7 @@ pub(super) async fn put(store: &Sqlite, row: &AgreementRow) -> Result<bool> {
 pub(super) async fn list(store: &Sqlite) -> Result<Vec<AgreementRow>> {
     let rows: Vec<(Vec<u8>, String, String, i64, bool)> =
         sqlx::query_as("SELECT contract, envelope, state, version, wiped FROM agreement ORDER BY contract")
-            .fetch_all(&store.reader)
+            .fetch_all(&mut *store.reader.acquire().await?)
             .await?;
     rows.into_iter()
         .map(|(contract, envelope, state, version, wiped)| {

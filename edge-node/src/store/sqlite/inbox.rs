@@ -1,12 +1,14 @@
 //! What a cloud node received: every reading once, by event id.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use contracts::ids::{DevEui, EventId, GroupId, NodeId};
 use contracts::time::WallTime;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row as _, Sqlite as Sqlite3, SqliteConnection};
 
+use super::texts::{ROWS_MAX, Texts, values};
 use super::uplinks::{push_events, reading};
 use super::{Error, InboxBatch, Received, Result, Sqlite, bytes, chunks, event, signed, unsigned};
 use crate::readings::Reading;
@@ -25,7 +27,7 @@ pub(super) async fn insert_all(store: &Sqlite, batches: &[InboxBatch]) -> Result
             .execute(&mut *transaction)
             .await?;
         let mut new = 0;
-        for readings in chunks(&batch.readings) {
+        for readings in batch.readings.chunks(ROWS_MAX) {
             new += insert(&mut transaction, batch, readings).await?;
         }
         counts.push(new);
@@ -34,23 +36,28 @@ pub(super) async fn insert_all(store: &Sqlite, batches: &[InboxBatch]) -> Result
     Ok(counts)
 }
 
-/// Adds those that are not there; how many were not.
+static INSERT: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::new(|rows| {
+        let values = values(rows, 12);
+        format!(
+            "INSERT INTO inbox (event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, decoded, delivered_by, received_at, proof)
+             SELECT * FROM ({values}) WHERE column1 IS NOT NULL ON CONFLICT (event_id) DO NOTHING"
+        )
+    })
+});
+
+/// Adds those of at most [`ROWS_MAX`] that are not there; how many were not.
 async fn insert(connection: &mut SqliteConnection, batch: &InboxBatch, readings: &[Reading]) -> Result<u64> {
-    let mut query = QueryBuilder::<Sqlite3>::new(
-        "INSERT INTO inbox (event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, decoded, delivered_by, received_at, proof) ",
-    );
-    query.push_values(readings, |mut row, reading| {
-        row.push_bind(reading.event.as_uuid().as_bytes().as_slice());
-        row.push_bind(reading.group.as_bytes().as_slice());
-        row.push_bind(reading.device.as_bytes().as_slice());
-        row.push_bind(reading.session.as_bytes().as_slice());
-        row.push_bind(i64::from(reading.f_cnt)).push_bind(signed(reading.heard_at.0));
-        row.push_bind(reading.kind.as_str()).push_bind(signed(reading.epoch.0)).push_bind(reading.decoded.get());
-        row.push_bind(batch.from.as_bytes().as_slice()).push_bind(signed(batch.received_at.0));
-        row.push_bind(batch.proof_id.as_bytes().as_slice());
-    });
-    query.push(" ON CONFLICT (event_id) DO NOTHING");
-    Ok(query.build().execute(connection).await?.rows_affected())
+    let mut query = sqlx::query(INSERT.for_rows(readings.len()));
+    for reading in readings {
+        query = query.bind(reading.event.as_uuid().as_bytes().to_vec()).bind(reading.group.as_bytes().to_vec());
+        query = query.bind(reading.device.as_bytes().to_vec()).bind(reading.session.as_bytes().to_vec());
+        query = query.bind(i64::from(reading.f_cnt)).bind(signed(reading.heard_at.0));
+        query = query.bind(reading.kind.as_str()).bind(signed(reading.epoch.0)).bind(reading.decoded.get());
+        query = query.bind(batch.from.as_bytes().to_vec()).bind(signed(batch.received_at.0));
+        query = query.bind(batch.proof_id.as_bytes().to_vec());
+    }
+    Ok(query.execute(connection).await?.rows_affected())
 }
 
 /// Readings behind the cursor in the order of arrival, of one device or of all.
@@ -67,7 +74,7 @@ pub(super) async fn list(store: &Sqlite, after: u64, device: Option<DevEui>, lim
         )
         .bind(device.as_bytes().to_vec()),
     };
-    let rows = query.bind(signed(after)).bind(limit).fetch_all(&store.reader).await?;
+    let rows = query.bind(signed(after)).bind(limit).fetch_all(&mut *store.reader.acquire().await?).await?;
     rows.iter().map(received).collect()
 }
 
@@ -98,6 +105,6 @@ pub(super) async fn find(store: &Sqlite, group: GroupId, events: &[EventId]) -> 
 
 /// How many readings were received so far. `seq` does not tell: a reading that comes again takes a number, too.
 pub(super) async fn count(store: &Sqlite) -> Result<u64> {
-    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM inbox").fetch_one(&store.reader).await?;
+    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM inbox").fetch_one(&mut *store.reader.acquire().await?).await?;
     unsigned("inbox", count)
 }

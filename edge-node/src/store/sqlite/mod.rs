@@ -6,11 +6,13 @@
 
 mod accounts;
 mod agreements;
+mod connections;
 mod inbox;
 mod records;
 mod reserved;
 mod sync;
 mod tenant_state;
+mod texts;
 mod uplinks;
 
 use std::collections::BTreeMap;
@@ -27,10 +29,10 @@ use contracts::node_record::NodeRecord;
 use contracts::time::WallTime;
 use contracts::write_ahead::{Bound, Reserved};
 use lora_bridge::mac::session::Mark;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection as _, SqlitePool};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use uuid::Uuid;
 
+use self::connections::Connections;
 use self::sync::{Syncs, Write};
 use super::{AccountRow, AgreementRow, Backend, Change, Error, InboxBatch, Received, Result, Unaccounted, Waiting};
 use crate::readings::{Reading, StoredUplink};
@@ -43,7 +45,6 @@ const ROWS_WAITING: usize = 512;
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         match &error {
-            sqlx::Error::PoolClosed => Self::Closed,
             sqlx::Error::Database(database) if database.code().as_deref() == Some(SQLITE_FULL) => Self::Full,
             _ => Self::Database(error.into()),
         }
@@ -71,9 +72,9 @@ const WRITER_CACHE: &str = "-4096";
 const READER_CACHE: &str = "-1024";
 #[derive(Debug)]
 pub(super) struct Sqlite {
-    writer: SqlitePool,
-    reader: SqlitePool,
-    copier: SqlitePool,
+    writer: Connections,
+    reader: Connections,
+    copier: Arc<Connections>,
     syncs: Syncs,
     /// About how many pages were written since the log was last copied.
     pages: AtomicU64,
@@ -92,16 +93,14 @@ impl Sqlite {
             .pragma("cache_size", READER_CACHE)
             // What is deleted is overwritten: keys of others, sealed or not, must not stay in free pages.
             .pragma("secure_delete", "ON")
+            // What a statement of many rows may have to undo is kept in memory, not in a file.
+            .pragma("temp_store", "MEMORY")
             .row_buffer_size(ROWS_WAITING)
             .busy_timeout(Duration::from_secs(5));
-        // A transaction that failed on a full disk may be half rolled back, and sqlx then nests the next one in it, which is never
-        // committed though it says so. Such a connection is thrown away.
-        let writer = SqlitePoolOptions::new().max_connections(1);
-        let writer = writer.after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }));
-        let writer = writer.connect_with(options.clone().pragma("cache_size", WRITER_CACHE)).await?;
-        sqlx::migrate!("./migrations").run(&writer).await?;
-        let copier = SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
-        let reader = SqlitePoolOptions::new().max_connections(2).connect_with(options.read_only(true)).await?;
+        let writer = Connections::new(options.clone().pragma("cache_size", WRITER_CACHE), 1);
+        sqlx::migrate!("./migrations").run(&mut *writer.acquire().await?).await?;
+        let copier = Arc::new(Connections::new(options.clone(), 1));
+        let reader = Connections::new(options.read_only(true), 2);
         let (pages, is_copying) = (AtomicU64::new(0), Arc::default());
         let store = Self { writer, reader, copier, syncs: Syncs::new(path), pages, is_copying };
         // What a process left that was killed may not be on the disk yet.
@@ -153,7 +152,7 @@ impl Sqlite {
         self.pages.store(0, Ordering::Relaxed);
         let (copier, is_copying) = (self.copier.clone(), Arc::clone(&self.is_copying));
         kit::task::spawn(async move {
-            if let Err(error) = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&copier).await {
+            if let Err(error) = copy_log(&copier).await {
                 tracing::debug!(%error, "the log was not copied into the database; the writer does it");
             }
             tokio::time::sleep(COPY_PAUSE).await;
@@ -162,11 +161,17 @@ impl Sqlite {
     }
 }
 
+/// As much of it as no reader needs; it waits for nobody.
+async fn copy_log(copier: &Connections) -> Result<()> {
+    sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut *copier.acquire().await?).await?;
+    Ok(())
+}
+
 #[async_trait]
 impl Backend for Sqlite {
     async fn ping(&self) -> Result<()> {
-        for pool in [&self.writer, &self.reader] {
-            let _one: i64 = sqlx::query_scalar("SELECT 1").fetch_one(pool).await?;
+        for connections in [&self.writer, &self.reader] {
+            let _one: i64 = sqlx::query_scalar("SELECT 1").fetch_one(&mut *connections.acquire().await?).await?;
         }
         Ok(())
     }
@@ -174,7 +179,7 @@ impl Backend for Sqlite {
     async fn try_write(&self) -> Result<()> {
         self.write(async |_| {
             // The first page is written though the number stays.
-            sqlx::query("PRAGMA user_version = 0").execute(&self.writer).await?;
+            sqlx::query("PRAGMA user_version = 0").execute(&mut *self.writer.acquire().await?).await?;
             Ok(())
         })
         .await
@@ -359,14 +364,9 @@ const ROWS: [usize; 5] = [256, 64, 16, 4, 1];
 
 /// Rows in parts of [`ROWS`], in order.
 fn chunks<T>(rows: &[T]) -> impl Iterator<Item = &[T]> {
-    chunks_upto(rows, ROWS[0])
-}
-
-/// The same, of at most `max` rows.
-fn chunks_upto<T>(rows: &[T], max: usize) -> impl Iterator<Item = &[T]> {
     let mut rest = rows;
     std::iter::from_fn(move || {
-        let size = ROWS.into_iter().find(|size| *size <= rest.len().min(max))?;
+        let size = ROWS.into_iter().find(|size| *size <= rest.len())?;
         let (chunk, others) = rest.split_at(size);
         rest = others;
         Some(chunk)
@@ -416,14 +416,20 @@ mod tests {
         let store = Sqlite::open(&directory.path().join("node.db")).await.expect("a database");
         let group = GroupId::from_bytes([7; 16]);
         assert!(store.put_tenant_value(group, "before", b"kept", 10).await.expect("there is room"));
-        let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&store.writer).await.expect("a number");
+        let pages: i64 = sqlx::query_scalar("PRAGMA page_count")
+            .fetch_one(&mut *store.writer.acquire().await.expect("the writer"))
+            .await
+            .expect("a number");
         let limit = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {}", pages + 4));
-        sqlx::query(limit).execute(&store.writer).await.expect("a limit");
+        sqlx::query(limit).execute(&mut *store.writer.acquire().await.expect("the writer")).await.expect("a limit");
         let refused = store.put_tenant_value(group, "big", &vec![1; 1 << 20], 10).await;
         assert!(matches!(refused, Err(Error::Full)), "{refused:?}");
         assert_eq!(store.get_tenant_value(group, "before").await.expect("a value").as_deref(), Some(b"kept".as_slice()));
         assert_eq!(store.get_tenant_value(group, "big").await.expect("no failure"), None);
-        sqlx::query("PRAGMA max_page_count = 4294967294").execute(&store.writer).await.expect("no limit");
+        sqlx::query("PRAGMA max_page_count = 4294967294")
+            .execute(&mut *store.writer.acquire().await.expect("the writer"))
+            .await
+            .expect("no limit");
         assert!(store.put_tenant_value(group, "big", &vec![1; 1 << 20], 10).await.expect("there is room again"));
     }
 
@@ -434,14 +440,23 @@ mod tests {
         let path = directory.path().join("node.db");
         let store = Sqlite::open(&path).await.expect("a database");
         let group = GroupId::from_bytes([7; 16]);
-        let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&store.writer).await.expect("a number");
+        let pages: i64 = sqlx::query_scalar("PRAGMA page_count")
+            .fetch_one(&mut *store.writer.acquire().await.expect("the writer"))
+            .await
+            .expect("a number");
         let limit = format!("PRAGMA max_page_count = {}", pages + 4);
         for _ in 0..3 {
-            sqlx::query(sqlx::AssertSqlSafe(limit.clone())).execute(&store.writer).await.expect("a limit");
+            sqlx::query(sqlx::AssertSqlSafe(limit.clone()))
+                .execute(&mut *store.writer.acquire().await.expect("the writer"))
+                .await
+                .expect("a limit");
             let refused = store.put_tenant_value(group, "big", &vec![1; 1 << 20], 10).await;
             assert!(matches!(refused, Err(Error::Full)), "{refused:?}");
         }
-        sqlx::query("PRAGMA max_page_count = 4294967294").execute(&store.writer).await.expect("no limit");
+        sqlx::query("PRAGMA max_page_count = 4294967294")
+            .execute(&mut *store.writer.acquire().await.expect("the writer"))
+            .await
+            .expect("no limit");
         assert!(store.put_tenant_value(group, "small", b"kept", 10).await.expect("there is room again"));
         // The reader is another connection: it sees only what is committed.
         assert_eq!(store.get_tenant_value(group, "small").await.expect("a value").as_deref(), Some(b"kept".as_slice()));

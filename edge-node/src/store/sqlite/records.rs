@@ -15,14 +15,16 @@ pub(super) async fn put(store: &Sqlite, record: &NodeRecord, envelope: &Envelope
     .bind(record.node.as_bytes().as_slice())
     .bind(signed(record.record_epoch))
     .bind(envelope)
-    .execute(&store.writer)
+    .execute(&mut *store.writer.acquire().await?)
     .await?;
     Ok(())
 }
 
 /// All records as they were received.
 pub(super) async fn list(store: &Sqlite) -> Result<Vec<Envelope>> {
-    let rows: Vec<String> = sqlx::query_scalar("SELECT envelope FROM node_record ORDER BY node").fetch_all(&store.reader).await?;
+    let rows: Vec<String> = sqlx::query_scalar("SELECT envelope FROM node_record ORDER BY node")
+        .fetch_all(&mut *store.reader.acquire().await?)
+        .await?;
     rows.iter()
         .map(|json| serde_json::from_str(json).map_err(|e| Error::Row { table: "node_record", reason: e.to_string() }))
         .collect()

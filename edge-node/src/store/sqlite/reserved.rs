@@ -48,7 +48,7 @@ pub(super) async fn list(store: &Sqlite, group: GroupId) -> Result<Reserved> {
     let rows: Vec<(Vec<u8>, Vec<u8>, i64)> =
         sqlx::query_as("SELECT device, session, upto FROM reserved WHERE group_id = ? ORDER BY device, session")
             .bind(group.as_bytes().as_slice())
-            .fetch_all(&store.reader)
+            .fetch_all(&mut *store.reader.acquire().await?)
             .await?;
     let mut bounds = Vec::with_capacity(rows.len());
     for (device, session, upto) in rows {

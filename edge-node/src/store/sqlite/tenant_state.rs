@@ -8,7 +8,7 @@ pub(super) async fn get(store: &Sqlite, group: GroupId, key: &str) -> Result<Opt
     let value = sqlx::query_scalar("SELECT value FROM tenant_state WHERE group_id = ? AND key = ?")
         .bind(group.as_bytes().as_slice())
         .bind(key)
-        .fetch_optional(&store.reader)
+        .fetch_optional(&mut *store.reader.acquire().await?)
         .await?;
     Ok(value)
 }
@@ -24,17 +24,20 @@ pub(super) async fn put(store: &Sqlite, group: GroupId, key: &str, value: &[u8],
     .bind(key)
     .bind(value)
     .bind(keys_max)
-    .execute(&store.writer)
+    .execute(&mut *store.writer.acquire().await?)
     .await?;
     Ok(written.rows_affected() == 1)
 }
 
 /// Forgets everything that the tenant of a group kept.
 pub(super) async fn wipe(store: &Sqlite, group: GroupId) -> Result<()> {
-    sqlx::query("DELETE FROM tenant_state WHERE group_id = ?").bind(group.as_bytes().as_slice()).execute(&store.writer).await?;
+    sqlx::query("DELETE FROM tenant_state WHERE group_id = ?")
+        .bind(group.as_bytes().as_slice())
+        .execute(&mut *store.writer.acquire().await?)
+        .await?;
     // Older versions of these pages are in the log until it is written back and cut off, by one at a time.
     let _copies_nothing = store.copier.acquire().await?;
-    let busy: i64 = sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&store.writer).await?;
+    let busy: i64 = sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&mut *store.writer.acquire().await?).await?;
     if busy != 0 {
         tracing::warn!(%group, "the database's log could not be cut off: a reader is at work");
     }

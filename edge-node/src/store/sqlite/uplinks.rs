@@ -1,6 +1,7 @@
 //! The reading log: an uplink's way from verified frame to settled reading, one row per event.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use contracts::ids::{DevEui, Epoch, EventId, GroupId, SessionId};
 use contracts::time::WallTime;
@@ -8,8 +9,9 @@ use lora_bridge::mac::session::Mark;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row as _, Sqlite as Sqlite3, SqliteConnection};
 
-use super::{Change, Error, Result, Sqlite, Waiting, Write, accounts, bytes, chunks, chunks_upto, event, signed, unsigned};
-use crate::readings::{Kind, Name, Reading, StoredUplink, Uplink};
+use super::texts::{ROWS_MAX, Texts, parameters, values};
+use super::{Change, Error, Result, Sqlite, Waiting, Write, accounts, bytes, chunks, event, signed, unsigned};
+use crate::readings::{Kind, Reading, StoredUplink, Uplink};
 
 const TABLE: &str = "uplink";
 /// Readings in one statement at most: with more, SQLite takes it for cheaper to read the whole log.
@@ -17,50 +19,74 @@ const PUBLISHED_MAX: usize = 64;
 
 /// Writes changes in one transaction; per change how many readings were published by it.
 pub(super) async fn commit(store: &Sqlite, to: &Write<'_>, changes: &[Change]) -> Result<Vec<u64>> {
-    let mut transaction = store.writer.begin().await?;
+    let mut written = Written::default();
     let mut counts = Vec::with_capacity(changes.len());
-    for change in changes {
-        counts.push(write(&mut transaction, change).await?);
+    if let [change] = changes
+        && is_one_statement(change)
+    {
+        counts.push(write(&mut *store.writer.acquire().await?, change, &mut written).await?);
+    } else {
+        let mut transaction = store.writer.begin().await?;
+        for change in changes {
+            counts.push(write(&mut transaction, change, &mut written).await?);
+        }
+        transaction.commit().await?;
     }
-    let grows = changes.iter().any(Change::must_be_synced);
-    let place: Option<i64> = if grows { sqlx::query_scalar(LAST_PLACE).fetch_one(&mut *transaction).await? } else { None };
-    transaction.commit().await?;
-    to.reach(unsigned(TABLE, place.unwrap_or(0))?);
+    to.reach(written.place);
     Ok(counts)
+}
+
+/// What a transaction did beside.
+#[derive(Debug, Default)]
+struct Written {
+    /// The last place in the log, if something was added to it.
+    place: u64,
+}
+
+/// Such a change is a transaction by itself, in one change of thread where `BEGIN` and `COMMIT` make it three.
+fn is_one_statement(change: &Change) -> bool {
+    match change {
+        Change::Append(uplinks) => uplinks.len() <= ROWS_MAX,
+        Change::Publish(_, readings) => readings.len() <= PUBLISHED_MAX,
+        Change::Settle(names) => names.len() <= ROWS_MAX,
+        Change::Hear(_) | Change::Forget(_) | Change::Import(_) => false,
+    }
 }
 
 const LAST_PLACE: &str = "SELECT max(seq) FROM uplink";
 
 /// The last place in the log that can be seen.
 pub(super) async fn last_place(store: &Sqlite) -> Result<u64> {
-    let place: Option<i64> = sqlx::query_scalar(LAST_PLACE).fetch_one(&store.reader).await?;
+    let place: Option<i64> = sqlx::query_scalar(LAST_PLACE).fetch_one(&mut *store.reader.acquire().await?).await?;
     unsigned(TABLE, place.unwrap_or(0))
 }
 
-async fn write(connection: &mut SqliteConnection, change: &Change) -> Result<u64> {
+async fn write(connection: &mut SqliteConnection, change: &Change, written: &mut Written) -> Result<u64> {
     let mut published = 0;
     match change {
         Change::Append(uplinks) => {
-            for uplinks in chunks(uplinks) {
-                insert(connection, uplinks.iter()).await?;
+            for uplinks in uplinks.chunks(ROWS_MAX) {
+                insert(connection, uplinks.iter(), written).await?;
             }
         }
         Change::Hear(uplinks) => {
             for uplinks in chunks(uplinks) {
-                insert(connection, uplinks.iter()).await?;
+                insert(connection, uplinks.iter(), written).await?;
                 accounts::hear(connection, uplinks).await?;
             }
         }
         Change::Publish(group, readings) => {
-            for readings in chunks_upto(readings, PUBLISHED_MAX) {
+            for readings in readings.chunks(PUBLISHED_MAX) {
                 published += publish(connection, readings.iter().map(|r| (*group, r.event, r.decoded.as_str()))).await?;
             }
         }
         Change::Settle(names) => {
-            for names in chunks(names) {
-                let mut query = QueryBuilder::new("UPDATE uplink SET settled = 1 WHERE ");
-                push_events(&mut query, names.iter().map(Name::event));
-                query.build().execute(&mut *connection).await?;
+            for names in names.chunks(ROWS_MAX) {
+                let mut query = sqlx::query(SETTLE.for_rows(names.len()));
+                for name in names {
+                    query = query.bind(name.event().as_uuid().as_bytes().to_vec());
+                }
+                query.execute(&mut *connection).await?;
             }
         }
         Change::Forget(events) => {
@@ -70,11 +96,11 @@ async fn write(connection: &mut SqliteConnection, change: &Change) -> Result<u64
         }
         Change::Import(uplinks) => {
             for uplinks in chunks(uplinks) {
-                insert(connection, uplinks.iter().map(|(uplink, _)| uplink)).await?;
+                insert(connection, uplinks.iter().map(|(uplink, _)| uplink), written).await?;
             }
             let decoded = |(uplink, decoded): &(Uplink, Option<String>)| Some((uplink.group, uplink.event, decoded.clone()?));
             let readings: Vec<_> = uplinks.iter().filter_map(decoded).collect();
-            for readings in chunks_upto(&readings, PUBLISHED_MAX) {
+            for readings in readings.chunks(PUBLISHED_MAX) {
                 published +=
                     publish(connection, readings.iter().map(|(group, event, text)| (*group, *event, text.as_str()))).await?;
             }
@@ -83,53 +109,72 @@ async fn write(connection: &mut SqliteConnection, change: &Change) -> Result<u64
     Ok(published)
 }
 
-/// Adds uplinks; an event that is there already stays as it is, except that a buffered one becomes deliverable: at the end of the log
-/// whoever follows it will find it.
-async fn insert<'a>(connection: &mut SqliteConnection, uplinks: impl Iterator<Item = &'a Uplink>) -> Result<()> {
-    let bodies = uplinks.map(|uplink| Ok((uplink, serde_json::to_string(uplink)?)));
-    let bodies =
-        bodies.collect::<serde_json::Result<Vec<_>>>().map_err(|e| Error::Row { table: TABLE, reason: e.to_string() })?;
-    let mut query = QueryBuilder::<Sqlite3>::new(
-        "INSERT INTO uplink (event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, body, deliver) ",
-    );
-    query.push_values(bodies, |mut row, (uplink, body)| {
-        row.push_bind(uplink.event.as_uuid().as_bytes().as_slice());
-        row.push_bind(uplink.group.as_bytes().as_slice());
-        row.push_bind(uplink.device.as_bytes().as_slice());
-        row.push_bind(uplink.session.as_bytes().as_slice());
-        row.push_bind(i64::from(uplink.f_cnt)).push_bind(signed(uplink.heard_at.0));
-        row.push_bind(uplink.kind.as_str()).push_bind(signed(uplink.epoch.0)).push_bind(body).push_bind(uplink.deliver);
-    });
-    query.push(
-        " ON CONFLICT (event_id) DO UPDATE SET seq = excluded.seq, deliver = 1, kind = excluded.kind, epoch = excluded.epoch, body = excluded.body
-         WHERE uplink.deliver = 0 AND excluded.deliver = 1",
-    );
-    query.build().execute(connection).await?;
+static INSERT: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::new(|rows| {
+        let values = values(rows, 10);
+        format!(
+            "INSERT INTO uplink (event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, body, deliver)
+             SELECT * FROM ({values}) WHERE column1 IS NOT NULL
+             ON CONFLICT (event_id) DO UPDATE SET seq = excluded.seq, deliver = 1, kind = excluded.kind, epoch = excluded.epoch, body = excluded.body
+             WHERE uplink.deliver = 0 AND excluded.deliver = 1;
+             {LAST_PLACE}"
+        )
+    })
+});
+
+static PUBLISH: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::new(|rows| {
+        let values = values(rows, 4);
+        format!(
+            "WITH answer (n, group_id, event_id, decoded) AS ({values}), first (seq, decoded, place) AS (
+               SELECT uplink.seq, answer.decoded, row_number() OVER (ORDER BY answer.n) FROM answer CROSS JOIN uplink
+               ON uplink.event_id = answer.event_id AND uplink.group_id = answer.group_id
+               WHERE uplink.decoded IS NULL AND uplink.deliver = 1)
+             UPDATE uplink SET decoded = first.decoded,
+               reading_seq = (SELECT coalesce(max(reading_seq), 0) FROM uplink) + first.place
+             FROM first WHERE uplink.seq = first.seq"
+        )
+    })
+});
+
+static SETTLE: LazyLock<Texts> =
+    LazyLock::new(|| Texts::new(|rows| format!("UPDATE uplink SET settled = 1 WHERE event_id IN ({})", parameters(rows))));
+
+/// Adds at most [`ROWS_MAX`] uplinks; an event that is there already stays as it is, except that a buffered one becomes deliverable: at the
+/// end of the log whoever follows it will find it.
+async fn insert<'a>(
+    connection: &mut SqliteConnection,
+    uplinks: impl ExactSizeIterator<Item = &'a Uplink>,
+    written: &mut Written,
+) -> Result<()> {
+    let mut query = sqlx::query_scalar(INSERT.for_rows(uplinks.len()));
+    for uplink in uplinks {
+        let body = serde_json::to_string(uplink).map_err(|e| Error::Row { table: TABLE, reason: e.to_string() })?;
+        query = query.bind(uplink.event.as_uuid().as_bytes().to_vec()).bind(uplink.group.as_bytes().to_vec());
+        query = query.bind(uplink.device.as_bytes().to_vec()).bind(uplink.session.as_bytes().to_vec());
+        query = query.bind(i64::from(uplink.f_cnt)).bind(signed(uplink.heard_at.0)).bind(uplink.kind.as_str());
+        query = query.bind(signed(uplink.epoch.0)).bind(body).bind(uplink.deliver);
+    }
+    let places: Vec<Option<i64>> = query.fetch_all(connection).await?;
+    for place in places.into_iter().flatten() {
+        written.place = written.place.max(unsigned(TABLE, place)?);
+    }
     Ok(())
 }
 
-/// Writes what the tenants of groups decoded, numbered on in this order; the first answer for an event stays. Says how many were the first.
+/// Writes what the tenants of groups decoded, at most [`PUBLISHED_MAX`] readings, numbered on in this order; the first answer for an event
+/// stays. Says how many were the first.
 async fn publish<'a>(
     connection: &mut SqliteConnection,
-    readings: impl Iterator<Item = (GroupId, EventId, &'a str)>,
+    readings: impl ExactSizeIterator<Item = (GroupId, EventId, &'a str)>,
 ) -> Result<u64> {
     let mut named = BTreeSet::new();
-    let readings = (1_i64..).zip(readings.filter(|(group, event, _)| named.insert((*group, *event))));
-    let mut query = QueryBuilder::<Sqlite3>::new("WITH answer (n, group_id, event_id, decoded) AS (");
-    query.push_values(readings, |mut row, (n, (group, event, decoded))| {
-        row.push_bind(n).push_bind(group.as_bytes().to_vec()).push_bind(event.as_uuid().as_bytes().to_vec());
-        row.push_bind(decoded.to_owned());
-    });
-    query.push(
-        "), first (seq, decoded, place) AS (
-           SELECT uplink.seq, answer.decoded, row_number() OVER (ORDER BY answer.n) FROM answer CROSS JOIN uplink
-           ON uplink.event_id = answer.event_id AND uplink.group_id = answer.group_id
-           WHERE uplink.decoded IS NULL AND uplink.deliver = 1)
-         UPDATE uplink SET decoded = first.decoded,
-           reading_seq = (SELECT coalesce(max(reading_seq), 0) FROM uplink) + first.place
-         FROM first WHERE uplink.seq = first.seq",
-    );
-    Ok(query.build().execute(connection).await?.rows_affected())
+    let mut query = sqlx::query(PUBLISH.for_rows(readings.len()));
+    for (n, (group, event, decoded)) in (1_i64..).zip(readings.filter(|(group, event, _)| named.insert((*group, *event)))) {
+        query = query.bind(n).bind(group.as_bytes().to_vec()).bind(event.as_uuid().as_bytes().to_vec());
+        query = query.bind(decoded.to_owned());
+    }
+    Ok(query.execute(connection).await?.rows_affected())
 }
 
 /// The condition that a row is of one of these events.
@@ -227,7 +272,7 @@ pub(super) async fn list_delivered_since(
     let query =
         "SELECT seq, body FROM uplink WHERE group_id = ? AND heard_at >= ? AND seq > ? AND deliver = 1 ORDER BY seq LIMIT ?";
     let query = sqlx::query(query).bind(group.as_bytes().as_slice()).bind(signed(since.0)).bind(signed(after)).bind(limit);
-    query.fetch_all(&store.reader).await?.iter().map(stored).collect()
+    query.fetch_all(&mut *store.reader.acquire().await?).await?.iter().map(stored).collect()
 }
 
 /// All deliverable uplinks of a group that the customer's cloud has not acknowledged, with their reading if there is one, in order.
@@ -251,22 +296,26 @@ pub(super) async fn list_unsettled(store: &Sqlite, after: u64, limit: u32) -> Re
     )
     .bind(signed(after))
     .bind(limit)
-    .fetch_all(&store.reader)
+    .fetch_all(&mut *store.reader.acquire().await?)
     .await?;
     rows.iter().map(|row| Ok((unsigned(TABLE, row.try_get("reading_seq")?)?, reading(TABLE, row)?))).collect()
 }
 
 /// Rows of a group behind the cursor. `query` takes group, cursor and limit, in this order.
 async fn page(store: &Sqlite, query: &'static str, group: GroupId, after: u64, limit: u32) -> Result<Vec<SqliteRow>> {
-    let rows =
-        sqlx::query(query).bind(group.as_bytes().as_slice()).bind(signed(after)).bind(limit).fetch_all(&store.reader).await?;
+    let rows = sqlx::query(query)
+        .bind(group.as_bytes().as_slice())
+        .bind(signed(after))
+        .bind(limit)
+        .fetch_all(&mut *store.reader.acquire().await?)
+        .await?;
     Ok(rows)
 }
 
 /// The same, of what is on the disk. `query` takes group, cursor, last place and limit, in this order.
 async fn synced_page(store: &Sqlite, query: &'static str, group: GroupId, after: u64, limit: u32) -> Result<Vec<SqliteRow>> {
     let query = sqlx::query(query).bind(group.as_bytes().as_slice()).bind(signed(after)).bind(signed(store.syncs.place()));
-    Ok(query.bind(limit).fetch_all(&store.reader).await?)
+    Ok(query.bind(limit).fetch_all(&mut *store.reader.acquire().await?).await?)
 }
 
 /// An uplink from a row with `seq` and `body`.
@@ -307,7 +356,7 @@ pub(super) async fn list_marks(store: &Sqlite, group: GroupId, after: u64, limit
 /// The highest counter of each session of a group that was pruned.
 pub(super) async fn list_pruned(store: &Sqlite, group: GroupId) -> Result<Vec<Mark>> {
     let query = sqlx::query("SELECT device, session, f_cnt FROM pruned WHERE group_id = ? ORDER BY device, session");
-    query.bind(group.as_bytes().as_slice()).fetch_all(&store.reader).await?.iter().map(mark).collect()
+    query.bind(group.as_bytes().as_slice()).fetch_all(&mut *store.reader.acquire().await?).await?.iter().map(mark).collect()
 }
 
 fn mark(row: &SqliteRow) -> Result<Mark> {
@@ -322,7 +371,7 @@ fn mark(row: &SqliteRow) -> Result<Mark> {
 pub(super) async fn last_open(store: &Sqlite, group: GroupId) -> Result<u64> {
     let last: Option<i64> = sqlx::query_scalar("SELECT max(seq) FROM uplink WHERE group_id = ? AND settled = 0 AND deliver = 1")
         .bind(group.as_bytes().as_slice())
-        .fetch_one(&store.reader)
+        .fetch_one(&mut *store.reader.acquire().await?)
         .await?;
     unsigned(TABLE, last.unwrap_or(0))
 }
@@ -334,7 +383,7 @@ pub(super) async fn has_open(store: &Sqlite, group: GroupId, upto: u64) -> Resul
     )
     .bind(group.as_bytes().as_slice())
     .bind(signed(upto))
-    .fetch_one(&store.reader)
+    .fetch_one(&mut *store.reader.acquire().await?)
     .await?;
     Ok(open)
 }
@@ -345,11 +394,11 @@ pub(super) async fn count_waiting(store: &Sqlite) -> Result<BTreeMap<GroupId, Wa
     let undecoded = "SELECT group_id, count(*) FROM uplink WHERE decoded IS NULL AND deliver = 1 GROUP BY group_id";
     let unsettled = "SELECT group_id, count(*) FROM uplink WHERE decoded IS NOT NULL AND settled = 0 GROUP BY group_id";
     let mut waiting: BTreeMap<GroupId, Waiting> = BTreeMap::new();
-    let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as(undecoded).fetch_all(&store.reader).await?;
+    let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as(undecoded).fetch_all(&mut *store.reader.acquire().await?).await?;
     for (group, count) in rows {
         waiting.entry(GroupId::from_bytes(bytes(TABLE, group)?)).or_default().undecoded = unsigned(TABLE, count)?;
     }
-    let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as(unsettled).fetch_all(&store.reader).await?;
+    let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as(unsettled).fetch_all(&mut *store.reader.acquire().await?).await?;
     for (group, count) in rows {
         waiting.entry(GroupId::from_bytes(bytes(TABLE, group)?)).or_default().unsettled = unsigned(TABLE, count)?;
     }
@@ -363,7 +412,7 @@ pub(super) async fn traffic_bytes(store: &Sqlite, group: GroupId, since: WallTim
     )
     .bind(group.as_bytes().as_slice())
     .bind(signed(since.0))
-    .fetch_one(&store.reader)
+    .fetch_one(&mut *store.reader.acquire().await?)
     .await?;
     unsigned(TABLE, sum)
 }
