@@ -127,7 +127,9 @@ async fn follow(
     let mut decoding = FuturesUnordered::new();
     let mut delivery: Option<Delivery<'_>> = None;
     loop {
-        if delivery.is_none() && !pending.is_empty() {
+        // What came together goes together, not its first reading alone.
+        let gathers = uplinks.is_ready() && pending.len() < READINGS_MAX && decoding.len() < DECODING_MAX;
+        if delivery.is_none() && !pending.is_empty() && !gathers {
             let batch = pending.drain(..pending.len().min(READINGS_MAX)).collect();
             delivery = Some(Box::pin(deliver(client, batch)));
         }

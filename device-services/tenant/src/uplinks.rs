@@ -27,6 +27,11 @@ impl Uplinks {
         Uplinks { body, lines: Lines::default() }
     }
 
+    /// Whether [`Uplinks::next`] has a line at once, without the node.
+    pub fn is_ready(&self) -> bool {
+        self.lines.has_line()
+    }
+
     /// The next line; `None` when the node ended the stream. Dropping the future loses nothing.
     ///
     /// # Errors
@@ -62,6 +67,12 @@ struct Lines {
 impl Lines {
     fn extend(&mut self, data: &Bytes) {
         self.buffer.extend_from_slice(data);
+    }
+
+    /// A whole line that is not blank.
+    fn has_line(&self) -> bool {
+        let end = self.buffer.iter().rposition(|byte| *byte == b'\n');
+        end.is_some_and(|end| !self.buffer[..end].trim_ascii().is_empty())
     }
 
     fn next(&mut self) -> Option<Line> {
@@ -103,6 +114,10 @@ mod tests {
         let mut found = Vec::new();
         for piece in pieces {
             lines.extend(&Bytes::copy_from_slice(piece));
+            // What is said to be there is there; only what was too long comes though it was not said.
+            while lines.has_line() {
+                found.push(lines.next().expect("a line"));
+            }
             found.extend(std::iter::from_fn(|| lines.next()));
             assert!(lines.buffer.len() <= LINE_BYTES_MAX + piece.len());
         }

@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 
 use crate::insurance::records::Record;
 use crate::readings::log::Log;
+use crate::readings::pace::Pace;
 use crate::readings::{Kind, Reception, Uplink};
 use crate::timeline::{Event, Timeline};
 use links::{Links, Wish};
@@ -40,7 +41,9 @@ pub async fn consume(
     standby: Standby,
     timeline: Timeline,
 ) {
+    let mut pace = Pace::default();
     while let Some(mut batch) = outputs.recv().await {
+        pace.turn().await;
         // What came meanwhile shares the transaction.
         while let Ok(more) = outputs.try_recv() {
             batch.extend(more);

@@ -3,10 +3,12 @@
 //! - [`log`] — the node's own log; commits in batches of a few milliseconds
 //! - [`north`] — ships readings to the customer's cloud with a signed proof, settles them
 //! - [`inbox`] — the cloud's side: takes batches, keeps every reading once
+//! - [`pace`] — how often a step takes what has gathered
 
 pub mod inbox;
 pub mod log;
 pub mod north;
+pub mod pace;
 
 use contracts::account::{FrameDigest, Heard};
 use contracts::ids::{DevAddr, DevEui, Epoch, EventId, GroupId, SessionId};

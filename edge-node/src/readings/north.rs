@@ -18,6 +18,7 @@ use kit::clock::Clock;
 use serde::{Deserialize, Serialize};
 
 use super::log::Log;
+use super::pace::Pace;
 use super::{Name, Reading};
 use crate::edge2edge::client::{Client, Error};
 
@@ -88,9 +89,10 @@ pub fn leaf(reading: &Reading) -> serde_json::Result<Vec<u8>> {
 pub async fn run(log: Log, client: Client, destinations: Destinations, keypair: Keypair, clock: Clock) {
     let mut changed = log.readings_changed();
     let mut pause = PAUSE.0;
+    let mut pace = Pace::default();
     loop {
         changed.borrow_and_update();
-        match ship(&log, &client, &destinations, &keypair, &clock).await {
+        match ship(&log, &client, &destinations, &keypair, &clock, &mut pace).await {
             Ok(Shipped::Nothing) => {
                 pause = PAUSE.0;
                 // Also looks again after the longest pause: a destination may have appeared meanwhile.
@@ -131,6 +133,7 @@ async fn ship(
     destinations: &Destinations,
     keypair: &Keypair,
     clock: &Clock,
+    pace: &mut Pace,
 ) -> Result<Shipped, Failure> {
     let mut changed = log.readings_changed();
     let (mut after, mut pages) = (0, 0);
@@ -139,42 +142,49 @@ async fn ship(
     let mut failure = None;
     let mut flights = FuturesUnordered::new();
     loop {
-        while !is_at_end && failure.is_none() && flights.len() < FLIGHTS_MAX && pages < PAGES_MAX {
-            changed.borrow_and_update();
-            let page = first_bytes(log.store().list_unsettled(after, BATCH_MAX).await?);
-            pages += 1;
-            let Some((last, _)) = page.last() else {
-                is_at_end = true;
-                break;
-            };
-            after = *last;
-            let mut by_group: BTreeMap<GroupId, Vec<Reading>> = BTreeMap::new();
-            for (_, reading) in page {
-                by_group.entry(reading.group).or_default().push(reading);
-            }
-            for (group, readings) in by_group {
-                if let Some(destination) = destinations.get(group) {
-                    flights.push(async move {
-                        let names = match destination {
-                            Destination::Cloud(cloud) => ship_batch(client, cloud, group, readings, keypair, clock).await?,
-                            Destination::Here => readings.iter().map(Reading::name).collect(),
-                        };
-                        Ok::<(), Failure>(log.settle(names).await?)
-                    });
-                }
-            }
+        let may_take = !is_at_end && failure.is_none() && flights.len() < FLIGHTS_MAX && pages < PAGES_MAX;
+        if flights.is_empty() && !may_take {
+            break;
         }
         tokio::select! {
             biased;
-            landed = flights.next() => match landed {
-                None => break,
-                Some(Ok(())) => shipped = Shipped::Some,
-                Some(Err(error)) => failure = Some(error),
+            Some(landed) = flights.next(), if !flights.is_empty() => match landed {
+                Ok(()) => shipped = Shipped::Some,
+                Err(error) => failure = Some(error),
             },
+            () = pace.turn(), if may_take => {
+                changed.borrow_and_update();
+                let page = first_bytes(log.store().list_unsettled(after, BATCH_MAX).await?);
+                pages += 1;
+                let Some((last, _)) = page.last() else {
+                    is_at_end = true;
+                    continue;
+                };
+                after = *last;
+                for (group, readings) in by_group(page) {
+                    if let Some(destination) = destinations.get(group) {
+                        flights.push(async move {
+                            let names = match destination {
+                                Destination::Cloud(cloud) => ship_batch(client, cloud, group, readings, keypair, clock).await?,
+                                Destination::Here => readings.iter().map(Reading::name).collect(),
+                            };
+                            Ok::<(), Failure>(log.settle(names).await?)
+                        });
+                    }
+                }
+            }
             _ = changed.changed(), if is_at_end => is_at_end = false,
         }
     }
     failure.map_or(Ok(shipped), Err)
+}
+
+fn by_group(page: Vec<(u64, Reading)>) -> BTreeMap<GroupId, Vec<Reading>> {
+    let mut groups: BTreeMap<GroupId, Vec<Reading>> = BTreeMap::new();
+    for (_, reading) in page {
+        groups.entry(reading.group).or_default().push(reading);
+    }
+    groups
 }
 
 /// As many as fit into a batch, at least one.

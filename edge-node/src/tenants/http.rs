@@ -23,6 +23,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::Tenant;
+use crate::readings::pace::Pace;
 use crate::readings::{Decoded, Kind, Reception, StoredUplink};
 
 /// Uplinks in one chunk of the stream.
@@ -168,12 +169,13 @@ struct Stream {
     /// Also uplinks that have a reading.
     all: bool,
     changed: watch::Receiver<u64>,
+    pace: Pace,
 }
 
 async fn follow(State(tenant): Context, query: Result<Query<After>, QueryRejection>) -> Result<Response, Problem> {
     let Query(After { after }) = query?;
     let changed = tenant.log.uplinks_changed(tenant.group);
-    let stream = Stream { tenant, after: after.unwrap_or(0), all: after.is_some(), changed };
+    let stream = Stream { tenant, after: after.unwrap_or(0), all: after.is_some(), changed, pace: Pace::default() };
     let body = Body::from_stream(futures_util::stream::unfold(stream, |mut stream| async move {
         let lines = next_lines(&mut stream).await?;
         Some((Ok::<_, Infallible>(lines), stream))
@@ -184,6 +186,7 @@ async fn follow(State(tenant): Context, query: Result<Query<After>, QueryRejecti
 /// The next uplinks as lines, or a blank line if there is none for a while. `None` ends the stream.
 async fn next_lines(stream: &mut Stream) -> Option<Bytes> {
     loop {
+        stream.pace.turn().await;
         stream.changed.borrow_and_update();
         let (store, group) = (stream.tenant.log.store(), stream.tenant.group);
         let page = if stream.all {
