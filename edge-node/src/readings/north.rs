@@ -158,6 +158,7 @@ async fn ship(
                 pages += 1;
                 let Some((last, _)) = page.last() else {
                     is_at_end = true;
+                    pace.found_nothing();
                     continue;
                 };
                 after = *last;

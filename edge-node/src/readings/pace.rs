@@ -24,6 +24,11 @@ impl Pace {
         }
         self.last = Some(Instant::now());
     }
+
+    /// Nothing had gathered: what comes next need not wait for this turn.
+    pub const fn found_nothing(&mut self) {
+        self.last = None;
+    }
 }
 
 #[cfg(test)]
@@ -39,6 +44,9 @@ mod tests {
         pace.turn().await;
         assert_eq!(begun.elapsed(), INTERVAL);
         tokio::time::advance(INTERVAL * 2).await;
+        pace.turn().await;
+        assert_eq!(begun.elapsed(), INTERVAL * 3);
+        pace.found_nothing();
         pace.turn().await;
         assert_eq!(begun.elapsed(), INTERVAL * 3);
     }

@@ -205,6 +205,7 @@ async fn next_lines(stream: &mut Stream) -> Option<Bytes> {
             stream.after = last.seq;
             return Some(page.iter().filter_map(line).collect::<Vec<_>>().concat().into());
         }
+        stream.pace.found_nothing();
         match tokio::time::timeout(KEEP_ALIVE, stream.changed.changed()).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return None,
