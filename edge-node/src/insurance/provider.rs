@@ -16,7 +16,7 @@ use peering::custody::{CustodyView, Role};
 use tokio::sync::watch;
 
 use super::accounts;
-use super::hysteresis::Takeovers;
+use super::hysteresis::{self, Takeovers};
 use super::reservations::{self, Members, Writer};
 use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, presence, progress, restore, self_check};
 use super::{margins, records};
@@ -40,7 +40,7 @@ const FLUSH_MAX: Duration = Duration::from_millis(200);
 /// A customer that was silent for so long has to be quiet anew.
 const VISIT_GAP_MS_MAX: u64 = 3_000;
 
-/// Since when the customers of groups are back, and when they last asked; how often this process took over. Shared with the HTTP handlers.
+/// Since when the customers of groups are back, and when they last asked; how often this node took over. Shared with the HTTP handlers.
 #[derive(Debug, Clone, Default)]
 pub struct Visits(Arc<Shared<BTreeMap<GroupId, Visit>>>, Arc<Shared<BTreeMap<GroupId, Takeovers>>>);
 
@@ -67,6 +67,17 @@ impl Visits {
 
     fn note_takeover(&self, group: GroupId, now: BootTime) {
         self.1.with(|takeovers| takeovers.entry(group).or_default().note(now));
+    }
+
+    fn takeovers(&self, group: GroupId) -> Takeovers {
+        self.1.with(|takeovers| takeovers.get(&group).cloned().unwrap_or_default())
+    }
+
+    /// What an earlier process noted, unless this one knows it already.
+    fn restore_takeovers(&self, group: GroupId, kept: Takeovers) {
+        self.1.with(|takeovers| {
+            takeovers.entry(group).or_insert(kept);
+        });
     }
 
     fn quiet(&self, group: GroupId, agreed: Millis, now: BootTime) -> Millis {
@@ -110,6 +121,9 @@ pub(super) async fn run(parts: &Parts, agreement: &Agreement) -> Result<(), Erro
         restore(parts, contract.group, &registration).await?;
         parts.bridge.set_adr(contract.group, super::adr(parts, AdrMode::Insured)).await?;
         lora::standby::restore(&parts.core.store, &parts.bridge, contract.group).await?;
+        let (boot, wall) = (parts.core.clock.boot(), parts.core.clock.wall());
+        let takeovers = hysteresis::restore(&parts.core.store, contract.group, boot, wall).await?;
+        parts.visits.restore_takeovers(contract.group, takeovers);
         let socket = prepare(parts, agreement).await?;
         let guard = Guard { parts, agreement, socket, members, serves, replayed: ends.replayed };
         let mut serving = None;
@@ -282,6 +296,10 @@ impl Guard<'_> {
         let serving_at = parts.core.clock.wall();
         parts.core.timeline.push(Event::TakenOver { group, epoch, start_us });
         self.report_takeover(epoch, view, won, serving_at);
+        let (store, clock) = (&parts.core.store, &parts.core.clock);
+        if let Err(error) = hysteresis::keep(store, group, &parts.visits.takeovers(group), clock.boot(), clock.wall()).await {
+            tracing::warn!(%group, error = &error as &dyn std::error::Error, "the history of takeovers was not stored");
+        }
         Ok(())
     }
 
