@@ -188,6 +188,9 @@ impl Inner {
             | State::Ended { .. } => {}
         }
         if was_known.is_none_or(|state| matches!(state, State::Proposed | State::Agreed)) {
+            if contract.customer.node == self.core.me() {
+                self.memory().refusals.end();
+            }
             self.core.timeline.push(Event::InForce { contract: id });
         }
         Ok(())

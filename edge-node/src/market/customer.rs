@@ -218,11 +218,18 @@ impl Inner {
         if let Some(matched) = agreement.contract.matched_by {
             if agreement.contract.customer.node == self.core.me() {
                 self.unpin(&matched.to_string()).await?;
+                self.pause_after_refusal();
             }
             self.count_try(matched);
         }
         self.core.timeline.push(Event::Alarm { what: format!("{} does not come into force: {why}", agreement.id) });
         Ok(())
+    }
+
+    /// No other contract is looked for within a pause.
+    pub(super) fn pause_after_refusal(&self) {
+        let pause = self.memory().refusals.note(self.now(), getrandom::u64().unwrap_or_default());
+        tracing::info!(pause_ms = pause.0, "no other contract is looked for meanwhile");
     }
 
     pub(super) fn count_try(&self, matched: StatementId) {

@@ -116,6 +116,8 @@ struct Memory {
     agreed_since: BTreeMap<ContractId, WallTime>,
     /// Since when this node tries to become ready.
     preparing_since: BTreeMap<ContractId, WallTime>,
+    /// Of the other party or the arbitrator, this node being the customer.
+    refusals: patience::Refusals,
     /// When a contract was first seen to have ended badly.
     failed_since: BTreeMap<ContractId, WallTime>,
     /// Challenges that this node, as a customer, gave and that wait for an answer.

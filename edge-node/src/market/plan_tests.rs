@@ -132,6 +132,8 @@ fn a_match_becomes_a_contract_step_by_step() {
     check("a match", &matched, &[Step::Admit(id(30))]);
     let known = Situation { admitted: BTreeSet::from([id(30), id(31)]), ..matched };
     check("the other side is known", &known, &[Step::Meet(id(30))]);
+    check("in the pause after a refusal", &Situation { buys_from: Some(NOW + Millis(1)), ..known.clone() }, &[]);
+    check("after it", &Situation { buys_from: Some(NOW), ..known.clone() }, &[Step::Meet(id(30))]);
     check("the demand is not ours any more", &Situation { listings: vec![], ..known.clone() }, &[Step::List(Demand)]);
     check("it came to nothing", &Situation { given_up: BTreeSet::from([id(30)]), ..known.clone() }, &[]);
     check("the hold ran out", &Situation { now: NOW + Millis(60_000), ..known.clone() }, &[]);

@@ -92,6 +92,7 @@ impl Inner {
         tracing::info!(?step, times, pause_ms = pause.as_millis(), error = last, "a step is tried again");
         if let (Step::Meet(matched), false) = (step, error.is_transient()) {
             self.memory().given_up.insert(matched);
+            self.pause_after_refusal();
             self.alarm(format!("no contract under match {matched}: {last}"));
         }
         self.memory().failures.insert(step, Failing { times, last });
@@ -125,7 +126,8 @@ impl Inner {
         let (offer, demand) = if view.known { (self.wanted_offer(now, 0), self.wanted_demand(now, 0)) } else { (None, None) };
         let buys_for = demand.as_ref().and(self.core.own_service.as_ref()).map(|own| own.group);
         let agreements = self.core.agreements.list();
-        let buys_from = buys_for.and_then(|group| self.resume_at(group, &agreements));
+        let after_bad = buys_for.and_then(|group| self.resume_at(group, &agreements));
+        let buys_from = after_bad.max(self.memory().refusals.resume_at(now));
         let known: BTreeSet<_> = view.matches.iter().map(|m| m.id).collect();
         let deals = agreements.iter().filter_map(|agreement| self.deal(agreement)).collect();
         let mut memory = self.memory();
