@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         ["bench", "bridge", rest @ ..] => bridge(rest),
         ["bench", "lora", rest @ ..] => lora(rest),
         ["bench", "fuzz", rest @ ..] => {
-            example("lora-bridge", "fuzz", rest).and_then(|()| example("lora-device-service", "fuzz", rest))
+            example("lora-bridge", "fuzz_bridge", rest).and_then(|()| example("lora-device-service", "fuzz_codecs", rest))
         }
         ["bench", name, rest @ ..] => bench(name, rest),
         ["simulate", rest @ ..] => simulate(rest),

@@ -1,6 +1,6 @@
-//! Mutated inputs by the million for everything that gateways and motes can send: no panic, no growth. Prints one JSON object.
+//! Mutated inputs by the million for everything that gateways, motes and other nodes can send: no panic, no growth. Prints one JSON object.
 //!
-//! `fuzz [--inputs N] [--seed S]`. The same seed gives the same inputs; a panic names seed and input. Mutations know the structure: datagrams
+//! `fuzz_bridge [--inputs N] [--seed S]`. The same seed gives the same inputs; a panic names seed and input. Mutations know the structure: datagrams
 //! whose JSON is bent, frames bent inside good datagrams, MAC commands and join requests bent inside frames with a right integrity code.
 
 #![expect(clippy::unwrap_used, reason = "a fuzzer stops at the first surprise")]
@@ -17,7 +17,7 @@ use contracts::ids::{DevAddr, DevEui, Epoch, GroupId};
 use contracts::time::{BootTime, Millis, WallTime};
 use lora_bridge::gwmp::sources::Rate;
 use lora_bridge::mac::join::{AppKey, DeviceRecord, JoiningDevice, NonceRule};
-use lora_bridge::mac::link::Wish;
+use lora_bridge::mac::link::{LinkRecord, Wish};
 use lora_bridge::{
     Bridge, Config, GatewayEui, Input, Mode, Now, NwkSKey, OfferedFrame, Output, ReceiveWindows, Session, UplinkRules,
 };
@@ -41,7 +41,8 @@ const GROWTH_BYTES_MAX: u64 = 64 * 1024 * 1024;
 static SEED: AtomicU64 = AtomicU64::new(0);
 static INPUT: AtomicU64 = AtomicU64::new(0);
 
-const TARGETS: [&str; 7] = ["gwmp", "phy_payload", "mac_commands", "join_request", "join_of_known", "tx_ack", "offered"];
+const TARGETS: [&str; 8] =
+    ["gwmp", "phy_payload", "mac_commands", "join_request", "join_of_known", "tx_ack", "offered", "records"];
 
 fn address(n: u32) -> u32 {
     0x2600_0000 + n
@@ -190,6 +191,9 @@ struct Fuzzer {
     sent: Option<(Vec<u8>, GatewayEui)>,
     /// Written ahead, and told again later.
     record: Option<DeviceRecord>,
+    link: Option<LinkRecord>,
+    /// Bent records that were records still.
+    taken: u64,
     made: [u64; TARGETS.len()],
 }
 
@@ -205,6 +209,8 @@ impl Fuzzer {
             f_cnt: 0,
             sent: None,
             record: None,
+            link: None,
+            taken: 0,
             made: [0; TARGETS.len()],
         };
         let session = |n: u32| {
@@ -247,6 +253,7 @@ impl Fuzzer {
             self.apply(Input::Reserved { entries: reserved });
         }
         for record in linked {
+            self.link = Some((*record).clone());
             self.apply(Input::LinkRecorded { record });
         }
         if !resets.is_empty() {
@@ -290,6 +297,29 @@ impl Fuzzer {
         let phy = frame(device, self.f_cnt, self.rng.random(), f_ctrl, &rest);
         let bytes = push(&mut self.rng, &[phy]);
         self.datagram(&bytes);
+    }
+
+    /// A record of a join or a link as another node seals it, bent: of what is a record still, all is taken.
+    fn records(&mut self) {
+        let is_join = self.rng.random();
+        let json = if is_join { serde_json::to_vec(&self.record) } else { serde_json::to_vec(&self.link) };
+        let mut json = json.unwrap();
+        if self.rng.random_range(0..4) == 0 {
+            mutate(&mut self.rng, &mut json, JSON_PIECES);
+        } else {
+            // Other numbers of the same length: the form stays.
+            let from = self.rng.random_range(0..json.len());
+            for byte in json[from..].iter_mut().filter(|byte| byte.is_ascii_digit()).take(6) {
+                *byte = b'0' + self.rng.random_range(0..10);
+            }
+        }
+        if is_join && let Ok(record) = serde_json::from_slice::<DeviceRecord>(&json) {
+            self.taken += 1;
+            self.apply(Input::Records { records: vec![record] });
+        } else if let Ok(record) = serde_json::from_slice::<LinkRecord>(&json) {
+            self.taken += 1;
+            self.apply(Input::LinkRecords { records: vec![record] });
+        }
     }
 
     /// An answer to the newest downlink, or to none.
@@ -351,6 +381,7 @@ impl Fuzzer {
                 }
             }
             "tx_ack" => self.tx_ack(),
+            "records" => self.records(),
             _ => {
                 let mut phy = self.good_frame();
                 mutate(&mut self.rng, &mut phy, &[]);
@@ -403,14 +434,16 @@ fn main() {
     assert!(stats.gateways <= 64 && stats.in_flight <= 1_024, "seed {seed}: {stats:?}");
     assert!(stats.sessions <= (DEVICES + 8 + JOINING) as usize, "seed {seed}: {stats:?}");
     assert!(stats.joins_begun > 0 && stats.joins_accepted > 0, "seed {seed}: joins are answered: {stats:?}");
+    assert!(fuzzer.taken > inputs / 1_000, "seed {seed}: bent records are read: {}", fuzzer.taken);
     assert!(stats.uplinks_live > inputs / 200, "seed {seed}: good ones are served: {stats:?}");
     let by_target: Vec<String> = TARGETS.iter().zip(fuzzer.made).map(|(name, made)| format!(r#""{name}":{made}"#)).collect();
     println!(
-        r#"{{"inputs":{inputs},"seed":{seed},"seconds":{:.1},"targets":{{{}}},"panics":0,"uplinks":{},"joins":{},"resident_bytes":{},"growth_bytes":{growth},"drops":{}}}"#,
+        r#"{{"inputs":{inputs},"seed":{seed},"seconds":{:.1},"targets":{{{}}},"panics":0,"uplinks":{},"joins":{},"records":{},"resident_bytes":{},"growth_bytes":{growth},"drops":{}}}"#,
         start.elapsed().as_secs_f64(),
         by_target.join(","),
         stats.uplinks_live + stats.uplinks_late,
         stats.joins_begun,
+        fuzzer.taken,
         resident(),
         serde_json::to_string(&stats.drops).unwrap(),
     );

@@ -1,5 +1,5 @@
 //! Mutated payloads for the decoders, and mutated JavaScript codecs: no panic, no growth. Prints one JSON object.
-//! `fuzz [--inputs N] [--seed S]`; one input in [`SCRIPT_EVERY`] goes to a script too, which costs a thousand times as much.
+//! `fuzz_codecs [--inputs N] [--seed S]`; one input in [`SCRIPT_EVERY`] goes to a script too, which costs a thousand times as much.
 
 use std::process::ExitCode;
 use std::time::Instant;
