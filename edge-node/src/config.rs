@@ -60,11 +60,27 @@ pub struct Readings {
     /// After they were settled: the cloud has them, or, on a node without a cloud, the service made them. Whoever follows the log (the service
     /// on behalf of a broker that is away) must not lag by more. 1 to 8,784; default 24.
     pub keep_hours: u16,
+    /// On a node without a cloud: uplinks that no service takes are given up after so long, but not before
+    /// `keep_hours`. 1 to 8,784; default 720.
+    #[serde(default = "unclaimed_hours")]
+    pub unclaimed_hours: u16,
+    /// The same for their number: beyond it the oldest go, but none that was heard within `keep_hours`. At least 1; default 1,000,000 (a
+    /// thousand bytes each).
+    #[serde(default = "unclaimed_max")]
+    pub unclaimed_max: u64,
+}
+
+const fn unclaimed_hours() -> u16 {
+    720
+}
+
+const fn unclaimed_max() -> u64 {
+    1_000_000
 }
 
 impl Default for Readings {
     fn default() -> Self {
-        Self { keep_hours: 24 }
+        Self { keep_hours: 24, unclaimed_hours: unclaimed_hours(), unclaimed_max: unclaimed_max() }
     }
 }
 
@@ -252,6 +268,9 @@ impl Config {
         unless(self.service.as_ref().is_none_or(|service| service.outside.is_valid()), "service.outside.egress", egress)?;
         let keep_hours = self.readings.keep_hours;
         unless((1..=KEEP_HOURS_MAX).contains(&keep_hours), "readings.keep_hours", "not in 1..=8784")?;
+        let unclaimed_hours = self.readings.unclaimed_hours;
+        unless((1..=KEEP_HOURS_MAX).contains(&unclaimed_hours), "readings.unclaimed_hours", "not in 1..=8784")?;
+        unless(self.readings.unclaimed_max > 0, "readings.unclaimed_max", "not above 0")?;
         let is_alone = self.role == Role::Edge
             && self.cloud.is_none()
             && self.policy_file.is_none()

@@ -34,6 +34,7 @@ use crate::orchestrator::{self, Orchestrator};
 use crate::readings::inbox::Inbox;
 use crate::readings::log::Log;
 use crate::readings::north::{self, Destination, Destinations};
+use crate::readings::unclaimed;
 use crate::store::Store;
 use crate::tenants::doors::{Doors, UnixDoors};
 use crate::tenants::{self, Tenant, TenantSocket};
@@ -484,10 +485,21 @@ async fn tell_settled(parts: Parts) {
     }
 }
 
+/// At most one line each [`PRUNE_INTERVAL`].
+async fn give_up_unclaimed(core: &Core) {
+    let limits = unclaimed::Limits::from(&core.config.readings);
+    match unclaimed::give_up(&core.log, &core.destinations, &core.clock, limits).await {
+        Ok(0) => {}
+        Ok(count) => tracing::warn!(count, in_all = core.log.given_up(), "uplinks that no service took were given up"),
+        Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "uplinks that no service takes stay for now"),
+    }
+}
+
 async fn prune(core: Arc<Core>) {
     let keep = contracts::time::Millis::from_secs(u64::from(core.config.readings.keep_hours) * 3_600);
     loop {
         tokio::time::sleep(PRUNE_INTERVAL).await;
+        give_up_unclaimed(&core).await;
         match core.store.prune_uplinks(core.clock.wall() - keep).await {
             Ok(pruned) => tracing::debug!(pruned, "old readings pruned"),
             Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "old readings cannot be pruned"),

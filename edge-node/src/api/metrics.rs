@@ -30,6 +30,8 @@ pub const REQUESTS: Described = ("node_api_requests", "Requests to the operator 
 pub const READINGS_UNSETTLED: Described =
     ("node_readings_unsettled", "Readings that the customer's cloud has not acknowledged, by group");
 pub const UPLINKS_UNDECODED: Described = ("node_uplinks_undecoded", "Uplinks that the tenant has not decoded, by group");
+pub const UPLINKS_GIVEN_UP: Described =
+    ("node_uplinks_given_up", "Uplinks that no service took in time, on a node whose readings end in its own log");
 pub const READINGS_RECEIVED: Described = ("node_readings_received", "Readings that this node, as a cloud, received");
 pub const CONTAINERS: Described = ("node_containers", "Containers by state");
 pub const TENANTS: Described = ("node_tenants", "Groups of devices whose tenant has a container, by the state of the tenant");
@@ -324,6 +326,7 @@ async fn add_readings(registry: &mut Registry, app: &App) -> crate::store::Resul
     }
     add(registry, READINGS_UNSETTLED, unsettled);
     add(registry, UPLINKS_UNDECODED, undecoded);
+    add(registry, UPLINKS_GIVEN_UP, ConstCounter::new(app.core().log.given_up()));
     if app.context.inbox.is_some() {
         add(registry, READINGS_RECEIVED, ConstCounter::new(app.core().store.count_received().await?));
     }
@@ -340,6 +343,7 @@ mod tests {
             REQUESTS,
             READINGS_UNSETTLED,
             UPLINKS_UNDECODED,
+            UPLINKS_GIVEN_UP,
             READINGS_RECEIVED,
             CONTAINERS,
             TENANTS,

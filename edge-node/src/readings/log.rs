@@ -4,6 +4,7 @@
 //! Nothing is *served* before it is in here; nothing is forgotten before the customer's cloud acknowledged it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use contracts::ids::{EventId, GroupId};
@@ -56,6 +57,7 @@ pub struct Log {
     commands: mpsc::Sender<Command>,
     store: Store,
     signals: Signals,
+    given_up: Arc<AtomicU64>,
 }
 
 /// Counters that rise when there is something new to look for.
@@ -92,7 +94,7 @@ impl Log {
         let (committed, unsynced) = mpsc::channel(UNSYNCED_MAX);
         kit::task::spawn(write_all(store.clone(), waiting, signals.clone(), committed));
         kit::task::spawn(sync_all(store.clone(), unsynced, signals.clone()));
-        Self { commands, store, signals }
+        Self { commands, store, signals, given_up: Arc::default() }
     }
 
     #[must_use]
@@ -131,6 +133,23 @@ impl Log {
     /// [`Error`].
     pub async fn settle(&self, names: Vec<Name>) -> Result<(), Error> {
         self.send(Change::Settle(names)).await.map(|_| ())
+    }
+
+    /// As [`Log::settle`], for uplinks that nobody took in time ([`super::unclaimed`]).
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn give_up(&self, names: Vec<Name>) -> Result<(), Error> {
+        let count = names.len() as u64;
+        self.settle(names).await?;
+        self.given_up.fetch_add(count, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// How many were given up since the log was started.
+    #[must_use]
+    pub fn given_up(&self) -> u64 {
+        self.given_up.load(Ordering::Relaxed)
     }
 
     /// Drops what was buffered of these events.

@@ -2,6 +2,7 @@
 //!
 //! - [`log`] — the node's own log; commits in batches of a few milliseconds
 //! - [`north`] — ships readings to the customer's cloud with a signed proof, settles them
+//! - [`unclaimed`] — what no service takes
 //! - [`inbox`] — the cloud's side: takes batches, keeps every reading once
 //! - [`pace`] — how often a step takes what has gathered
 
@@ -9,6 +10,7 @@ pub mod inbox;
 pub mod log;
 pub mod north;
 pub mod pace;
+pub mod unclaimed;
 
 use contracts::account::{FrameDigest, Heard};
 use contracts::ids::{DevAddr, DevEui, Epoch, EventId, GroupId, SessionId};
@@ -78,6 +80,11 @@ pub struct Uplink {
 }
 
 impl Uplink {
+    #[must_use]
+    pub const fn name(&self) -> Name {
+        Name { group: self.group, device: self.device, session: self.session, f_cnt: self.f_cnt }
+    }
+
     /// As an account names it.
     #[must_use]
     pub fn heard(&self) -> Heard {
