@@ -322,6 +322,8 @@ pub async fn assemble<S: Socket>(host: Host, gateways: Option<S>) -> Result<Runn
         // Before anything is sent.
         lora::air_time::restore(&core.store, &parts.bridge).await?;
         kit::task::spawn(lora::air_time::run(core.store.clone(), parts.bridge.clone()));
+        lora::routes::restore(&core.store, &parts.bridge).await?;
+        kit::task::spawn(lora::routes::run(core.store.clone(), parts.bridge.clone(), core.clock.clone()));
         kit::task::spawn(lora::alarms::run(parts.bridge.clone(), core.timeline.clone()));
     }
     let own_tenant = match (&parts, &core.own_service) {

@@ -215,3 +215,42 @@ async fn the_bridge_stops_with_its_last_handle_and_says_so() {
     timeout(LONG, async { while bridge.stats().await.is_ok() {} }).await.expect("in time");
     assert!(matches!(bridge.stats().await, Err(Error::Stopped)));
 }
+
+/// Gateways pull every five to ten seconds; a device that asks for an answer meanwhile gets it by the address that the process before stored.
+#[tokio::test]
+async fn after_a_restart_a_confirmed_uplink_is_answered_before_the_gateway_pulls() {
+    let mote = Mote::new(1);
+    let before = Rig::new(std::slice::from_ref(&mote)).await;
+    let stored = serde_json::to_vec(&before.bridge.routes().await.expect("running")).expect("JSON");
+    let Rig { bridge, outputs, down: gateway, .. } = before;
+    let address = bridge.address().expect("bound");
+    drop((bridge, outputs));
+    // The process is gone, and with it its socket; the gateway's stays.
+    let socket_of_bridge = loop {
+        match server::bind(address).await {
+            Ok(socket) => break socket,
+            Err(Error::AddressInUse { .. }) => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let (bridge, outputs) =
+        server::spawn_waiting(socket_of_bridge, Bridge::new(Config::default()), Clock::system(), Arc::new(|_, _| true));
+    let routes = serde_json::from_slice(&stored).expect("its own JSON");
+    bridge.apply(lora_bridge::Input::Routes { routes }).await.expect("running");
+    bridge.register(GROUP, vec![mote.session()]).await.expect("running");
+    let mode = Mode::Serving { epoch: Epoch(1), foreign_lease_end: None };
+    bridge.custody(GROUP, mode).await.expect("running");
+    bridge.listen().await.expect("running");
+    let mut rig = Rig { bridge, outputs, lease: Arc::new(AtomicBool::new(true)), up: socket(address).await, down: gateway };
+    let wants = rig.until(|output| if let Output::ReserveWanted { entries, .. } = output { Some(entries) } else { None }).await;
+    rig.bridge.reserved(wants).await.expect("running");
+    rig.up.send(&push(GATEWAY, &[(1_000, mote.frame(0, true))])).await.expect("loopback");
+    let event = rig.until(|output| if let Output::Uplink(uplink) = output { Some(uplink.event) } else { None }).await;
+    rig.bridge.committed(vec![event]).await.expect("running");
+    let bytes = receive(&rig.down).await;
+    assert_eq!(bytes[3], 3, "PULL_RESP, and nobody pulled");
+    let json: serde_json::Value = serde_json::from_slice(&bytes[4..]).expect("JSON");
+    assert_eq!(json["txpk"]["tmst"], 1_001_000);
+    let status = rig.bridge.gateways().await.expect("running");
+    assert_eq!((status[0].gateway, status[0].counts.pull_data), (GATEWAY, 0));
+}

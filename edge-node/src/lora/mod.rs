@@ -5,6 +5,7 @@
 //! - [`leases`] — what the bridge asks directly before each downlink
 //! - [`downlinks`] — what tenants are told about their downlinks
 //! - [`links`] — where progress, offers and reservations of a group go
+//! - [`routes`] — where gateways are reached, on disk
 //! - [`standby`] — what was heard in standby, on disk
 
 pub mod air_time;
@@ -12,6 +13,7 @@ pub mod alarms;
 pub mod downlinks;
 pub mod leases;
 pub mod links;
+pub mod routes;
 pub mod standby;
 
 use std::collections::BTreeMap;

@@ -8,6 +8,7 @@ use contracts::time::{BootTime, WallTime};
 use serde::{Deserialize, Serialize};
 
 use crate::gwmp::GatewayEui;
+use crate::gwmp::gateways::Routes;
 use crate::gwmp::rxpk::RxMeta;
 use crate::gwmp::taps::Tap;
 use crate::mac::adr::{AdrMode, Margin};
@@ -122,6 +123,8 @@ pub enum Input<'a> {
     Encrypted { answer: Encrypted },
     /// Time on air that an earlier process of this node stored. To be told before custody begins.
     AirTime { spent: Box<AirTime> },
+    /// Where gateways were reached by an earlier process of this node. To be told before any datagram.
+    Routes { routes: Routes },
     /// Time passed; due at [`super::Bridge::next_due`] or at any other time.
     Tick,
 }

@@ -42,7 +42,7 @@ use contracts::time::{BootTime, Millis};
 
 use crate::buffer::{Buffer, Limits};
 use crate::gwmp::GatewayEui;
-use crate::gwmp::gateways::{GatewayStatus, Gateways};
+use crate::gwmp::gateways::{GatewayStatus, Gateways, Routes};
 use crate::gwmp::rxpk::Frame;
 use crate::gwmp::sources::{Rate, Sources};
 use crate::gwmp::taps::Taps;
@@ -300,6 +300,7 @@ impl Bridge {
             Input::RestoreQueues { queues } => queues.iter().for_each(|(device, state)| self.merge_queue(*device, state)),
             Input::Encrypted { answer } => self.encrypted(answer, now, out),
             Input::AirTime { spent } => self.ledger.restore(&spent, now.boot),
+            Input::Routes { routes } => self.gateways.restore(&routes, now.boot, now.wall),
             Input::Tick => self.tick(now, out),
         }
         let mut forgotten = self.buffer.take_forgotten();
@@ -419,6 +420,12 @@ impl Bridge {
     #[must_use]
     pub fn gateways(&self, now: BootTime) -> Vec<GatewayStatus> {
         self.gateways.statuses(now)
+    }
+
+    /// Where gateways are reached, to be stored and given back with [`Input::Routes`] when this bridge begins anew.
+    #[must_use]
+    pub fn routes(&self, now: Now) -> Routes {
+        self.gateways.routes(now.boot, now.wall)
     }
 
     /// What gateways sent and should not have sent since the last call, one entry per reason.

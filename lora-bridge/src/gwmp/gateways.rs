@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use contracts::time::{BootTime, Millis};
-use serde::Serialize;
+use contracts::time::{BootTime, Millis, WallTime};
+use serde::{Deserialize, Serialize};
 
 use super::stat::Stat;
 use super::txpk::TxResult;
@@ -15,6 +15,10 @@ use super::{GatewayEui, Version};
 
 /// A gateway that has not pulled for so long is not reached any more (its keepalive is 5 s).
 pub const PULL_SILENCE_MAX: Millis = Millis::from_secs(60);
+
+/// Who stores [`Routes`] does so at least so often while gateways pull: a process that begins anew may use what is no older than
+/// [`PULL_SILENCE_MAX`].
+pub const REFRESH_EVERY: Millis = Millis::from_secs(20);
 
 /// Nobody waits for copies of a gateway that was silent for so long.
 pub const LIVE_SILENCE_MAX: Millis = Millis::from_secs(30);
@@ -25,6 +29,30 @@ pub struct Route {
     pub address: SocketAddr,
     pub version: Version,
     pulled: BootTime,
+}
+
+/// Where all gateways are reached, to be stored: a process that begins anew can answer before they pull again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Routes {
+    /// Rises when a gateway is reached elsewhere than before, or for the first time.
+    pub changes: u64,
+    /// Rises with every `PULL_DATA`.
+    pub pulls: u64,
+    /// By gateway.
+    pub routes: Vec<StoredRoute>,
+}
+
+/// Where one gateway is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredRoute {
+    pub gateway: GatewayEui,
+    pub address: SocketAddr,
+    /// Of the protocol.
+    pub version: u8,
+    /// When it last pulled.
+    pub pulled_at: WallTime,
 }
 
 /// Counts of one gateway since it is known.
@@ -86,13 +114,16 @@ pub struct Gateways {
     known: BTreeMap<GatewayEui, Gateway>,
     max: usize,
     swept: BootTime,
+    /// As in [`Routes`].
+    changes: u64,
+    pulls: u64,
 }
 
 impl Gateways {
     /// At most `max` gateways.
     #[must_use]
     pub const fn new(max: usize) -> Self {
-        Self { known: BTreeMap::new(), max, swept: BootTime(0) }
+        Self { known: BTreeMap::new(), max, swept: BootTime(0), changes: 0, pulls: 0 }
     }
 
     /// The gateway, made if fewer than `limit` are known.
@@ -121,7 +152,36 @@ impl Gateways {
         let route = Route { address, version, pulled: now };
         let before = known.route.replace(route);
         known.counts.address_changes += u64::from(before.is_some_and(|before| before.address != address));
+        self.pulls += 1;
+        self.changes += u64::from(before.is_none_or(|before| (before.address, before.version) != (address, version)));
         true
+    }
+
+    /// For the disk: those that pulled lately.
+    pub(crate) fn routes(&self, now: BootTime, wall: WallTime) -> Routes {
+        let stored = |(gateway, known): (&GatewayEui, &Gateway)| {
+            let route = known.route.filter(|route| now.since(route.pulled) <= PULL_SILENCE_MAX)?;
+            let pulled_at = wall - now.since(route.pulled);
+            Some(StoredRoute { gateway: *gateway, address: route.address, version: route.version.byte(), pulled_at })
+        };
+        Routes { changes: self.changes, pulls: self.pulls, routes: self.known.iter().filter_map(stored).collect() }
+    }
+
+    /// From the disk, at the beginning. Whoever pulled here already is known better; what is older than [`PULL_SILENCE_MAX`], or of a time to
+    /// come, is not used.
+    pub(crate) fn restore(&mut self, stored: &Routes, now: BootTime, wall: WallTime) {
+        for route in stored.routes.iter().take(self.max) {
+            let age = wall.since(route.pulled_at);
+            let Some(version) = Version::of(route.version) else { continue };
+            let is_known = self.known.get(&route.gateway).is_some_and(|known| known.route.is_some());
+            if is_known || route.pulled_at > wall || age > PULL_SILENCE_MAX {
+                continue;
+            }
+            let pulled = now - age;
+            if let Some(known) = self.entry(route.gateway, version, self.max, pulled) {
+                known.route = Some(Route { address: route.address, version, pulled });
+            }
+        }
     }
 
     /// Notes a `PUSH_DATA`. Those who only push fill at most half of the map, so that there is room for those who pull.
@@ -227,5 +287,37 @@ mod tests {
         let statuses = gateways.statuses(now + Millis(7));
         assert_eq!((statuses[0].version, statuses[0].counts.packets, statuses[0].silence), (1, 3, Millis(7)));
         assert_eq!((statuses[3].gateway, statuses[3].address), (GatewayEui(9), Some(at(9))));
+    }
+
+    #[test]
+    fn routes_outlive_the_process_for_a_minute() {
+        let mut before = Gateways::new(4);
+        let (now, wall) = (BootTime(1_000_000), WallTime(5_000_000));
+        for (gateway, silence) in [(1, 0), (2, 20_000), (3, 70_000)] {
+            before.pulled(GatewayEui(gateway), at(1), Version::V1, now - Millis(silence));
+        }
+        before.pulled(GatewayEui(1), at(1), Version::V1, now);
+        before.pulled(GatewayEui(1), at(11), Version::V1, now);
+        let stored = before.routes(now, wall);
+        assert_eq!((stored.changes, stored.pulls, stored.routes.len()), (4, 5, 2), "the third does not pull any more");
+        let json = serde_json::to_vec(&stored).expect("JSON");
+        let read = || serde_json::from_slice::<Routes>(&json).expect("its own JSON");
+        assert_eq!(read(), stored);
+        let addresses = |now, wall, max| {
+            let mut after = Gateways::new(max);
+            after.restore(&read(), now, wall);
+            [1, 2].map(|gateway| after.route(GatewayEui(gateway), now).map(|route| (route.address.port(), route.version)))
+        };
+        let both = [Some((11, Version::V1)), Some((1, Version::V1))];
+        assert_eq!(addresses(now + Millis(100), wall + Millis(100), 4), both);
+        assert_eq!(addresses(BootTime(5_000), wall + Millis(30_000), 4), both, "the machine began anew");
+        assert_eq!(addresses(now, wall + Millis(40_001), 4), [both[0], None], "a minute after it pulled");
+        assert_eq!(addresses(now, wall - Millis(1), 4), [None, both[1]], "of a time to come");
+        assert_eq!(addresses(now, wall, 1), [both[0], None], "bounded");
+        let mut after = Gateways::new(4);
+        after.pulled(GatewayEui(1), at(12), Version::V2, now);
+        after.restore(&read(), now, wall);
+        assert_eq!(after.route(GatewayEui(1), now).map(|route| route.address), Some(at(12)), "what it said here counts");
+        assert_eq!(after.route(GatewayEui(2), now + Millis(40_001)), None);
     }
 }

@@ -107,6 +107,14 @@ pub enum Version {
 }
 
 impl Version {
+    pub(crate) const fn of(byte: u8) -> Option<Self> {
+        match byte {
+            1 => Some(Self::V1),
+            2 => Some(Self::V2),
+            _ => None,
+        }
+    }
+
     const fn byte(self) -> u8 {
         match self {
             Self::V1 => 1,

@@ -9,7 +9,7 @@ use super::Error;
 use crate::bridge::DutyCycle;
 use crate::bridge::adapting::{Coverage, DeviceView, RadioSigns};
 use crate::bridge::io::{Input, KeptFrame, Mode, OfferedFrame};
-use crate::gwmp::gateways::GatewayStatus;
+use crate::gwmp::gateways::{GatewayStatus, Routes};
 use crate::mac::adr::{AdrMode, Margin};
 use crate::mac::downlink::CounterSource;
 use crate::mac::duty_cycle::AirTime;
@@ -34,6 +34,7 @@ pub(super) enum Command {
     Gaps { min: u32, max: usize, reply: oneshot::Sender<Vec<(GroupId, DevEui, u32)>> },
     DutyCycle { reply: oneshot::Sender<Vec<DutyCycle>> },
     AirTime { reply: oneshot::Sender<AirTime> },
+    Routes { reply: oneshot::Sender<Routes> },
     Queue { group: GroupId, device: DevEui, downlink: Downlink, reply: oneshot::Sender<Result<(), Refused>> },
 }
 
@@ -249,6 +250,14 @@ impl BridgeHandle {
     /// [`Error::Stopped`].
     pub async fn air_time(&self) -> Result<AirTime, Error> {
         self.ask(|reply| Command::AirTime { reply }).await
+    }
+
+    /// [`Bridge::routes`](crate::Bridge::routes).
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn routes(&self) -> Result<Routes, Error> {
+        self.ask(|reply| Command::Routes { reply }).await
     }
 
     /// [`Input::RegisterJoining`], applied.

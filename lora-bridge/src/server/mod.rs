@@ -137,8 +137,9 @@ impl<S: Socket> fmt::Debug for Server<S> {
 
 impl<S: Socket> Server<S> {
     async fn run(mut self) {
+        let mut due = self.bridge.next_due();
         loop {
-            let sleep = self.until_due();
+            let sleep = self.until(due);
             let has_backlog = !self.backlog.is_empty();
             let command = tokio::select! {
                 biased;
@@ -164,7 +165,7 @@ impl<S: Socket> Server<S> {
             if self.listens {
                 self.drain_socket();
             }
-            self.tick_if_due();
+            due = self.tick_if_due();
             self.report_faults();
             self.hand_on();
         }
@@ -175,16 +176,20 @@ impl<S: Socket> Server<S> {
         Now { boot: self.clock.boot(), wall: self.clock.wall() }
     }
 
-    fn until_due(&self) -> Duration {
+    fn until(&self, due: Option<BootTime>) -> Duration {
         let now = self.clock.boot();
-        self.bridge.next_due().map_or(IDLE, |due| due.since(now).clamp(TURN_MIN, IDLE)).to_duration()
+        due.map_or(IDLE, |due| due.since(now).clamp(TURN_MIN, IDLE)).to_duration()
     }
 
-    /// Under a steady stream of datagrams the timer never gets its turn.
-    fn tick_if_due(&mut self) {
-        if self.backlog.is_empty() && self.bridge.next_due().is_some_and(|due| due <= self.clock.boot()) {
-            self.apply(Input::Tick);
+    /// Under a steady stream of datagrams the timer never gets its turn. Says what is due next.
+    fn tick_if_due(&mut self) -> Option<BootTime> {
+        let due = self.bridge.next_due();
+        let is_due = self.backlog.is_empty() && due.is_some_and(|due| due <= self.clock.boot());
+        if !is_due {
+            return due;
         }
+        self.apply(Input::Tick);
+        self.bridge.next_due()
     }
 
     /// At most one line per reason and [`REPORT_EVERY`], whatever gateways send.
@@ -263,6 +268,9 @@ impl<S: Socket> Server<S> {
             }
             Command::AirTime { reply } => {
                 let _gone = reply.send(self.bridge.air_time(self.clock.boot()));
+            }
+            Command::Routes { reply } => {
+                let _gone = reply.send(self.bridge.routes(self.now()));
             }
         }
     }
