@@ -15,6 +15,7 @@ use crate::directory::Directory;
 use crate::dmu::policy::Policy;
 use crate::edge2edge::client::Client;
 use crate::identity::Identity;
+use crate::market::evidence::Outbox;
 use crate::orchestrator::Orchestrator;
 use crate::readings::log::Log;
 use crate::readings::north::Destinations;
@@ -42,6 +43,8 @@ pub struct Core {
     pub agreements: Agreements,
     pub client: Client,
     pub timeline: Timeline,
+    /// Evidence on its way to the arbitrator.
+    pub outbox: Outbox,
     /// The services that this edge runs for its owner.
     pub own_service: Option<OwnService>,
 }

@@ -29,6 +29,7 @@ use crate::insurance::{self, Parts, reserved::ReservedByGroup};
 use crate::lora::leases::Leases;
 use crate::lora::links::Links;
 use crate::lora::standby::Standby;
+use crate::market::evidence::Outbox;
 use crate::orchestrator::plan::Desired;
 use crate::orchestrator::{self, Orchestrator};
 use crate::readings::inbox::Inbox;
@@ -362,6 +363,7 @@ async fn core(host: Host) -> Result<Arc<Core>, Error> {
         agreements: Agreements::open(store.clone()).await?,
         client: Client::new(transport),
         timeline,
+        outbox: Outbox::default(),
         own_service,
         store,
         clock,

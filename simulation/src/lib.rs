@@ -1,8 +1,8 @@
 //! The whole product on one thread and in virtual time: real nodes, bridges, custody drivers, reading logs, device services and the real
 //! arbitrator, between simulated motes, over a network, disks and clocks that fail as a script says.
 //!
-//! What is simulated is only what a machine gives: time ([`clock`]), the network ([`network`], [`udp`]), disks, containers ([`engine`]).
-//! Nothing depends on another thread, on the wall clock or on the machine's randomness: equal scripts give equal logs.
+//! What is simulated is only what a machine gives: time ([`clock`]), randomness, the network ([`network`], [`udp`]), disks, containers ([`engine`]).
+//! Nothing depends on another thread, on the wall clock or on the machine's randomness: equal scripts give equal logs (with a market: in processes of their own).
 //!
 //! # Layout
 //! | module | what it holds |
@@ -16,6 +16,7 @@
 //! | `evidence` | what members signed about custody, judged: the statements on the edges' disks |
 //! | [`shrink`] | the shortest script that still fails |
 //! | `market` | marketplace and arbitrator behind the nodes' own clients, the owners' policies, contracts and money judged |
+//! | `entropy` | the randomness of the operating system, by seed |
 //! | [`clock`], [`network`], [`udp`], [`engine`] | the simulated machine parts |
 //!
 //! # What is deliberately absent
@@ -26,6 +27,7 @@ mod books;
 pub mod check;
 pub mod clock;
 pub mod engine;
+mod entropy;
 mod evidence;
 pub mod generate;
 pub mod machine;

@@ -24,7 +24,7 @@ use crate::machine::{Hardware, Machine, Machines};
 use crate::network::Links;
 use crate::script::{Fault, Script};
 use crate::udp::Udp;
-use crate::{market, parties};
+use crate::{entropy, market, parties};
 
 /// The first custody must stand within this time.
 const FIRST_CUSTODY: Duration = Duration::from_secs(30);
@@ -81,14 +81,16 @@ pub struct Outcome {
 /// The runtime cannot be made.
 #[must_use]
 pub fn run(script: &Script) -> Outcome {
-    let begun = core_time_us();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    let mut outcome = runtime.expect("a runtime without threads needs nothing").block_on(async {
-        let world = Box::pin(World::set_up(script)).await;
-        Box::pin(world.play()).await
-    });
-    outcome.elapsed_us = core_time_us().saturating_sub(begun);
-    outcome
+    entropy::with_seed(script.seed, || {
+        let begun = core_time_us();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let mut outcome = runtime.expect("a runtime without threads needs nothing").block_on(async {
+            let world = Box::pin(World::set_up(script)).await;
+            Box::pin(world.play()).await
+        });
+        outcome.elapsed_us = core_time_us().saturating_sub(begun);
+        outcome
+    })
 }
 
 /// Microseconds that this thread had a core (proc(5), schedstat); 0 where the kernel does not tell.

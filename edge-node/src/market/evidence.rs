@@ -1,6 +1,7 @@
 //! Evidence on its way to the arbitrator: on disk until the arbitrator took or refused it, sent in the order in which it was posted.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -23,33 +24,39 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// Without a signal the directory is looked at so often: a statement of an earlier process may lie there.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Wakes the senders of this process; a wake-up for nothing costs one look into a directory.
-static POSTED: Notify = Notify::const_new();
-/// Orders statements of one millisecond.
-static NUMBER: AtomicU64 = AtomicU64::new(0);
-static DROPPED: AtomicU64 = AtomicU64::new(0);
+/// What a node knows of its evidence beyond its disk.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// Wakes the sender; a wake-up for nothing costs one look into a directory.
+    posted: Notify,
+    /// Orders statements of one millisecond.
+    number: AtomicU64,
+    dropped: AtomicU64,
+}
 
-/// Statements that were dropped because too many waited or the disk refused them, since the start of the process.
-#[must_use]
-pub fn dropped() -> u64 {
-    DROPPED.load(Ordering::Relaxed)
+impl Outbox {
+    /// Statements that were dropped because too many waited or the disk refused them, since the start of the process.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
 }
 
 /// Sends a signed statement to the arbitrator as soon as possible and until it is taken or refused, over restarts of this node too.
 /// Must be called within a Tokio runtime.
-pub fn post(core: &Core, envelope: Envelope) {
-    let directory = core.config.state_directory.join(DIRECTORY);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+pub fn post(core: &Arc<Core>, envelope: Envelope) {
+    let (core, directory) = (Arc::clone(core), core.config.state_directory.join(DIRECTORY));
+    let number = core.outbox.number.fetch_add(1, Ordering::Relaxed);
     let path = directory.join(format!("{:016}-{number:08}-{}.json", core.clock.wall().0, envelope.id()));
     kit::task::spawn(async move {
         for tries_left in (0..WRITES_MAX).rev() {
             let (directory, path, envelope) = (directory.clone(), path.clone(), envelope.clone());
             let written = kit::task::blocking(move || write(&directory, &path, &envelope)).await;
             match written.unwrap_or_else(|broken| Err(std::io::Error::other(broken))) {
-                Ok(()) => return POSTED.notify_waiters(),
+                Ok(()) => return core.outbox.posted.notify_waiters(),
                 Err(error) if tries_left > 0 => tracing::warn!(%error, "evidence cannot be stored yet"),
                 Err(error) => {
-                    DROPPED.fetch_add(1, Ordering::Relaxed);
+                    core.outbox.dropped.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(%error, "evidence is lost");
                 }
             }
@@ -93,7 +100,7 @@ pub(super) async fn send_all(core: &Core, client: Client) {
     let directory = core.config.state_directory.join(DIRECTORY);
     let mut pause = PAUSE.0;
     loop {
-        let posted = POSTED.notified();
+        let posted = core.outbox.posted.notified();
         match send_waiting(&directory, &client).await {
             Ok(()) => {
                 pause = PAUSE.0;

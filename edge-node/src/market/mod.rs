@@ -284,7 +284,7 @@ impl Inner {
             estimate: self.estimate(),
             accounts: memory.accounts.clone(),
             evidence_waiting: evidence::count_waiting(&self.core),
-            evidence_dropped: evidence::dropped(),
+            evidence_dropped: self.core.outbox.dropped(),
             failing: memory
                 .failures
                 .iter()

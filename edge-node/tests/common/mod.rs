@@ -157,6 +157,7 @@ impl Node {
             agreements: Agreements::open(store.clone()).await.expect("agreements"),
             client: Client::new(Arc::clone(&transport)),
             timeline: Timeline::new(clock.clone()),
+            outbox: edge_node::market::evidence::Outbox::default(),
             own_service: wishes.service.then(|| OwnService {
                 group: GROUP,
                 blueprint: blueprint(&image, &image_id),

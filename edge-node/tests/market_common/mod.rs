@@ -361,6 +361,7 @@ impl Node {
             agreements: Agreements::open(store.clone()).await.unwrap(),
             client: Client::new(Arc::new(endpoint.clone())),
             timeline: Timeline::new(clock),
+            outbox: edge_node::market::evidence::Outbox::default(),
             own_service,
             store,
         });
