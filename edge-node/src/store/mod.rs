@@ -285,7 +285,8 @@ pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
     // Small values that tenants keep with their node.
 
     async fn get_tenant_value(&self, group: GroupId, key: &str) -> Result<Option<Vec<u8>>>;
-    /// Writes a value unless the tenant would then have more than `keys_max` keys; says whether it was written.
+    /// Writes a value unless the tenant would then have more than `keys_max` keys; says whether it was written. Keys that begin with a dot are
+    /// the node's own and do not count.
     async fn put_tenant_value(&self, group: GroupId, key: &str, value: &[u8], keys_max: u32) -> Result<bool>;
     /// Forgets everything that the tenant of a group kept.
     async fn wipe_tenant(&self, group: GroupId) -> Result<()>;

@@ -91,7 +91,7 @@ impl Tables {
 
     pub(super) fn put_tenant_value(&mut self, group: GroupId, key: &str, value: &[u8], keys_max: u32) -> bool {
         let values = self.tenant_state.entry(group).or_default();
-        let others = values.len() - usize::from(values.contains_key(key));
+        let others = values.keys().filter(|other| *other != key && !other.starts_with('.')).count();
         let fits = u32::try_from(others).is_ok_and(|others| others < keys_max);
         if fits {
             values.insert(key.to_owned(), value.to_vec());

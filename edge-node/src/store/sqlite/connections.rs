@@ -2,7 +2,7 @@
 //!
 //! Each is a thread of SQLite's, and a change of thread costs more than most statements do. A pool of `sqlx` asks a connection whether it
 //! lives before and after each use, three changes of thread where one has to be; this does not: a connection on which a transaction did not
-//! come to its end is thrown away, and others have nothing to lose.
+//! come to its end is thrown away; a statement alone commits or rolls back by itself.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
@@ -111,5 +111,38 @@ impl Drop for Held<'_> {
         // next one must not begin in it.
         let connection = self.connection.take().filter(|_| !self.is_in_transaction);
         self.connections.idle.lock().unwrap_or_else(PoisonError::into_inner).extend(connection);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_dropped_in_a_transaction_leaves_nothing_to_the_next() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let options = SqliteConnectOptions::new().filename(directory.path().join("a.db")).create_if_missing(true);
+        let connections = Connections::new(options, 1);
+        let mut held = connections.acquire().await.expect("a connection");
+        sqlx::query("CREATE TABLE a (b)").execute(&mut *held).await.expect("a table");
+        drop(held);
+        let insert =
+            async |held: &mut Held<'_>| drop(sqlx::query("INSERT INTO a VALUES (1)").execute(&mut **held).await.expect("a row"));
+        let count =
+            async |held: &mut Held<'_>| sqlx::query_scalar::<_, i64>("SELECT count(*) FROM a").fetch_one(&mut **held).await;
+        let mut dropped = connections.begin().await.expect("a transaction");
+        insert(&mut dropped).await;
+        drop(dropped);
+        let mut next = connections.begin().await.expect("another one, on a new connection");
+        assert_eq!(count(&mut next).await.expect("a number"), 0);
+        insert(&mut next).await;
+        next.commit().await.expect("committed");
+        // The same connection again.
+        assert_eq!(connections.idle.lock().unwrap_or_else(PoisonError::into_inner).len(), 1);
+        let mut last = connections.acquire().await.expect("a connection");
+        assert_eq!(count(&mut last).await.expect("a number"), 1);
+        drop(last);
+        connections.close().await;
+        assert!(matches!(connections.acquire().await, Err(Error::Closed)));
     }
 }

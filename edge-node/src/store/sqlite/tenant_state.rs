@@ -13,11 +13,12 @@ pub(super) async fn get(store: &Sqlite, group: GroupId, key: &str) -> Result<Opt
     Ok(value)
 }
 
-/// Writes a value unless the tenant would then have more than `keys_max` keys; says whether it was written.
+/// Writes a value unless the tenant would then have more than `keys_max` keys; says whether it was written. The node's own keys, which begin
+/// with a dot, do not count.
 pub(super) async fn put(store: &Sqlite, group: GroupId, key: &str, value: &[u8], keys_max: u32) -> Result<bool> {
     let written = sqlx::query(
         "INSERT INTO tenant_state (group_id, key, value)
-         SELECT ?1, ?2, ?3 WHERE (SELECT count(*) FROM tenant_state WHERE group_id = ?1 AND key <> ?2) < ?4
+         SELECT ?1, ?2, ?3 WHERE (SELECT count(*) FROM tenant_state WHERE group_id = ?1 AND key <> ?2 AND substr(key, 1, 1) <> '.') < ?4
          ON CONFLICT (group_id, key) DO UPDATE SET value = excluded.value",
     )
     .bind(group.as_bytes().as_slice())
