@@ -340,14 +340,15 @@ fn is_newer(theirs: &Reserved, own: &Reserved, device: DevEui) -> bool {
     theirs.joins(device) > own.joins(device) || theirs.links(device) > own.links(device)
 }
 
-/// Fetches from a member what it knows and this node's disk lacks, page by page.
+/// Fetches from a member what it knows and this node's disk lacks, page by page; gives the versions that it has.
 ///
 /// # Errors
 /// The member does not answer, or the disk failed; what came before was taken.
-pub async fn pull(parts: &Parts, group: GroupId, member: NodeId) -> Result<(), Error> {
+pub async fn pull(parts: &Parts, group: GroupId, member: NodeId) -> Result<Reserved, Error> {
     let client = parts.core.client.within(ANSWER_MAX);
     let path = format!("/peer/v1/groups/{group}/records");
     let mut after: Option<DevEui> = None;
+    let mut all = Reserved::default();
     loop {
         let query = after.map_or_else(String::new, |device| format!("?after={device}"));
         let page: RecordsView = client.get(member, &format!("{path}{query}")).await?;
@@ -356,36 +357,42 @@ pub async fn pull(parts: &Parts, group: GroupId, member: NodeId) -> Result<(), E
         theirs.raise_all(&page.bounds);
         let wanted: Vec<_> = page.sealed.into_iter().filter(|record| is_newer(&theirs, &own, record.device)).collect();
         take(parts, group, &wanted).await?;
+        all.merge(&theirs);
         if page.next <= after {
-            return Ok(());
+            return Ok(all);
         }
         after = page.next;
     }
 }
 
 /// Fetches what came with votes and is not known here, before this node serves. Each record is on the disks of a majority: that the member that
-/// voted has gone is no reason not to serve, if another has it.
+/// voted has gone is no reason not to serve, if another has it. Nor is a record that a member gave and that was not sealed to this node.
 ///
 /// # Errors
-/// Something is still missing, and a member that may have it did not answer.
+/// Something is still missing that no member gave, and one that may have it did not answer.
 pub(crate) async fn fetch(parts: &Parts, group: GroupId, votes: &BTreeMap<NodeId, Reserved>) -> Result<(), Error> {
     let agreement = parts.core.agreements.in_force(group);
     let members = agreement.map(|agreement| agreement.contract.members()).unwrap_or_default();
     let others = members.into_iter().filter(|member| *member != parts.core.me() && !votes.contains_key(member));
-    let mut unanswered = None;
+    let (mut unanswered, mut given) = (None, Reserved::default());
     for member in votes.keys().copied().chain(others) {
         let own = parts.core.store.list_reserved(group).await?;
         if !votes.values().any(|theirs| has_news(theirs, &own)) {
             return Ok(());
         }
-        if let Err(error) = pull(parts, group, member).await {
-            tracing::info!(%group, %member, error = &error as &dyn std::error::Error, "records are looked for elsewhere");
-            unanswered = Some(error);
+        match pull(parts, group, member).await {
+            Ok(theirs) => given.merge(&theirs),
+            Err(error) => {
+                tracing::info!(%group, %member, error = &error as &dyn std::error::Error, "records are looked for elsewhere");
+                unanswered = Some(error);
+            }
         }
     }
-    let Some(error) = unanswered else { return Ok(()) };
-    let own = parts.core.store.list_reserved(group).await?;
-    if votes.values().any(|theirs| has_news(theirs, &own)) { Err(error) } else { Ok(()) }
+    given.merge(&parts.core.store.list_reserved(group).await?);
+    match unanswered.filter(|_| votes.values().any(|theirs| has_news(theirs, &given))) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
 }
 
 fn has_news(theirs: &Reserved, own: &Reserved) -> bool {

@@ -41,9 +41,11 @@ pub async fn run(store: Store, bridge: BridgeHandle, clock: Clock) {
         if routes.changes == stored.0 && !is_old {
             continue;
         }
-        (stored, stored_at) = ((routes.changes, routes.pulls), clock.boot());
-        if let Err(error) = keep(&store, &routes).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "where gateways are reached was not stored");
+        match keep(&store, &routes).await {
+            Ok(()) => (stored, stored_at) = ((routes.changes, routes.pulls), clock.boot()),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "where gateways are reached was not stored");
+            }
         }
     }
 }
@@ -83,7 +85,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn where_a_gateway_pulled_is_on_disk_within_a_second_and_known_before_it_pulls_again() {
+    async fn where_a_gateway_pulled_is_on_disk_and_known_before_it_pulls_again() {
         let (disk, clock) = (MemoryDisk::new(), Clock::manual());
         clock.advance(Millis(1_000_000));
         let (bridge, store, running) = start(&disk, &clock).await;

@@ -125,15 +125,15 @@ impl Bridge {
         if !has_room {
             return false;
         }
+        let name = name(phy, address);
         let waiting = self.unknown.waiting.entry(address).or_insert_with(|| Waiting { group, frames: VecDeque::new() });
         let is_full = waiting.frames.len() >= FRAMES_MAX;
         if let Some(oldest) = waiting.frames.pop_front_if(|_| is_full) {
-            if !waiting.has(oldest.name) {
+            if oldest.name != name && !waiting.has(oldest.name) {
                 self.unknown.forgotten.push(oldest.name);
             }
             self.stats.drop(error);
         }
-        let name = name(phy, address);
         if hearing.awaited.is_none() && !waiting.has(name) {
             let Hearing { gateway, rx, heard_at, .. } = hearing;
             let frame = OfferedFrame { phy: Bytes::copy_from_slice(phy), gateway, rx, heard_at };
