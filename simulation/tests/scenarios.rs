@@ -69,13 +69,14 @@ fn an_insurer_that_dies_around_its_takeover_loses_nothing() {
         steps: vec![step(1_000, Fault::SlowDisk(Machine::Patras, 60)), kill.clone()],
         ..Script::default()
     };
-    let takeover_ms = run(&story).log.iter().find_map(|line| {
-        let (at_ms, what) = line.trim().split_once(' ')?;
-        what.starts_with("patras holds").then(|| at_ms.parse::<u64>().expect("a time"))
-    });
+    let outcome = run(&story);
+    assert_eq!(complain(&story, &outcome), None);
+    let at = |what: &str| {
+        let at_ms = |line: &String| line.trim().split_once(' ').filter(|(_, said)| said.starts_with(what))?.0.parse::<u64>().ok();
+        outcome.log.iter().find_map(at_ms).unwrap_or_else(|| panic!("{what}: {:#?}", outcome.log))
+    };
     // The log counts from before the first custody, steps from after it.
-    let begin = run(&story).log.iter().find_map(|line| line.trim().strip_suffix(" SlowDisk(Patras, 60)")?.parse::<u64>().ok());
-    let gained_ms = takeover_ms.expect("a takeover") - begin.expect("the step") + 1_000;
+    let gained_ms = at("patras holds") - at("SlowDisk(Patras, 60)") + 1_000;
     for at_ms in (gained_ms - 4..=gained_ms + 4).chain((gained_ms + 10..gained_ms + 400).step_by(30)) {
         let more = [step(at_ms, Fault::Kill(Machine::Patras)), step(at_ms + 300, Fault::Start(Machine::Patras))];
         let steps = story.steps.iter().cloned().chain(more).collect();
