@@ -210,6 +210,8 @@ pub struct Stats {
     pub buffer_lost: u64,
     pub buffer_evicted_served: u64,
     pub buffer_frames: usize,
+    /// Frames of sessions that are not known here yet.
+    pub awaited_frames: usize,
     pub buffer_bytes: usize,
     pub sessions: usize,
     pub gateways: usize,

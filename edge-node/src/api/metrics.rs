@@ -98,6 +98,7 @@ pub const STANDBY_COUNTERS: &[Column<standby::Counts>] = &[
 /// Sizes of the LoRa bridge.
 pub const BRIDGE_GAUGES: &[Column<Stats>] = &[
     ("node_bridge_buffer_frames", "Frames in the buffer", |s| s.buffer_frames as u64),
+    ("node_bridge_awaited_frames", "Frames of sessions that are not known here yet", |s| s.awaited_frames as u64),
     ("node_bridge_buffer_bytes", "Bytes in the buffer", |s| s.buffer_bytes as u64),
     ("node_bridge_sessions", "Registered sessions", |s| s.sessions as u64),
     ("node_bridge_gateways", "Gateways that pull", |s| s.gateways as u64),

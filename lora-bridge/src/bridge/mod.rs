@@ -458,6 +458,7 @@ impl Bridge {
             buffer_lost: self.buffer.counts.lost,
             buffer_evicted_served: self.buffer.counts.evicted_served,
             buffer_frames: self.buffer.len(),
+            awaited_frames: self.unknown.len(),
             buffer_bytes: self.buffer.bytes(),
             sessions: self.registry.len(),
             gateways: self.gateways.len(),

@@ -81,6 +81,11 @@ impl Unknown {
         self.in_flight.contains_key(&name) || self.waiting.get(&address).is_some_and(|waiting| waiting.has(name))
     }
 
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.values().map(|waiting| waiting.frames.len()).sum::<usize>() + self.failed.len()
+    }
+
     pub(super) fn has_failed(&self) -> bool {
         !self.failed.is_empty()
     }

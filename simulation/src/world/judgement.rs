@@ -32,7 +32,9 @@ impl World {
             self.checker.log(format!("{}: last open {open:?}, kept {kept:?}", machine.name()));
             let Some(parts) = &running.parts else { continue };
             if let Ok(stats) = parts.bridge.stats().await {
-                self.checker.log(format!("{}: {} buffered, {} in flight", machine.name(), stats.buffer_frames, stats.in_flight));
+                let (buffered, awaited, in_flight) = (stats.buffer_frames, stats.awaited_frames, stats.in_flight);
+                self.checker
+                    .log(format!("{}: {buffered} buffered, {awaited} await a session, {in_flight} in flight", machine.name()));
             }
         }
     }
@@ -47,7 +49,7 @@ impl World {
                 return true;
             }
             let Some(parts) = &running.parts else { continue };
-            if parts.bridge.stats().await.is_ok_and(|stats| stats.buffer_frames > 0 || stats.in_flight > 0) {
+            if parts.bridge.stats().await.is_ok_and(|stats| stats.buffer_frames + stats.awaited_frames + stats.in_flight > 0) {
                 return true;
             }
         }
