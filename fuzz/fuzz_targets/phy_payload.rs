@@ -1,50 +1,18 @@
 //! Frames as gateways hear them and as other nodes offer them: data, MAC commands, joins.
 #![no_main]
 
-use std::sync::{Mutex, OnceLock};
+mod common;
 
-use contracts::ids::{DevAddr, DevEui, Epoch, GroupId};
-use contracts::time::{BootTime, WallTime};
+use contracts::time::WallTime;
 use libfuzzer_sys::fuzz_target;
-use lora_bridge::gwmp::rxpk::RxMeta;
 use lora_bridge::gwmp::data_rate::DataRate;
-use lora_bridge::mac::join::{AppKey, JoiningDevice, NonceRule};
-use lora_bridge::mac::link::Wish;
-use lora_bridge::{Bridge, Config, GatewayEui, Input, Mode, Now, NwkSKey, OfferedFrame, ReceiveWindows, Session};
-
-static BRIDGE: OnceLock<Mutex<Bridge>> = OnceLock::new();
+use lora_bridge::gwmp::rxpk::RxMeta;
+use lora_bridge::{GatewayEui, Input, OfferedFrame};
 
 fuzz_target!(|bytes: &[u8]| {
-    let now = Now { boot: BootTime(1_000_000), wall: WallTime(1_000_000) };
-    let bridge = BRIDGE.get_or_init(|| {
-        let group = GroupId::from_bytes([1; 16]);
-        let mut bridge = Bridge::new(Config::default());
-        let session = Session::new(DevEui::from_u64(1), DevAddr::from_u32(0x0403_0201), NwkSKey::from_bytes([0x2b; 16]));
-        let joining = |n: u64, app_key| JoiningDevice {
-            device: DevEui::from_u64(n),
-            join_eui: DevEui::from_u64(2),
-            dev_addr: DevAddr::from_u32(0x0100_0000),
-            app_key,
-            nonce_rule: NonceRule::Random,
-            receive_windows: ReceiveWindows::eu868(),
-            wish: Wish::default(),
-        };
-        // One is answered, the requests of the other are kept: its root key is not known.
-        let devices = vec![joining(1, Some(AppKey::from_bytes([0x2b; 16]))), joining(3, None)];
-        let mode = Mode::Serving { epoch: Epoch(1), foreign_lease_end: None };
-        let inputs = [
-            Input::Register { group, sessions: vec![session] },
-            Input::RegisterJoining { group, devices },
-            Input::Custody { group, mode },
-        ];
-        for input in inputs {
-            bridge.apply(input, now, &mut Vec::new());
-        }
-        Mutex::new(bridge)
-    });
     let rx = RxMeta { tmst: Some(1), frequency_hz: None, data_rate: DataRate::Other, rssi_dbm: None, snr_decibel_tenths: None };
     let frame = OfferedFrame { phy: bytes.to_vec().into(), gateway: GatewayEui(1), rx, heard_at: WallTime(0) };
-    if let Ok(mut bridge) = bridge.lock() {
-        bridge.apply(Input::Offered { frame }, now, &mut Vec::new());
+    if let Ok(mut bridge) = common::bridge().lock() {
+        bridge.apply(Input::Offered { frame }, common::NOW, &mut Vec::new());
     }
 });
