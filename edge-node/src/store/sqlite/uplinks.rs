@@ -70,8 +70,10 @@ async fn write(connection: &mut SqliteConnection, change: &Change, written: &mut
             }
         }
         Change::Hear(uplinks) => {
-            for uplinks in chunks(uplinks) {
+            for uplinks in uplinks.chunks(ROWS_MAX) {
                 insert(connection, uplinks.iter(), written).await?;
+            }
+            for uplinks in chunks(uplinks) {
                 accounts::hear(connection, uplinks).await?;
             }
         }
@@ -95,7 +97,7 @@ async fn write(connection: &mut SqliteConnection, change: &Change, written: &mut
             }
         }
         Change::Import(uplinks) => {
-            for uplinks in chunks(uplinks) {
+            for uplinks in uplinks.chunks(ROWS_MAX) {
                 insert(connection, uplinks.iter().map(|(uplink, _)| uplink), written).await?;
             }
             let decoded = |(uplink, decoded): &(Uplink, Option<String>)| Some((uplink.group, uplink.event, decoded.clone()?));
