@@ -4,15 +4,18 @@
 #[path = "common/uplinks.rs"]
 mod uplinks;
 
+use std::collections::BTreeMap;
+
 use contracts::envelope::{Envelope, Keypair};
-use contracts::ids::{DevEui, Epoch, EventId, GroupId, SessionId};
+use contracts::ids::{DevEui, Epoch, EventId, GroupId, NodeId, SessionId};
 use contracts::proof::{self, BatchProof};
-use contracts::time::WallTime;
+use contracts::time::{Millis, WallTime};
 use edge_node::readings::inbox::Inbox;
 use edge_node::readings::log::Log;
-use edge_node::readings::north::{Batch, leaf};
+use edge_node::readings::north::{Batch, Destination, Destinations, leaf};
+use edge_node::readings::unclaimed::{Limits, give_up};
 use edge_node::readings::{Decoded, Kind, Reading, Uplink};
-use edge_node::store::Store;
+use edge_node::store::{MemoryDisk, Store};
 use kit::clock::Clock;
 
 const GROUP: GroupId = GroupId::from_bytes([7; 16]);
@@ -191,4 +194,62 @@ async fn the_cloud_refuses_what_is_forged_changed_or_of_another_group() {
         assert_eq!(refused.name(), problem, "{what}");
     }
     assert!(inbox.list(0, 10).await.unwrap().is_empty());
+}
+
+const HERE: GroupId = GroupId::from_bytes([1; 16]);
+const OWED: GroupId = GroupId::from_bytes([2; 16]);
+const HOUR: u64 = 3_600_000;
+const LIMITS: Limits = Limits { keep: Millis(HOUR), wait: Millis(10 * HOUR), max: 2_000 };
+
+/// One device in each group.
+fn unclaimed_uplink(group: GroupId, f_cnt: u32, heard_at: WallTime) -> Uplink {
+    Uplink { heard_at, ..uplinks::uplink(group, device(u64::from(group.as_bytes()[0])), SESSION, f_cnt) }
+}
+
+async fn undecoded(store: &Store, group: GroupId) -> Vec<u32> {
+    let waiting = store.list_undecoded(group, 0, 100_000).await.unwrap();
+    waiting.iter().map(|stored| stored.uplink.f_cnt).collect()
+}
+
+async fn give_up_by_and_by(store: Store) {
+    let clock = Clock::manual();
+    clock.advance(Millis(100 * HOUR));
+    let now = clock.wall();
+    let log = Log::start(store.clone());
+    let destinations = Destinations::default();
+    destinations.set(HERE, Destination::Here);
+    destinations.set(OWED, Destination::Cloud(NodeId::from_bytes([3; 32])));
+    // Five of 11 hours ago, 3,000 of two hours ago, 500 of now.
+    let heard_at = |n: u32| match n {
+        0..5 => now - Millis(11 * HOUR),
+        5..3_005 => now - Millis(2 * HOUR),
+        _ => now,
+    };
+    for group in [HERE, OWED] {
+        log.append((0..3_505).map(|n| unclaimed_uplink(group, n, heard_at(n))).collect()).await.unwrap();
+    }
+    let limits = Limits { max: 10_000, ..LIMITS };
+    assert_eq!(give_up(&log, &destinations, &clock, limits).await.unwrap(), 5, "too old");
+    store.prune_uplinks(now - LIMITS.keep).await.unwrap();
+    assert_eq!(undecoded(&store, HERE).await, (5..3_505).collect::<Vec<_>>());
+    assert_eq!(give_up(&log, &destinations, &clock, LIMITS).await.unwrap(), 1_500, "too many");
+    store.prune_uplinks(now - LIMITS.keep).await.unwrap();
+    assert_eq!(undecoded(&store, HERE).await, (1_505..3_505).collect::<Vec<_>>(), "the oldest went");
+    assert_eq!(give_up(&log, &destinations, &clock, LIMITS).await.unwrap(), 0);
+    let few = Limits { max: 1, ..LIMITS };
+    assert_eq!(give_up(&log, &destinations, &clock, few).await.unwrap(), 1_500);
+    store.prune_uplinks(now - LIMITS.keep).await.unwrap();
+    assert_eq!(undecoded(&store, HERE).await, (3_005..3_505).collect::<Vec<_>>(), "what is kept anyway stays");
+    assert_eq!(log.given_up(), 3_005);
+    assert_eq!(undecoded(&store, OWED).await.len(), 3_505, "what is owed to a cloud is never given up");
+    let newest: BTreeMap<DevEui, u32> =
+        store.list_pruned(HERE).await.unwrap().into_iter().map(|mark| (mark.device, mark.f_cnt)).collect();
+    assert_eq!(newest, BTreeMap::from([(DevEui::from_u64(1), 3_004)]), "its counters go on");
+}
+
+#[tokio::test]
+async fn what_nobody_takes_goes_by_age_and_by_number_oldest_first() {
+    give_up_by_and_by(Store::memory(MemoryDisk::default())).await;
+    let directory = tempfile::tempdir().unwrap();
+    give_up_by_and_by(Store::open(&directory.path().join("node.db")).await.unwrap()).await;
 }
