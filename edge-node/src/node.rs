@@ -74,8 +74,8 @@ pub enum Error {
     Custody(#[from] peering::custody::Error),
     #[error("packet forwarders cannot be served")]
     Bridge(#[from] lora_bridge::server::Error),
-    #[error("time on air cannot be kept")]
-    AirTime(#[from] lora::air_time::Error),
+    #[error("what is kept of gateways and time on air cannot be given back")]
+    Radio(#[from] lora::Error),
     #[error("the operator API cannot listen on {address}")]
     Api { address: SocketAddr, source: std::io::Error },
     #[error("contracts cannot be read")]

@@ -70,9 +70,7 @@ pub(super) async fn keep(
     boot: BootTime,
     wall: WallTime,
 ) -> Result<(), Error> {
-    let bytes = serde_json::to_vec(&takeovers.to_wall(boot, wall)).unwrap_or_default();
-    store.put_tenant_value(group, KEY, &bytes, u32::MAX).await?;
-    Ok(())
+    Ok(store.put_own(group, KEY, &takeovers.to_wall(boot, wall)).await?)
 }
 
 /// What an earlier process kept; nothing if it cannot be read.
@@ -80,8 +78,7 @@ pub(super) async fn keep(
 /// # Errors
 /// The database failed.
 pub(super) async fn restore(store: &Store, group: GroupId, boot: BootTime, wall: WallTime) -> Result<Takeovers, Error> {
-    let bytes = store.get_tenant_value(group, KEY).await?.unwrap_or_else(|| b"[]".to_vec());
-    let kept: Vec<WallTime> = serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+    let kept: Vec<WallTime> = store.get_own(group, KEY).await?.unwrap_or(Ok(Vec::new())).unwrap_or_else(|error| {
         tracing::error!(%group, %error, "the history of takeovers cannot be read and begins anew");
         Vec::new()
     });

@@ -136,8 +136,7 @@ fn address_to(sealed: Sealed, recipients: &[SealingKey], own: &UnsealingKey) -> 
 }
 
 async fn on_disk<T: serde::de::DeserializeOwned>(parts: &Parts, group: GroupId, key: &str) -> Result<Option<T>, Error> {
-    let blob = parts.core.store.get_tenant_value(group, key).await?;
-    blob.map(|blob| serde_json::from_slice(&blob).map_err(form)).transpose()
+    parts.core.store.get_own(group, key).await?.transpose().map_err(form)
 }
 
 fn bounds(record: &DeviceRecord) -> Vec<Bound> {
@@ -211,10 +210,8 @@ async fn write(
 }
 
 /// Comes before its bound: a bound on disk says that the record is there.
-async fn put(parts: &Parts, group: GroupId, key: &str, record: &impl Serialize) -> Result<(), Error> {
-    let blob = serde_json::to_vec(record).map_err(form)?;
-    parts.core.store.put_tenant_value(group, key, &blob, u32::MAX).await?;
-    Ok(())
+async fn put(parts: &Parts, group: GroupId, key: &str, record: &(impl Serialize + Sync)) -> Result<(), Error> {
+    Ok(parts.core.store.put_own(group, key, record).await?)
 }
 
 async fn raise(parts: &Parts, group: GroupId, bounds: &[Bound]) -> Result<(), Error> {

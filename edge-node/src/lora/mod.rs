@@ -34,6 +34,18 @@ use crate::timeline::{Event, Timeline};
 use links::{Links, Wish};
 use standby::Standby;
 
+/// What the node keeps of its radio is no group's.
+const NOBODY: GroupId = GroupId::from_bytes([0; 16]);
+
+/// Why something cannot be given back to the bridge.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the database")]
+    Store(#[from] crate::store::Error),
+    #[error("the bridge")]
+    Bridge(#[from] lora_bridge::server::Error),
+}
+
 /// Takes the bridge's outputs for ever. Uplinks are committed in the order in which they came; nothing counts as served before.
 pub async fn consume(
     mut outputs: mpsc::Receiver<Vec<Output>>,

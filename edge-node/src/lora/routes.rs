@@ -1,17 +1,14 @@
 //! Where gateways are reached survives this process: they pull every 5 to 10 s, and a device's receive windows do not wait for that.
 
-use contracts::ids::GroupId;
 use contracts::time::Millis;
 use kit::clock::Clock;
 use lora_bridge::Input;
-use lora_bridge::gwmp::gateways::{REFRESH_EVERY, Routes};
+use lora_bridge::gwmp::gateways::REFRESH_EVERY;
 use lora_bridge::server::BridgeHandle;
 
-use super::air_time::Error;
+use super::{Error, NOBODY};
 use crate::store::Store;
 
-/// No group's.
-const NOBODY: GroupId = GroupId::from_bytes([0; 16]);
 const KEY: &str = ".gateway-routes";
 /// They are looked at, and if they changed written, so often.
 const LOOK_EVERY: Millis = Millis::from_secs(1);
@@ -22,10 +19,10 @@ const LOOK_EVERY: Millis = Millis::from_secs(1);
 /// # Errors
 /// [`Error`].
 pub async fn restore(store: &Store, bridge: &BridgeHandle) -> Result<(), Error> {
-    let Some(bytes) = store.get_tenant_value(NOBODY, KEY).await? else { return Ok(()) };
-    match serde_json::from_slice::<Routes>(&bytes) {
-        Ok(routes) => bridge.apply(Input::Routes { routes }).await?,
-        Err(error) => tracing::warn!(%error, "where gateways were reached cannot be read: downlinks wait until they pull"),
+    match store.get_own(NOBODY, KEY).await? {
+        Some(Ok(routes)) => bridge.apply(Input::Routes { routes }).await?,
+        Some(Err(error)) => tracing::warn!(%error, "where gateways were reached cannot be read: downlinks wait until they pull"),
+        None => {}
     }
     Ok(())
 }
@@ -41,19 +38,13 @@ pub async fn run(store: Store, bridge: BridgeHandle, clock: Clock) {
         if routes.changes == stored.0 && !is_old {
             continue;
         }
-        match keep(&store, &routes).await {
+        match store.put_own(NOBODY, KEY, &routes).await {
             Ok(()) => (stored, stored_at) = ((routes.changes, routes.pulls), clock.boot()),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "where gateways are reached was not stored");
             }
         }
     }
-}
-
-async fn keep(store: &Store, routes: &Routes) -> Result<(), Error> {
-    let bytes = serde_json::to_vec(routes)?;
-    store.put_tenant_value(NOBODY, KEY, &bytes, u32::MAX).await?;
-    Ok(())
 }
 
 #[cfg(test)]

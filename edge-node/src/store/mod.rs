@@ -21,6 +21,8 @@ use contracts::node_record::NodeRecord;
 use contracts::time::WallTime;
 use contracts::write_ahead::{Bound, Reserved};
 use lora_bridge::mac::session::Mark;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::readings::{Decoded, Name, Reading, StoredUplink, Uplink};
 
@@ -163,6 +165,26 @@ impl Store {
     #[must_use]
     pub fn memory(disk: MemoryDisk) -> Self {
         Self(Arc::new(memory::Memory::start(disk)))
+    }
+
+    /// A value of the node's own, beside those that the tenant of a group keeps: JSON, under a key that begins with a dot, as no tenant's does.
+    /// What the inner error says cannot be read.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn get_own<T: DeserializeOwned>(&self, group: GroupId, key: &str) -> Result<Option<serde_json::Result<T>>> {
+        Ok(self.get_tenant_value(group, key).await?.map(|bytes| serde_json::from_slice(&bytes)))
+    }
+
+    /// Writes it, whatever else is kept there.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn put_own<T: Serialize + Sync>(&self, group: GroupId, key: &str, value: &T) -> Result<()> {
+        debug_assert!(key.starts_with('.'), "{key}");
+        let bytes = serde_json::to_vec(value).map_err(|e| Error::Row { table: "tenant_state", reason: e.to_string() })?;
+        self.put_tenant_value(group, key, &bytes, u32::MAX).await?;
+        Ok(())
     }
 }
 
