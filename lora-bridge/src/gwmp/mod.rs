@@ -156,11 +156,7 @@ pub fn parse(bytes: &[u8]) -> Result<Packet<'_>, Error> {
     let [version, t0, t1, kind, rest @ ..] = bytes else {
         return Err(Error::Short(bytes.len()));
     };
-    let version = match version {
-        1 => Version::V1,
-        2 => Version::V2,
-        other => return Err(Error::Version(*other)),
-    };
+    let version = Version::of(*version).ok_or(Error::Version(*version))?;
     if !matches!(*kind, PUSH_DATA | PULL_DATA | TX_ACK) {
         return Err(Error::Kind(*kind));
     }
