@@ -6,6 +6,7 @@ mod common;
 use common::joiner::Joiner;
 use common::{GATEWAY, GROUP, Mote, Rig, address, push, uplinks};
 use contracts::ids::EventId;
+use lora_bridge::bridge::Config;
 use lora_bridge::bridge::io::{Accept, OfferedFrame, UplinkKind};
 use lora_bridge::mac::join::{DeviceRecord, NonceRule};
 use lora_bridge::{DropReason, GatewayEui, Input, MissedReason, Mode, Output, Session, Window};
@@ -477,7 +478,11 @@ fn joined_elsewhere(joiner: &Joiner) -> (Mote, DeviceRecord) {
 }
 
 fn following(joiner: &Joiner) -> Rig {
-    let mut rig = Rig::new();
+    following_with(joiner, Config::default())
+}
+
+fn following_with(joiner: &Joiner, config: Config) -> Rig {
+    let mut rig = Rig::with(config);
     rig.pull();
     register(&mut rig, std::slice::from_ref(joiner), true, NonceRule::Random);
     rig.custody(Mode::Following);
@@ -565,11 +570,29 @@ fn frames_of_unknown_sessions_are_bounded_and_what_is_pushed_out_is_forgotten() 
     let mut b = following(&joiner);
     let (mut stored, mut dropped) = (Vec::new(), Vec::new());
     for f_cnt in 0..40 {
-        let out = b.hear(&mote.frame(f_cnt, false));
-        stored.extend(awaited(&out).into_iter().map(|(name, _)| name));
-        dropped.extend(forgotten(&out));
+        let (tmst, frame) = (b.tmst(), mote.frame(f_cnt, false));
+        for gateway in 11..17 {
+            let out = b.hear_by(GatewayEui(gateway), tmst, &frame);
+            stored.extend(awaited(&out).into_iter().map(|(name, _)| name));
+            dropped.extend(forgotten(&out));
+        }
     }
-    assert_eq!((stored.len(), dropped.as_slice()), (40, &stored[..24]), "sixteen, the newest");
+    assert_eq!((stored.len(), dropped.as_slice()), (40, &stored[..24]), "sixteen, the newest, however many gateways hear them");
+    assert_eq!(b.bridge.stats().awaited_frames, 64, "as four gateways heard them");
     let out = b.apply(Input::Remove { group: GROUP });
     assert_eq!(forgotten(&out), stored[24..]);
+}
+
+#[test]
+fn frames_of_unknown_sessions_wait_on_where_there_is_no_room_for_them_on_the_way_to_the_disk() {
+    let joiner = Joiner::new(1);
+    let (mote, record) = joined_elsewhere(&joiner);
+    let mut b = following_with(&joiner, Config { in_flight_max: 1, ..Config::default() });
+    let names: Vec<_> = (0..2).flat_map(|f_cnt| awaited(&b.hear(&mote.frame(f_cnt, false)))).map(|(name, _)| name).collect();
+    let out = b.apply(Input::Records { records: vec![record] });
+    assert_eq!((uplinks(&out).len(), uplinks(&out)[0].event, forgotten(&out)), (1, mote.event(0), vec![]));
+    assert_eq!(forgotten(&b.commit(vec![mote.event(0)])), names[..1]);
+    let out = b.advance(1_000);
+    assert_eq!((uplinks(&out).len(), uplinks(&out)[0].event), (1, mote.event(1)));
+    assert_eq!(forgotten(&b.commit(vec![mote.event(1)])), names[1..]);
 }

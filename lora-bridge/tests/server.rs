@@ -226,13 +226,16 @@ async fn after_a_restart_a_confirmed_uplink_is_answered_before_the_gateway_pulls
     let address = bridge.address().expect("bound");
     drop((bridge, outputs));
     // The process is gone, and with it its socket; the gateway's stays.
-    let socket_of_bridge = loop {
-        match server::bind(address).await {
-            Ok(socket) => break socket,
-            Err(Error::AddressInUse { .. }) => tokio::task::yield_now().await,
-            Err(error) => panic!("{error}"),
+    let free = async {
+        loop {
+            match server::bind(address).await {
+                Ok(socket) => return socket,
+                Err(Error::AddressInUse { .. }) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
         }
     };
+    let socket_of_bridge = timeout(LONG, free).await.expect("in time");
     let (bridge, outputs) =
         server::spawn_waiting(socket_of_bridge, Bridge::new(Config::default()), Clock::system(), Arc::new(|_, _| true));
     let routes = serde_json::from_slice(&stored).expect("its own JSON");

@@ -1,7 +1,7 @@
 //! Frames of devices that join, of a session that is not known here: it began at another node, and its record is under way or has to be
 //! fetched. They wait, in memory and on this node's disk, and are heard once the session is known.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use contracts::account::FrameDigest;
@@ -17,6 +17,8 @@ use crate::mac::uplink::{self, Error};
 const ADDRESSES_MAX: usize = 1_024;
 /// Frames of one of them that may wait; the oldest goes first.
 const FRAMES_MAX: usize = 16;
+/// Receptions of one of them that are kept, by as many gateways.
+const COPIES_MAX: usize = 4;
 /// So long a frame waits at the most: the other members may be out of reach for hours.
 const WAIT_MAX: Millis = Millis::from_secs(24 * 3_600);
 /// Who has the record is asked for it so often.
@@ -30,7 +32,7 @@ struct Frame {
     hearing: Hearing,
 }
 
-/// Frames of one address.
+/// Frames of one address, each as often as it was heard.
 #[derive(Debug)]
 struct Waiting {
     group: GroupId,
@@ -39,7 +41,21 @@ struct Waiting {
 
 impl Waiting {
     fn has(&self, name: EventId) -> bool {
-        self.frames.iter().any(|frame| frame.name == name)
+        self.copies(name) > 0
+    }
+
+    fn copies(&self, name: EventId) -> usize {
+        self.frames.iter().filter(|frame| frame.name == name).count()
+    }
+
+    /// Takes the oldest frame out, with its copies, if there are as many as may be.
+    fn make_room(&mut self) -> Option<EventId> {
+        let names: BTreeSet<_> = self.frames.iter().map(|frame| frame.name).collect();
+        let oldest = self.frames.front()?.name;
+        (names.len() >= FRAMES_MAX).then(|| {
+            self.frames.retain(|frame| frame.name != oldest);
+            oldest
+        })
     }
 }
 
@@ -52,7 +68,7 @@ pub(super) struct Unknown {
     asked: BTreeMap<GroupId, BootTime>,
     /// Verified at last, and on their way to the disk as what they are.
     in_flight: BTreeMap<EventId, Frame>,
-    /// The disk did not take those; they are heard once more.
+    /// The disk did not take those, or there was no room; they are heard once more.
     failed: Vec<Frame>,
     /// Names that nobody needs any more.
     forgotten: Vec<EventId>,
@@ -67,7 +83,8 @@ impl Unknown {
     pub(super) fn forget(&mut self, group: GroupId) {
         self.addresses.retain(|_, of| *of != group);
         for (_, waiting) in self.waiting.extract_if(.., |_, waiting| waiting.group == group) {
-            self.forgotten.extend(waiting.frames.iter().map(|frame| frame.name));
+            let mut names = BTreeSet::new();
+            self.forgotten.extend(waiting.frames.iter().map(|frame| frame.name).filter(|name| names.insert(*name)));
         }
         self.asked.remove(&group);
     }
@@ -132,14 +149,17 @@ impl Bridge {
         }
         let name = name(phy, address);
         let waiting = self.unknown.waiting.entry(address).or_insert_with(|| Waiting { group, frames: VecDeque::new() });
-        let is_full = waiting.frames.len() >= FRAMES_MAX;
-        if let Some(oldest) = waiting.frames.pop_front_if(|_| is_full) {
-            if oldest.name != name && !waiting.has(oldest.name) {
-                self.unknown.forgotten.push(oldest.name);
-            }
+        let copies = waiting.copies(name);
+        if copies >= COPIES_MAX {
+            return true;
+        }
+        if copies == 0
+            && let Some(oldest) = waiting.make_room()
+        {
+            self.unknown.forgotten.push(oldest);
             self.stats.drop(error);
         }
-        if hearing.awaited.is_none() && !waiting.has(name) {
+        if hearing.awaited.is_none() && copies == 0 {
             let Hearing { gateway, rx, heard_at, .. } = hearing;
             let frame = OfferedFrame { phy: Bytes::copy_from_slice(phy), gateway, rx, heard_at };
             out.push(Output::Await { group, event: name, dev_addr: address, frame });
@@ -174,6 +194,9 @@ impl Bridge {
     }
 
     fn hear_once_more(&mut self, address: DevAddr, frame: &Frame, now: Now, out: &mut Vec<Output>) {
+        if self.in_flight.len() >= self.config.in_flight_max {
+            return self.unknown.failed.push(frame.clone());
+        }
         self.hear(&frame.phy, frame.hearing, now, out);
         if !self.unknown.knows(address, frame.name) {
             self.unknown.forgotten.push(frame.name);
