@@ -5,7 +5,7 @@
 //! Nothing waits for it. Frames gather for a few milliseconds and share one transaction; one that is settled meanwhile is never written.
 //! Bounded by the bridge's buffer: whatever leaves that is named here, and forgotten.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -53,8 +53,9 @@ struct State {
     frames: BTreeMap<u64, Uplink>,
     places: BTreeMap<EventId, u64>,
     next: u64,
-    /// To be dropped from the disk.
-    forget: BTreeSet<EventId>,
+    /// To be dropped from the disk, once all frames before this place are on it: what waited for its session is forgotten because it is
+    /// among the frames now.
+    forget: BTreeMap<EventId, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -129,8 +130,7 @@ impl Standby {
             return false;
         }
         self.0.written.fetch_add(count, Ordering::Relaxed);
-        // Not before: what waited for its session is forgotten because it is among the frames now.
-        if !forget.is_empty() && log.forget(forget.iter().copied().collect()).await.is_err() {
+        if !forget.is_empty() && log.forget(forget.keys().copied().collect()).await.is_err() {
             self.state().forget.extend(forget);
             self.0.failed.fetch_add(1, Ordering::Relaxed);
             return false;
@@ -157,31 +157,34 @@ impl State {
         for event in events {
             match self.places.remove(&event).and_then(|place| self.frames.remove(&place)) {
                 Some(_unwritten) => spared += 1,
-                None => drop(self.forget.insert(event)),
+                None => drop(self.forget.insert(event, self.next)),
             }
         }
         spared
     }
 
-    fn take(&mut self) -> (BTreeMap<u64, Uplink>, BTreeSet<EventId>) {
-        let end = self.frames.keys().nth(BATCH_MAX).copied();
-        let rest = end.map(|end| self.frames.split_off(&end)).unwrap_or_default();
+    fn take(&mut self) -> (BTreeMap<u64, Uplink>, BTreeMap<EventId, u64>) {
+        let end = self.frames.keys().nth(BATCH_MAX).copied().unwrap_or(u64::MAX);
+        let rest = self.frames.split_off(&end);
         let frames = std::mem::replace(&mut self.frames, rest);
         for uplink in frames.values() {
             self.places.remove(&uplink.event);
         }
-        if !self.frames.is_empty() {
-            return (frames, BTreeSet::new());
-        }
-        let end = self.forget.iter().nth(BATCH_MAX).copied();
-        let rest = end.map(|end| self.forget.split_off(&end)).unwrap_or_default();
-        (frames, std::mem::replace(&mut self.forget, rest))
+        let forget: BTreeMap<_, _> = self
+            .forget
+            .iter()
+            .filter(|(_, place)| **place <= end)
+            .take(BATCH_MAX)
+            .map(|(event, place)| (*event, *place))
+            .collect();
+        self.forget.retain(|event, _| !forget.contains_key(event));
+        (frames, forget)
     }
 
     fn put_back(&mut self, frames: BTreeMap<u64, Uplink>) {
         for (place, uplink) in frames {
             // Forgotten or kept anew meanwhile.
-            if !self.forget.contains(&uplink.event) && !self.places.contains_key(&uplink.event) {
+            if !self.forget.contains_key(&uplink.event) && !self.places.contains_key(&uplink.event) {
                 self.places.insert(uplink.event, place);
                 self.frames.insert(place, uplink);
             }
@@ -261,4 +264,55 @@ fn kept_frame(StoredUplink { uplink, .. }: &StoredUplink) -> Option<KeptFrame> {
     };
     let mark = Mark { device: uplink.device, session: uplink.session, f_cnt: uplink.f_cnt };
     Some(KeptFrame { mark, joined: uplink.joined, frame })
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::time::WallTime;
+    use lora_bridge::GatewayEui;
+
+    use super::*;
+
+    fn frame(n: u16) -> Uplink {
+        let rx = RxMeta {
+            tmst: Some(0),
+            frequency_hz: Some(868_100_000),
+            data_rate: "SF7BW125".parse().expect("a data rate"),
+            rssi_dbm: None,
+            snr_decibel_tenths: None,
+        };
+        let phy = bytes::Bytes::copy_from_slice(&n.to_be_bytes());
+        let frame = OfferedFrame { phy, gateway: GatewayEui(1), rx, heard_at: WallTime(0) };
+        let event = EventId::new(DevEui::from_u64(n.into()), UNKNOWN, 0);
+        awaited(GroupId::from_bytes([1; 16]), event, DevAddr::from_u32(1), &frame)
+    }
+
+    #[test]
+    fn what_was_stored_is_dropped_once_all_that_came_before_is_stored_and_not_later() {
+        let mut state = State::default();
+        let [first, second] = [frame(9_001).event, frame(9_002).event];
+        let count = u16::try_from(BATCH_MAX).expect("small");
+        (0..count - 1).for_each(|n| state.keep(frame(n)));
+        assert_eq!(state.forget(vec![first]), 0, "it is on the disk");
+        (count - 1..2 * count).for_each(|n| state.keep(frame(n)));
+        assert_eq!(state.forget(vec![second]), 0);
+        // More arrives than is written: what was to be dropped before that does not wait for it.
+        (2 * count..5 * count).for_each(|n| state.keep(frame(n)));
+        let (frames, forget) = state.take();
+        assert_eq!((frames.len(), forget.keys().copied().collect::<Vec<_>>()), (BATCH_MAX, vec![first]));
+        // The disk did not take it.
+        state.forget.extend(forget);
+        state.put_back(frames);
+        let mut turns = 0;
+        let (before, forget) = loop {
+            let (frames, forget) = state.take();
+            turns += 1;
+            if forget.contains_key(&second) {
+                break (frames, forget);
+            }
+            assert_eq!(frames.len(), BATCH_MAX);
+        };
+        assert_eq!((turns, before.len(), forget.len()), (2, BATCH_MAX, 1));
+        assert_eq!(state.frames.len(), 3 * BATCH_MAX);
+    }
 }
