@@ -5,18 +5,22 @@
 mod uplinks;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use contracts::envelope::{Envelope, Keypair};
 use contracts::ids::{DevEui, Epoch, EventId, GroupId, NodeId, SessionId};
 use contracts::proof::{self, BatchProof};
 use contracts::time::{Millis, WallTime};
+use edge_node::edge2edge::client::Client;
 use edge_node::readings::inbox::Inbox;
 use edge_node::readings::log::Log;
-use edge_node::readings::north::{Batch, Destination, Destinations, leaf};
+use edge_node::readings::north::{self, Batch, Destination, Destinations, leaf};
 use edge_node::readings::unclaimed::{Limits, give_up};
 use edge_node::readings::{Decoded, Kind, Reading, Uplink};
 use edge_node::store::{MemoryDisk, Store};
 use kit::clock::Clock;
+use peering::in_process::Network;
 
 const GROUP: GroupId = GroupId::from_bytes([7; 16]);
 const SESSION: SessionId = SessionId::from_bytes([1; 8]);
@@ -42,7 +46,7 @@ async fn store(directory: &tempfile::TempDir) -> Store {
 }
 
 async fn unsettled(store: &Store) -> Vec<u32> {
-    store.list_unsettled(0, 100).await.unwrap().into_iter().map(|(_, r)| r.f_cnt).collect()
+    store.list_unsettled(GROUP, 0, 100).await.unwrap().into_iter().map(|(_, r)| r.f_cnt).collect()
 }
 
 #[tokio::test]
@@ -56,7 +60,7 @@ async fn an_uplink_goes_from_frame_to_settled_once_whatever_is_repeated() {
     assert_eq!(log.publish(GROUP, vec![decoded(1, 1), decoded(1, 0), decoded(1, 1)]).await.unwrap(), 2);
     assert_eq!(log.publish(GROUP, vec![decoded(1, 0)]).await.unwrap(), 0, "the first answer for an event stays");
     assert_eq!(unsettled(log.store()).await, [1, 0], "in the order in which they were published");
-    let names: Vec<_> = log.store().list_unsettled(0, 1).await.unwrap().iter().map(|(_, r)| r.name()).collect();
+    let names: Vec<_> = log.store().list_unsettled(GROUP, 0, 1).await.unwrap().iter().map(|(_, r)| r.name()).collect();
     log.settle(names).await.unwrap();
     assert_eq!(unsettled(log.store()).await, [0]);
     assert_eq!(log.store().last_open(GROUP).await.unwrap(), waiting[0].seq);
@@ -252,4 +256,27 @@ async fn what_nobody_takes_goes_by_age_and_by_number_oldest_first() {
     give_up_by_and_by(Store::memory(MemoryDisk::default())).await;
     let directory = tempfile::tempdir().unwrap();
     give_up_by_and_by(Store::open(&directory.path().join("node.db")).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_cloud_that_is_away_holds_up_no_other_groups_readings() {
+    let log = Log::start(Store::memory(MemoryDisk::default()));
+    let (clock, keypair) = (Clock::system(), Keypair::from_secret(&[1; 32]));
+    let destinations = Destinations::default();
+    destinations.set(OWED, Destination::Cloud(NodeId::from_bytes([3; 32])));
+    // Many batches in front of one reading.
+    for (group, count) in [(OWED, 5_000), (HERE, 1)] {
+        let uplinks: Vec<_> = (0..count).map(|n| unclaimed_uplink(group, n, WallTime(1))).collect();
+        let readings = uplinks.iter().map(|uplink| Decoded { event: uplink.event, decoded: "{}".to_owned() }).collect();
+        log.append(uplinks).await.unwrap();
+        log.publish(group, readings).await.unwrap();
+    }
+    let mut settled = log.settled();
+    let client = Client::new(Arc::new(Network::new(clock.clone()).join(keypair.node_id())));
+    tokio::spawn(north::run(log.clone(), client, destinations.clone(), keypair, clock));
+    // Known only when the first has failed already, or not.
+    destinations.set(HERE, Destination::Here);
+    let names = tokio::time::timeout(Duration::from_secs(10), settled.recv()).await.expect("in time").unwrap();
+    assert_eq!(names.iter().map(|name| name.event()).collect::<Vec<_>>(), [unclaimed_uplink(HERE, 0, WallTime(1)).event]);
+    assert_eq!(log.store().list_unsettled(OWED, 0, 10_000).await.unwrap().len(), 5_000, "kept");
 }

@@ -138,7 +138,7 @@ async fn uplinks_are_followed_live_and_readings_are_durable_when_they_are_accept
     let second = tokio::time::timeout(Duration::from_secs(5), uplinks.next()).await.unwrap().unwrap().unwrap();
     assert!(matches!(&second, tenant::Line::Uplink(u) if u.f_cnt == 1), "the uplink of another group is not ours: {second:?}");
     client.publish(&tenant::ReadingBatch { readings: vec![reading(0), reading(1), reading(1)] }).await.unwrap();
-    assert_eq!(world.log.store().list_unsettled(0, 10).await.unwrap().len(), 2);
+    assert_eq!(world.log.store().list_unsettled(group(7), 0, 10).await.unwrap().len(), 2);
 }
 
 #[tokio::test]

@@ -370,7 +370,7 @@ impl Guard<'_> {
     /// Waits until the tenant has decoded everything that is for it, within a bound.
     async fn drain(&self) -> Result<(), Error> {
         let (parts, group) = (self.parts, self.contract().group);
-        let mut readings = parts.core.log.readings_changed();
+        let mut readings = parts.core.log.readings_changed(group);
         let drained = async {
             loop {
                 readings.borrow_and_update();

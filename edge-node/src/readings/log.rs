@@ -63,20 +63,27 @@ pub struct Log {
 /// Counters that rise when there is something new to look for.
 #[derive(Debug, Clone)]
 struct Signals {
-    /// Per group: uplinks wait for the tenant.
-    uplinks: Arc<Mutex<BTreeMap<GroupId, watch::Sender<u64>>>>,
+    /// Uplinks wait for the tenant.
+    uplinks: ByGroup,
     /// Readings wait for the cloud.
-    readings: watch::Sender<u64>,
+    readings: ByGroup,
     /// Uplinks were settled.
     settled: tokio::sync::broadcast::Sender<Arc<Vec<Name>>>,
     /// Whether the disk takes what is written.
     writable: watch::Sender<bool>,
 }
 
-impl Signals {
-    fn group(&self, group: GroupId) -> watch::Sender<u64> {
-        let mut groups = self.uplinks.lock().unwrap_or_else(PoisonError::into_inner);
-        groups.entry(group).or_insert_with(|| watch::Sender::new(0)).clone()
+/// A counter for each group.
+#[derive(Debug, Clone, Default)]
+struct ByGroup(Arc<Mutex<BTreeMap<GroupId, watch::Sender<u64>>>>);
+
+impl ByGroup {
+    fn rise(&self, group: GroupId) {
+        self.of(group).send_modify(|count| *count += 1);
+    }
+
+    fn of(&self, group: GroupId) -> watch::Sender<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(group).or_default().clone()
     }
 }
 
@@ -86,8 +93,8 @@ impl Log {
     pub fn start(store: Store) -> Self {
         let (commands, waiting) = mpsc::channel(QUEUE_MAX);
         let signals = Signals {
-            uplinks: Arc::default(),
-            readings: watch::Sender::new(0),
+            uplinks: ByGroup::default(),
+            readings: ByGroup::default(),
             settled: tokio::sync::broadcast::Sender::new(1_024),
             writable: watch::Sender::new(true),
         };
@@ -171,13 +178,13 @@ impl Log {
     /// Rises whenever uplinks of `group` may wait for its tenant.
     #[must_use]
     pub fn uplinks_changed(&self, group: GroupId) -> watch::Receiver<u64> {
-        self.signals.group(group).subscribe()
+        self.signals.uplinks.of(group).subscribe()
     }
 
-    /// Rises whenever readings may wait for the cloud.
+    /// Rises whenever readings of `group` may wait for the cloud.
     #[must_use]
-    pub fn readings_changed(&self) -> watch::Receiver<u64> {
-        self.signals.readings.subscribe()
+    pub fn readings_changed(&self, group: GroupId) -> watch::Receiver<u64> {
+        self.signals.readings.of(group).subscribe()
     }
 
     /// Uplinks as they are settled.
@@ -276,23 +283,20 @@ fn fail(error: &crate::store::Error, done: Vec<oneshot::Sender<Result<u64, Error
 }
 
 fn announce(signals: &Signals, change: &Change) {
-    let rise = |count: &mut u64| *count += 1;
     match change {
         Change::Append(list) | Change::Hear(list) => {
-            for uplink in list.iter().filter(|u| u.deliver) {
-                signals.group(uplink.group).send_modify(rise);
-            }
+            list.iter().filter(|uplink| uplink.deliver).for_each(|uplink| signals.uplinks.rise(uplink.group));
         }
-        Change::Publish(..) => signals.readings.send_modify(rise),
+        Change::Publish(group, _) => signals.readings.rise(*group),
         Change::Forget(_) => {}
         Change::Settle(names) => {
             let _nobody = signals.settled.send(Arc::new(names.clone()));
         }
         Change::Import(list) => {
             for (uplink, _) in list {
-                signals.group(uplink.group).send_modify(rise);
+                signals.uplinks.rise(uplink.group);
+                signals.readings.rise(uplink.group);
             }
-            signals.readings.send_modify(rise);
         }
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! On a node without a cloud readings end in its own log: they are settled as soon as they are in it.
 //!
-//! Two batches are on their way at a time, so that one is made while the cloud's disk works for the other; while they are, the next one
-//! gathers. A cloud that is away is asked again with growing pauses; nothing is dropped.
+//! Each group's readings go their own way, so that a cloud that is away holds up nobody else's. Two batches of a group are on their way at a
+//! time, so that one is made while the cloud's disk works for the other; while they are, the next one gathers. A cloud that is away is asked
+//! again with growing pauses; nothing is dropped.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use contracts::envelope::{Envelope, Keypair};
@@ -16,6 +16,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use kit::clock::Clock;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::log::Log;
 use super::pace::Pace;
@@ -26,7 +27,7 @@ use crate::edge2edge::client::{Client, Error};
 pub const BATCH_MAX: u32 = 1_024;
 /// Their decoded values in one batch, bytes; a cloud takes requests of 8 MiB.
 const BATCH_BYTES_MAX: usize = 4 << 20;
-/// Batches on their way; beyond it readings gather.
+/// Batches of a group on their way; beyond it readings gather.
 const FLIGHTS_MAX: usize = 2;
 /// Pages after which the log is looked at from its beginning again: a place may have been given away twice, if what had it was forgotten.
 const PAGES_MAX: u32 = 256;
@@ -60,20 +61,16 @@ pub enum Destination {
 
 /// Where the readings of each group go.
 #[derive(Debug, Clone, Default)]
-pub struct Destinations(Arc<RwLock<BTreeMap<GroupId, Destination>>>);
+pub struct Destinations(watch::Sender<BTreeMap<GroupId, Destination>>);
 
 impl Destinations {
     pub fn set(&self, group: GroupId, destination: Destination) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(group, destination);
-    }
-
-    pub fn remove(&self, group: GroupId) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
+        self.0.send_if_modified(|all| all.insert(group, destination) != Some(destination));
     }
 
     #[must_use]
     pub fn get(&self, group: GroupId) -> Option<Destination> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&group).copied()
+        self.0.borrow().get(&group).copied()
     }
 }
 
@@ -87,23 +84,17 @@ pub fn leaf(reading: &Reading) -> serde_json::Result<Vec<u8>> {
 
 /// Ships for ever.
 pub async fn run(log: Log, client: Client, destinations: Destinations, keypair: Keypair, clock: Clock) {
-    let mut changed = log.readings_changed();
-    let mut pause = PAUSE.0;
-    let mut pace = Pace::default();
+    let north = North { log: &log, client: &client, destinations: &destinations, keypair: &keypair, clock: &clock };
+    let mut changed = destinations.0.subscribe();
+    let mut known = BTreeSet::new();
+    let mut ways = FuturesUnordered::new();
     loop {
-        changed.borrow_and_update();
-        match ship(&log, &client, &destinations, &keypair, &clock, &mut pace).await {
-            Ok(Shipped::Nothing) => {
-                pause = PAUSE.0;
-                // Also looks again after the longest pause: a destination may have appeared meanwhile.
-                let _signal_or_pause = tokio::time::timeout(PAUSE.1, changed.changed()).await;
-            }
-            Ok(Shipped::Some) => pause = PAUSE.0,
-            Err(error) => {
-                tracing::warn!(error = %error, pause_ms = pause.as_millis(), "the cloud did not take the readings; they are kept");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(PAUSE.1);
-            }
+        let groups: Vec<_> = changed.borrow_and_update().keys().copied().collect();
+        ways.extend(groups.into_iter().filter(|group| known.insert(*group)).map(|group| north.ship_all(group)));
+        tokio::select! {
+            biased;
+            _ = changed.changed() => {}
+            Some(()) = ways.next() => {}
         }
     }
 }
@@ -126,66 +117,85 @@ enum Failure {
     Json(#[from] serde_json::Error),
 }
 
-/// One pass over everything unsettled, and what is published meanwhile; groups whose cloud is unknown or away do not hold up the others.
-async fn ship(
-    log: &Log,
-    client: &Client,
-    destinations: &Destinations,
-    keypair: &Keypair,
-    clock: &Clock,
-    pace: &mut Pace,
-) -> Result<Shipped, Failure> {
-    let mut changed = log.readings_changed();
-    let (mut after, mut pages) = (0, 0);
-    let mut is_at_end = false;
-    let mut shipped = Shipped::Nothing;
-    let mut failure = None;
-    let mut flights = FuturesUnordered::new();
-    loop {
-        let may_take = !is_at_end && failure.is_none() && flights.len() < FLIGHTS_MAX && pages < PAGES_MAX;
-        if flights.is_empty() && !may_take {
-            break;
-        }
-        tokio::select! {
-            biased;
-            Some(landed) = flights.next(), if !flights.is_empty() => match landed {
-                Ok(()) => shipped = Shipped::Some,
-                Err(error) => failure = Some(error),
-            },
-            () = pace.turn(), if may_take => {
-                changed.borrow_and_update();
-                let page = first_bytes(log.store().list_unsettled(after, BATCH_MAX).await?);
-                pages += 1;
-                let Some((last, _)) = page.last() else {
-                    is_at_end = true;
-                    pace.found_nothing();
-                    continue;
-                };
-                after = *last;
-                for (group, readings) in by_group(page) {
-                    if let Some(destination) = destinations.get(group) {
-                        flights.push(async move {
-                            let names = match destination {
-                                Destination::Cloud(cloud) => ship_batch(client, cloud, group, readings, keypair, clock).await?,
-                                Destination::Here => readings.iter().map(Reading::name).collect(),
-                            };
-                            Ok::<(), Failure>(log.settle(names).await?)
-                        });
-                    }
-                }
-            }
-            _ = changed.changed(), if is_at_end => is_at_end = false,
-        }
-    }
-    failure.map_or(Ok(shipped), Err)
+/// What every group's way needs.
+#[derive(Debug, Clone, Copy)]
+struct North<'a> {
+    log: &'a Log,
+    client: &'a Client,
+    destinations: &'a Destinations,
+    keypair: &'a Keypair,
+    clock: &'a Clock,
 }
 
-fn by_group(page: Vec<(u64, Reading)>) -> BTreeMap<GroupId, Vec<Reading>> {
-    let mut groups: BTreeMap<GroupId, Vec<Reading>> = BTreeMap::new();
-    for (_, reading) in page {
-        groups.entry(reading.group).or_default().push(reading);
+impl North<'_> {
+    /// Ships a group's readings for ever.
+    async fn ship_all(self, group: GroupId) {
+        let mut changed = self.log.readings_changed(group);
+        let mut pause = PAUSE.0;
+        let mut pace = Pace::default();
+        loop {
+            changed.borrow_and_update();
+            match self.ship(group, &mut changed, &mut pace).await {
+                Ok(Shipped::Nothing) => {
+                    pause = PAUSE.0;
+                    // Also looks again after the longest pause: a destination may have changed meanwhile.
+                    let _signal_or_pause = tokio::time::timeout(PAUSE.1, changed.changed()).await;
+                }
+                Ok(Shipped::Some) => pause = PAUSE.0,
+                Err(error) => {
+                    tracing::warn!(%group, error = %error, pause_ms = pause.as_millis(), "readings were not taken; they are kept");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE.1);
+                }
+            }
+        }
     }
-    groups
+
+    /// One pass over everything of a group that is unsettled, and what is published meanwhile.
+    async fn ship(self, group: GroupId, changed: &mut watch::Receiver<u64>, pace: &mut Pace) -> Result<Shipped, Failure> {
+        let Some(destination) = self.destinations.get(group) else { return Ok(Shipped::Nothing) };
+        let (mut after, mut pages) = (0, 0);
+        let mut is_at_end = false;
+        let mut shipped = Shipped::Nothing;
+        let mut failure = None;
+        let mut flights = FuturesUnordered::new();
+        loop {
+            let may_take = !is_at_end && failure.is_none() && flights.len() < FLIGHTS_MAX && pages < PAGES_MAX;
+            if flights.is_empty() && !may_take {
+                break;
+            }
+            tokio::select! {
+                biased;
+                Some(landed) = flights.next(), if !flights.is_empty() => match landed {
+                    Ok(()) => shipped = Shipped::Some,
+                    Err(error) => failure = Some(error),
+                },
+                () = pace.turn(), if may_take => {
+                    changed.borrow_and_update();
+                    let page = first_bytes(self.log.store().list_unsettled(group, after, BATCH_MAX).await?);
+                    pages += 1;
+                    let Some((last, _)) = page.last() else {
+                        is_at_end = true;
+                        pace.found_nothing();
+                        continue;
+                    };
+                    after = *last;
+                    flights.push(self.deliver(destination, group, page.into_iter().map(|(_, reading)| reading).collect()));
+                }
+                _ = changed.changed(), if is_at_end => is_at_end = false,
+            }
+        }
+        failure.map_or(Ok(shipped), Err)
+    }
+
+    /// Brings readings to where they end, and settles them.
+    async fn deliver(self, destination: Destination, group: GroupId, readings: Vec<Reading>) -> Result<(), Failure> {
+        let names = match destination {
+            Destination::Cloud(cloud) => ship_batch(self.client, cloud, group, readings, self.keypair, self.clock).await?,
+            Destination::Here => readings.iter().map(Reading::name).collect(),
+        };
+        Ok(self.log.settle(names).await?)
+    }
 }
 
 /// As many as fit into a batch, at least one.

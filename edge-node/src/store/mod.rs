@@ -230,8 +230,8 @@ pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
     async fn list_delivered_since(&self, group: GroupId, since: WallTime, after: u64, limit: u32) -> Result<Vec<StoredUplink>>;
     /// All deliverable uplinks of a group that the customer's cloud has not acknowledged, with their reading if there is one, in order.
     async fn list_open(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(StoredUplink, Option<String>)>>;
-    /// Readings that are not settled, in the order in which they were published, each with its cursor.
-    async fn list_unsettled(&self, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>>;
+    /// Readings of a group that are not settled, in the order in which they were published, each with its cursor.
+    async fn list_unsettled(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>>;
     /// Deliverable uplinks of a group by name, behind the cursor, in order, each with its cursor and whether it is settled.
     async fn list_marks(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Mark, bool)>>;
     /// The highest counter of each session of a group that was pruned, by device and session.

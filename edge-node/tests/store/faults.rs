@@ -115,7 +115,7 @@ async fn a_power_cut_takes_what_was_decoded_and_settled_since_the_last_sync_and_
     store.commit(&[Change::Append(names[1..].iter().copied().map(uplink).collect())]).await.unwrap();
     store.commit(&[publish(1), Change::Settle(vec![names[0]])]).await.unwrap();
     let unsettled = async |store: &Store| -> Vec<u32> {
-        store.list_unsettled(0, 10).await.unwrap().into_iter().map(|(_, reading)| reading.f_cnt).collect()
+        store.list_unsettled(group(1), 0, 10).await.unwrap().into_iter().map(|(_, reading)| reading.f_cnt).collect()
     };
     assert_eq!(unsettled(&store).await, [1]);
     disk.crash();

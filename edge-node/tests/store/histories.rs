@@ -91,11 +91,11 @@ pub async fn read_all(store: &Store) -> Vec<String> {
         format!("received {:?}", store.count_received().await),
     ];
     for (after, limit) in [(0, 100), (2, 2), (0, 0), (u64::MAX, 1)] {
-        all.push(format!("unsettled {after} {limit} {:?}", store.list_unsettled(after, limit).await));
         for device in [None, Some(DevEui::from_u64(1)), Some(DevEui::from_u64(2))] {
             all.push(format!("inbox {after} {limit} {device:?} {:?}", store.list_received(after, device, limit).await));
         }
         for of in [group(1), group(2)] {
+            all.push(format!("unsettled {of} {after} {limit} {:?}", store.list_unsettled(of, after, limit).await));
             all.push(format!("undecoded {of} {after} {limit} {:?}", store.list_undecoded(of, after, limit).await));
             all.push(format!("kept {of} {after} {limit} {:?}", store.list_kept(of, after, limit).await));
             all.push(format!("unreceipted {of} {after} {limit} {:?}", store.list_unreceipted(of, after, limit).await));

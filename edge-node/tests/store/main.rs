@@ -34,7 +34,7 @@ async fn a_buffered_uplink_becomes_deliverable_at_the_end_and_repetitions_only_t
         let waiting = store.list_undecoded(group(1), 0, 10).await.unwrap();
         assert_eq!(waiting.iter().map(|w| (w.seq, w.uplink.clone())).collect::<Vec<_>>(), [(3, replayed), (5, uplink(second))]);
         assert_eq!(commit(store, Change::Publish(group(1), vec![decoded(first, "{}"), decoded(first, "[]")])).await, 1);
-        let published = store.list_unsettled(0, 10).await.unwrap();
+        let published = store.list_unsettled(group(1), 0, 10).await.unwrap();
         let (place, reading) = &published[0];
         assert_eq!((*place, reading.kind, reading.epoch, reading.decoded.get()), (1, Kind::Replayed, Epoch(2), "{}"));
         assert_eq!(reading.heard_at, WallTime(1_000), "when it was first heard");

@@ -62,7 +62,7 @@ pub(super) struct Log {
     /// Decoded, by the order of publishing.
     published: BTreeMap<u64, u64>,
     /// Decoded and not settled, by the order of publishing.
-    unsettled: BTreeMap<u64, u64>,
+    unsettled: BTreeMap<(GroupId, u64), u64>,
     /// The highest counter of each session that was pruned.
     pruned: BTreeMap<(GroupId, DevEui, SessionId), u32>,
     /// What was published and settled since the last sync.
@@ -208,7 +208,7 @@ impl Log {
         if let Some(place) = row.reading_seq {
             self.published.insert(place, seq);
             if !row.settled {
-                self.unsettled.insert(place, seq);
+                self.unsettled.insert((row.group, place), seq);
             }
         }
         self.rows.insert(seq, row);
@@ -221,7 +221,7 @@ impl Log {
         self.undecoded.remove(&(row.group, seq));
         if let Some(place) = row.reading_seq {
             self.published.remove(&place);
-            self.unsettled.remove(&place);
+            self.unsettled.remove(&(row.group, place));
         }
         Some(row)
     }
@@ -299,9 +299,9 @@ impl Log {
         page(rows.map(|(seq, row)| (StoredUplink { seq, uplink: row.body.clone() }, row.decoded.clone())), limit).collect()
     }
 
-    pub(super) fn list_unsettled(&self, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>> {
-        let places = self.unsettled.range((Excluded(after), Unbounded));
-        let rows = places.filter_map(|(place, seq)| Some((*place, self.rows.get(seq)?)));
+    pub(super) fn list_unsettled(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>> {
+        let places = self.unsettled.range((Excluded((group, after)), Included((group, u64::MAX))));
+        let rows = places.filter_map(|((_, place), seq)| Some((*place, self.rows.get(seq)?)));
         page(rows, limit).map(|(place, row)| Ok((place, row.reading()?))).collect()
     }
 

@@ -264,8 +264,8 @@ impl Backend for Memory {
         self.read(|tables| tables.log.list_open(group, after, limit)).await
     }
 
-    async fn list_unsettled(&self, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>> {
-        self.read(|tables| tables.log.list_unsettled(after, limit)).await?
+    async fn list_unsettled(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>> {
+        self.read(|tables| tables.log.list_unsettled(group, after, limit)).await?
     }
 
     async fn list_marks(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Mark, bool)>> {

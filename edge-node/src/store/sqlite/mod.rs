@@ -228,8 +228,8 @@ impl Backend for Sqlite {
         self.read(uplinks::list_open(self, group, after, limit)).await
     }
 
-    async fn list_unsettled(&self, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>> {
-        uplinks::list_unsettled(self, after, limit).await
+    async fn list_unsettled(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>> {
+        uplinks::list_unsettled(self, group, after, limit).await
     }
 
     async fn list_marks(&self, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Mark, bool)>> {

@@ -290,16 +290,11 @@ pub(super) async fn list_open(
     rows.iter().map(|row| Ok((stored(row)?, row.try_get("decoded")?))).collect()
 }
 
-/// Readings that are not settled, in the order in which they were published.
-pub(super) async fn list_unsettled(store: &Sqlite, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>> {
-    let rows = sqlx::query(
-        "SELECT reading_seq, event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, decoded FROM uplink
-         WHERE decoded IS NOT NULL AND settled = 0 AND reading_seq > ? ORDER BY reading_seq LIMIT ?",
-    )
-    .bind(signed(after))
-    .bind(limit)
-    .fetch_all(&mut *store.reader.acquire().await?)
-    .await?;
+/// Readings of a group that are not settled, in the order in which they were published.
+pub(super) async fn list_unsettled(store: &Sqlite, group: GroupId, after: u64, limit: u32) -> Result<Vec<(u64, Reading)>> {
+    let query = "SELECT reading_seq, event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, decoded FROM uplink
+         WHERE group_id = ? AND decoded IS NOT NULL AND settled = 0 AND reading_seq > ? ORDER BY reading_seq LIMIT ?";
+    let rows = page(store, query, group, after, limit).await?;
     rows.iter().map(|row| Ok((unsigned(TABLE, row.try_get("reading_seq")?)?, reading(TABLE, row)?))).collect()
 }
 
