@@ -96,7 +96,7 @@ impl From<OwnerId> for Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
+        f.write_str(&crate::digits::text(&self.0))
     }
 }
 

@@ -6,8 +6,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
+
+use crate::digits;
 
 /// Why a text is not an identifier of the wanted kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,8 +24,7 @@ pub enum Error {
 /// Reads exactly `N` bytes of lower- or upper-case hexadecimal.
 fn bytes_from_hex<const N: usize>(digits: &str) -> Result<[u8; N], Error> {
     let mut bytes = [0; N];
-    hex::decode_to_slice(digits, &mut bytes).map_err(|_| Error::Digits { expected: 2 * N })?;
-    Ok(bytes)
+    if digits::read(digits, &mut bytes) { Ok(bytes) } else { Err(Error::Digits { expected: 2 * N }) }
 }
 
 macro_rules! id {
@@ -48,13 +50,22 @@ macro_rules! id {
             /// The first eight hexadecimal digits, for people; never for comparing.
             #[must_use]
             pub fn short(&self) -> String {
-                hex::encode(&self.0[..4.min($bytes)])
+                digits::text(&self.0[..4.min($bytes)])
+            }
+
+            /// What `with` makes of the text form.
+            fn text<T>(&self, with: impl FnOnce(&str) -> T) -> T {
+                let mut text = [0; $prefix.len() + 2 * $bytes];
+                let (prefix, digits) = text.split_at_mut($prefix.len());
+                prefix.copy_from_slice($prefix.as_bytes());
+                digits::write(&self.0, digits);
+                with(str::from_utf8(&text).expect("prefix and digits are ASCII"))
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{}{}", $prefix, hex::encode(self.0))
+                self.text(|text| f.write_str(text))
             }
         }
 
@@ -75,14 +86,27 @@ macro_rules! id {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+                self.text(|text| serializer.serialize_str(text))
             }
         }
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = String::deserialize(deserializer)?;
-                text.parse().map_err(serde::de::Error::custom)
+                struct Text;
+
+                impl Visitor<'_> for Text {
+                    type Value = $name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("an id as text")
+                    }
+
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                }
+
+                deserializer.deserialize_str(Text)
             }
         }
     };

@@ -13,11 +13,13 @@
 //! - [`ledger`] — money in two phases; [`settlement`] — who gets what
 //! - [`write_ahead`] — what a holder stores with other members before it acts
 //! - [`proof`] — Merkle roots over batches of readings
+//! - [`digits`] — bytes as hexadecimal digits
 
 pub mod account;
 pub mod blueprint;
 pub mod contract;
 pub mod custody;
+pub mod digits;
 pub mod envelope;
 pub mod evidence;
 pub mod geo;

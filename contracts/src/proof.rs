@@ -68,6 +68,22 @@ pub fn root<T: AsRef<[u8]>>(items: &[T]) -> Hash {
     root_of(&items.iter().map(|i| leaf(i.as_ref())).collect::<Vec<_>>())
 }
 
+/// Items one after the other, for the root over all of them.
+#[derive(Debug, Default)]
+pub struct Items(Vec<Hash>);
+
+impl Items {
+    pub fn push(&mut self, item: &[u8]) {
+        self.0.push(leaf(item));
+    }
+
+    /// As [`root`] of the same items.
+    #[must_use]
+    pub fn root(&self) -> Hash {
+        root_of(&self.0)
+    }
+}
+
 /// The audit path of item `index`: siblings from the leaf upwards. `None` if there is no such item.
 #[must_use]
 pub fn path<T: AsRef<[u8]>>(items: &[T], index: usize) -> Option<Vec<Hash>> {
@@ -119,6 +135,9 @@ mod tests {
         for count in 1..=33_usize {
             let items: Vec<Vec<u8>> = (0..count).map(|n| format!("reading {n}").into_bytes()).collect();
             let root = root(&items);
+            let mut pushed = Items::default();
+            items.iter().for_each(|item| pushed.push(item));
+            assert_eq!(pushed.root(), root);
             for index in 0..count {
                 let path = path(&items, index).expect("in range");
                 assert!(verify(&items[index], index, count, &path, &root), "{index} of {count}");

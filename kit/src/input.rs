@@ -2,8 +2,10 @@
 
 use std::str::FromStr;
 
+use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{FromRequest as _, FromRequestParts, Path, Query, Request};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
@@ -33,6 +35,24 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         let Query(params) = Query::from_request_parts(parts, state).await?;
         Ok(Self(params))
+    }
+}
+
+/// A body of many entries: as [`axum::Json`], which notes with every field where it is, in case it has to be named; here only a body that is
+/// refused is read in this way.
+#[derive(Debug)]
+pub struct Bulk<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Bulk<T> {
+    type Rejection = JsonRejection;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, JsonRejection> {
+        let is_json = request.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == "application/json");
+        if !is_json {
+            return Json::from_request(request, state).await.map(|Json(value)| Self(value));
+        }
+        let body = Bytes::from_request(request, state).await?;
+        serde_json::from_slice(&body).or_else(|_| Json::from_bytes(&body).map(|Json(value)| value)).map(Self)
     }
 }
 

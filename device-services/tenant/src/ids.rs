@@ -11,6 +11,23 @@ pub struct InvalidText {
     expected: &'static str,
 }
 
+/// Two digits for each byte into `digits`, which is twice as long.
+fn write_digits(bytes: &[u8], digits: &mut [u8]) {
+    hex::encode_to_slice(bytes, digits).expect("two digits for each byte");
+}
+
+/// What `with` makes of the digits of bytes; those of ids and payloads need no heap.
+fn with_digits<T>(bytes: &[u8], with: impl FnOnce(&str) -> T) -> T {
+    let mut digits = [0; 2 * crate::PAYLOAD_BYTES_MAX];
+    match digits.get_mut(..2 * bytes.len()) {
+        Some(digits) => {
+            write_digits(bytes, digits);
+            with(str::from_utf8(digits).expect("digits are ASCII"))
+        }
+        None => with(&hex::encode(bytes)),
+    }
+}
+
 macro_rules! hex_id {
     ($(#[$doc:meta])* $name:ident, $bytes:literal, $expected:literal) => {
         $(#[$doc])*
@@ -29,7 +46,7 @@ macro_rules! hex_id {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&hex::encode(self.0))
+                with_digits(&self.0, |digits| serializer.serialize_str(digits))
             }
         }
 
@@ -45,7 +62,7 @@ macro_rules! plain_text {
     ($name:ident) => {
         impl fmt::Display for $name {
             fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str(&hex::encode(self.0))
+                with_digits(&self.0, |digits| formatter.write_str(digits))
             }
         }
 
@@ -83,30 +100,43 @@ impl fmt::Debug for Key {
 pub struct EventId(pub [u8; 16]);
 
 const EVENT_ID_TEXT: &str = "an event id of the form 8-4-4-4-12 hexadecimal digits";
+const EVENT_ID_DIGITS: usize = 36;
 const HYPHENS: [usize; 4] = [8, 13, 18, 23];
+/// Between the hyphens: the digits, and the bytes that they stand for.
+const PARTS: [((usize, usize), (usize, usize)); 5] =
+    [((0, 8), (0, 4)), ((9, 13), (4, 6)), ((14, 18), (6, 8)), ((19, 23), (8, 10)), ((24, 36), (10, 16))];
+
+impl EventId {
+    /// What `with` makes of the text form, which needs no heap.
+    fn with_text<T>(&self, with: impl FnOnce(&str) -> T) -> T {
+        let mut text = [b'-'; EVENT_ID_DIGITS];
+        for ((from, to), (begin, end)) in PARTS {
+            write_digits(&self.0[begin..end], &mut text[from..to]);
+        }
+        with(str::from_utf8(&text).expect("digits and hyphens are ASCII"))
+    }
+}
 
 impl std::str::FromStr for EventId {
     type Err = InvalidText;
 
     fn from_str(text: &str) -> Result<Self, InvalidText> {
         let invalid = InvalidText { expected: EVENT_ID_TEXT };
-        let hyphens_in_place = text.bytes().enumerate().all(|(index, byte)| (byte == b'-') == HYPHENS.contains(&index));
-        if text.len() != 36 || !hyphens_in_place {
+        let text = text.as_bytes();
+        if text.len() != EVENT_ID_DIGITS || HYPHENS.iter().any(|hyphen| text[*hyphen] != b'-') {
             return Err(invalid);
         }
         let mut bytes = [0; 16];
-        hex::decode_to_slice(text.replace('-', ""), &mut bytes).map_err(|_| invalid)?;
+        for ((from, to), (begin, end)) in PARTS {
+            hex::decode_to_slice(&text[from..to], &mut bytes[begin..end]).map_err(|_| invalid)?;
+        }
         Ok(EventId(bytes))
     }
 }
 
 impl fmt::Display for EventId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = hex::encode(self.0);
-        for index in HYPHENS {
-            text.insert(index, '-');
-        }
-        formatter.write_str(&text)
+        self.with_text(|text| formatter.write_str(text))
     }
 }
 
@@ -118,7 +148,7 @@ impl fmt::Debug for EventId {
 
 impl Serialize for EventId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        self.with_text(|text| serializer.serialize_str(text))
     }
 }
 
@@ -142,7 +172,9 @@ impl std::str::FromStr for HexBytes {
         if text.len() > 2 * crate::PAYLOAD_BYTES_MAX {
             return Err(invalid);
         }
-        hex::decode(text).map(HexBytes).map_err(|_| invalid)
+        let mut bytes = vec![0; text.len() / 2];
+        hex::decode_to_slice(text, &mut bytes).map_err(|_| invalid)?;
+        Ok(HexBytes(bytes))
     }
 }
 
@@ -154,7 +186,7 @@ impl fmt::Debug for HexBytes {
 
 impl Serialize for HexBytes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&hex::encode(&self.0))
+        with_digits(&self.0, |digits| serializer.serialize_str(digits))
     }
 }
 

@@ -356,13 +356,31 @@ impl ReadingBatch {
             return Err(Refused { field: "readings".to_owned(), reason: "too many readings" });
         }
         for (index, reading) in self.readings.iter().enumerate() {
-            let bytes = serde_json::to_vec(reading).map_or(usize::MAX, |json| json.len());
-            if bytes > READING_BYTES_MAX {
+            if !fits(reading) {
                 return Err(Refused { field: format!("readings[{index}]"), reason: "too large" });
             }
         }
         Ok(())
     }
+}
+
+/// Whether a reading is at most [`READING_BYTES_MAX`] long.
+fn fits(reading: &Reading) -> bool {
+    /// So much room, and nothing is kept.
+    struct Room(usize);
+
+    impl std::io::Write for Room {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 = self.0.checked_sub(bytes.len()).ok_or(std::io::ErrorKind::FileTooLarge)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    serde_json::to_writer(Room(READING_BYTES_MAX), reading).is_ok()
 }
 
 /// Answer to `POST /v1/readings`.

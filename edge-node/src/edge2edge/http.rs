@@ -11,6 +11,7 @@ use axum::{Extension, Json, Router, routing};
 use contracts::envelope::Envelope;
 use contracts::ids::{GroupId, NodeId};
 use contracts::write_ahead::{RecordsQuery, RecordsView, RecordsWrite, SESSIONS_MAX, is_session};
+use kit::input::Bulk;
 use kit::problem::Problem;
 use peering::PeerIdentity;
 use serde::Deserialize;
@@ -103,9 +104,9 @@ async fn get_record(State(context): State<Context>) -> Json<Envelope> {
 async fn accept_readings(
     State(context): State<Context>,
     Extension(PeerIdentity(peer)): Peer,
-    body: Result<Json<Batch>, JsonRejection>,
+    body: Result<Bulk<Batch>, JsonRejection>,
 ) -> Result<Json<Accepted>, Problem> {
-    let Json(batch) = body?;
+    let Bulk(batch) = body?;
     let inbox = context.inbox.as_ref().ok_or_else(|| Problem::forbidden("this node is no cloud"))?;
     inbox.accept(peer, |group| context.may_deliver(group, peer), batch).await.map(Json)
 }

@@ -18,6 +18,7 @@ pub mod standby;
 
 use std::collections::BTreeMap;
 
+use contracts::digits;
 use contracts::ids::GroupId;
 use lora_bridge::GatewayEui;
 use lora_bridge::bridge::io::{OfferedFrame, Output, Uplink as HeardUplink, UplinkKind};
@@ -181,8 +182,8 @@ fn stored(uplink: HeardUplink, links: &Links) -> Uplink {
         f_cnt: uplink.f_cnt,
         f_port: uplink.f_port,
         confirmed: uplink.confirmed,
-        frm_payload: hex::encode(&uplink.frm_payload),
-        phy: hex::encode(&uplink.phy),
+        frm_payload: digits::text(&uplink.frm_payload),
+        phy: digits::text(&uplink.phy),
         heard_at: uplink.heard_at,
         kind: match uplink.kind {
             UplinkKind::Live => Kind::Live,

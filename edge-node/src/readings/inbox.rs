@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use contracts::digits;
 use contracts::ids::{GroupId, NodeId};
 use contracts::proof::{self, BATCH_READINGS_MAX, BatchProof};
 use kit::clock::Clock;
 use kit::problem::Problem;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::north::{Accepted, Batch, leaf};
+use super::Reading;
+use super::north::{Accepted, Batch, write_leaf};
 use crate::store::{self, InboxBatch, Received, Store};
 
 /// Batches that wait for the writer; beyond it senders wait.
@@ -94,11 +96,22 @@ fn check(
     if batch.readings.iter().any(|r| r.group != proof.group || r.decoded.get().len() > DECODED_BYTES_MAX) {
         return Err(Problem::invalid("readings", "a reading is of another group or too long"));
     }
-    let leaves = batch.readings.iter().map(leaf).collect::<Result<Vec<_>, _>>().map_err(|e| Problem::invalid("readings", e))?;
-    if hex::encode(proof::root(&leaves)) != proof.root {
+    if digits::text(&root(&batch.readings).map_err(|e| Problem::invalid("readings", e))?) != proof.root {
         return Err(Problem::invalid("proof", "the signed root is not the root of these readings"));
     }
     Ok((proof, verified.id))
+}
+
+/// The signed root is over what [`write_leaf`] writes of each.
+fn root(readings: &[Reading]) -> serde_json::Result<proof::Hash> {
+    let mut items = proof::Items::default();
+    let mut bytes = Vec::new();
+    for reading in readings {
+        bytes.clear();
+        write_leaf(reading, &mut bytes)?;
+        items.push(&bytes);
+    }
+    Ok(items.root())
 }
 
 /// Whom to tell, and how many of his readings were new.

@@ -13,6 +13,7 @@ pub mod pace;
 pub mod unclaimed;
 
 use contracts::account::{FrameDigest, Heard};
+use contracts::digits;
 use contracts::ids::{DevAddr, DevEui, Epoch, EventId, GroupId, SessionId};
 use contracts::time::WallTime;
 use lora_bridge::mac::session::Joined;
@@ -88,7 +89,7 @@ impl Uplink {
     /// As an account names it.
     #[must_use]
     pub fn heard(&self) -> Heard {
-        let phy = hex::decode(&self.phy).unwrap_or_default();
+        let phy = digits::bytes(&self.phy).unwrap_or_default();
         Heard {
             device: self.device,
             session: self.session,

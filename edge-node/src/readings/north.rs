@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use contracts::digits;
 use contracts::envelope::{Envelope, Keypair};
 use contracts::ids::{GroupId, NodeId};
 use contracts::proof::{self, BatchProof};
@@ -16,6 +17,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use kit::clock::Clock;
 use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::watch;
 
 use super::log::Log;
@@ -41,6 +43,14 @@ pub struct Batch {
     /// A signed [`BatchProof`] over `readings`, in their order.
     pub proof: Envelope,
     pub readings: Vec<Reading>,
+}
+
+/// A [`Batch`] whose readings were written before, each once for the proof and for the batch.
+#[derive(Debug, Serialize)]
+struct WrittenBatch {
+    proof: Envelope,
+    /// Each as [`leaf`] writes it.
+    readings: Vec<Box<RawValue>>,
 }
 
 /// What the cloud answers: everything in the batch is on its disk.
@@ -79,7 +89,14 @@ impl Destinations {
 /// # Errors
 /// Never for readings that came out of JSON.
 pub fn leaf(reading: &Reading) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(reading)
+    let mut bytes = Vec::new();
+    write_leaf(reading, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// The same, behind what `bytes` holds.
+pub(super) fn write_leaf(reading: &Reading, bytes: &mut Vec<u8>) -> serde_json::Result<()> {
+    serde_json::to_writer(bytes, reading)
 }
 
 /// Ships for ever.
@@ -217,16 +234,18 @@ async fn ship_batch(
     keypair: &Keypair,
     clock: &Clock,
 ) -> Result<Vec<Name>, Failure> {
-    let leaves = readings.iter().map(leaf).collect::<Result<Vec<_>, _>>()?;
+    let leaves = readings.iter().map(to_raw_value).collect::<Result<Vec<_>, _>>()?;
+    let mut items = proof::Items::default();
+    leaves.iter().for_each(|leaf| items.push(leaf.get().as_bytes()));
     let proof = BatchProof {
         node: keypair.node_id(),
         group,
         readings: u32::try_from(readings.len()).unwrap_or(u32::MAX),
-        root: hex::encode(proof::root(&leaves)),
+        root: digits::text(&items.root()),
         made_at: clock.wall(),
     };
     let names = readings.iter().map(Reading::name).collect();
-    let batch = Batch { proof: Envelope::sign(&proof, keypair), readings };
+    let batch = WrittenBatch { proof: Envelope::sign(&proof, keypair), readings: leaves };
     let _accepted: Accepted = client.post(cloud, "/peer/v1/readings", &batch).await?;
     Ok(names)
 }

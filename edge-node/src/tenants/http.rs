@@ -10,8 +10,10 @@ use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, routing};
+use contracts::digits;
 use contracts::ids::{DevAddr, DevEui, EventId};
 use contracts::time::{Millis, WallTime};
+use kit::input::Bulk;
 use kit::problem::Problem;
 use lora_bridge::gwmp::data_rate::DataRate;
 use lora_bridge::mac::join::{AppKey, JoiningDevice, NonceRule};
@@ -28,6 +30,8 @@ use crate::readings::{Decoded, Kind, Reception, StoredUplink};
 
 /// Uplinks in one chunk of the stream.
 const PAGE: u32 = 256;
+/// About how long a line is.
+const LINE_BYTES: usize = 512;
 /// An idle stream gets a blank line so often.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Longest wait until an owed downlink is on disk, and then until the other party was told.
@@ -203,7 +207,9 @@ async fn next_lines(stream: &mut Stream) -> Option<Bytes> {
         };
         if let Some(last) = page.last() {
             stream.after = last.seq;
-            return Some(page.iter().filter_map(line).collect::<Vec<_>>().concat().into());
+            let mut lines = Vec::with_capacity(LINE_BYTES * page.len());
+            page.iter().for_each(|stored| write_line(stored, &mut lines));
+            return Some(lines.into());
         }
         stream.pace.found_nothing();
         match tokio::time::timeout(KEEP_ALIVE, stream.changed.changed()).await {
@@ -214,9 +220,19 @@ async fn next_lines(stream: &mut Stream) -> Option<Bytes> {
     }
 }
 
-fn line(stored: &StoredUplink) -> Option<Vec<u8>> {
+/// One line more, unless the row holds no frame.
+fn write_line(stored: &StoredUplink, lines: &mut Vec<u8>) {
+    let end = lines.len();
+    if line(stored).is_some_and(|line| serde_json::to_writer(&mut *lines, &line).is_ok()) {
+        lines.push(b'\n');
+    } else {
+        lines.truncate(end);
+    }
+}
+
+fn line(stored: &StoredUplink) -> Option<tenant::Uplink> {
     let uplink = &stored.uplink;
-    let line = tenant::Uplink {
+    Some(tenant::Uplink {
         cursor: stored.seq,
         event_id: tenant::EventId(*uplink.event.as_uuid().as_bytes()),
         dev_eui: tenant::DevEui(*uplink.device.as_bytes()),
@@ -226,7 +242,7 @@ fn line(stored: &StoredUplink) -> Option<Vec<u8>> {
         f_cnt: uplink.f_cnt,
         f_port: uplink.f_port,
         confirmed: uplink.confirmed,
-        frm_payload: tenant::HexBytes(hex::decode(&uplink.frm_payload).ok()?),
+        frm_payload: tenant::HexBytes(digits::bytes(&uplink.frm_payload)?),
         heard_at_ms: uplink.heard_at.0,
         kind: match uplink.kind {
             Kind::Live => tenant::UplinkKind::Live,
@@ -236,11 +252,8 @@ fn line(stored: &StoredUplink) -> Option<Vec<u8>> {
         epoch: uplink.epoch.0,
         rx: reception(&uplink.rx),
         others: uplink.others.iter().take(tenant::OTHERS_MAX).map(reception).collect(),
-        status: hex::decode(&uplink.phy).ok().and_then(|phy| told_status(&phy)).map(device_status),
-    };
-    let mut bytes = serde_json::to_vec(&line).ok()?;
-    bytes.push(b'\n');
-    Some(bytes)
+        status: digits::bytes(&uplink.phy).and_then(|phy| told_status(&phy)).map(device_status),
+    })
 }
 
 fn reception(reception: &Reception) -> tenant::Reception {
@@ -264,9 +277,9 @@ pub(crate) const fn told(joined: Joined) -> tenant::Joined {
 
 async fn publish(
     State(tenant): Context,
-    body: Result<Json<tenant::ReadingBatch>, JsonRejection>,
+    body: Result<Bulk<tenant::ReadingBatch>, JsonRejection>,
 ) -> Result<Json<tenant::Accepted>, Problem> {
-    let Json(batch) = body?;
+    let Bulk(batch) = body?;
     batch.check().map_err(|e| Problem::invalid(&e.field, e.reason))?;
     let accepted = batch.readings.len();
     let decoded =
