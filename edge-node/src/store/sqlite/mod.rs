@@ -13,6 +13,7 @@ mod reserved;
 mod sync;
 mod tenant_state;
 mod texts;
+mod undecoded;
 mod uplinks;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ use uuid::Uuid;
 
 use self::connections::Connections;
 use self::sync::{Syncs, Write};
+use self::undecoded::Undecoded;
 use super::{AccountRow, AgreementRow, Backend, Change, Error, InboxBatch, Received, Result, Unaccounted, Waiting};
 use crate::readings::{Reading, StoredUplink};
 
@@ -76,6 +78,7 @@ pub(super) struct Sqlite {
     reader: Connections,
     copier: Arc<Connections>,
     syncs: Syncs,
+    undecoded: Undecoded,
     /// About how many pages were written since the log was last copied.
     pages: AtomicU64,
     is_copying: Arc<AtomicBool>,
@@ -102,7 +105,8 @@ impl Sqlite {
         let copier = Arc::new(Connections::new(options.clone(), 1));
         let reader = Connections::new(options.read_only(true), 2);
         let (pages, is_copying) = (AtomicU64::new(0), Arc::default());
-        let store = Self { writer, reader, copier, syncs: Syncs::new(path), pages, is_copying };
+        let (syncs, undecoded) = (Syncs::new(path), Undecoded::default());
+        let store = Self { writer, reader, copier, syncs, undecoded, pages, is_copying };
         // What a process left that was killed may not be on the disk yet.
         let place = uplinks::last_place(&store).await?;
         store

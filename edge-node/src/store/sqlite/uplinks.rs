@@ -10,6 +10,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row as _, Sqlite as Sqlite3, SqliteConnection};
 
 use super::texts::{ROWS_MAX, Texts, parameters, values};
+use super::undecoded::Addition;
 use super::{Change, Error, Result, Sqlite, Waiting, Write, accounts, bytes, chunks, event, signed, unsigned};
 use crate::readings::{Kind, Reading, StoredUplink, Uplink};
 
@@ -19,28 +20,26 @@ const PUBLISHED_MAX: usize = 64;
 
 /// Writes changes in one transaction; per change how many readings were published by it.
 pub(super) async fn commit(store: &Sqlite, to: &Write<'_>, changes: &[Change]) -> Result<Vec<u64>> {
-    let mut written = Written::default();
     let mut counts = Vec::with_capacity(changes.len());
-    if let [change] = changes
+    let addition = if let [change] = changes
         && is_one_statement(change)
     {
-        counts.push(write(&mut *store.writer.acquire().await?, change, &mut written).await?);
+        let mut writer = store.writer.acquire().await?;
+        let mut addition = store.undecoded.begin();
+        counts.push(write(&mut writer, change, &mut addition).await?);
+        addition
     } else {
         let mut transaction = store.writer.begin().await?;
+        let mut addition = store.undecoded.begin();
         for change in changes {
-            counts.push(write(&mut transaction, change, &mut written).await?);
+            counts.push(write(&mut transaction, change, &mut addition).await?);
         }
         transaction.commit().await?;
-    }
-    to.reach(written.place);
+        addition
+    };
+    store.undecoded.end(&addition, changes);
+    to.reach(addition.last().unwrap_or(0));
     Ok(counts)
-}
-
-/// What a transaction did beside.
-#[derive(Debug, Default)]
-struct Written {
-    /// The last place in the log, if something was added to it.
-    place: u64,
 }
 
 /// Such a change is a transaction by itself, in one change of thread where `BEGIN` and `COMMIT` make it three.
@@ -53,25 +52,24 @@ fn is_one_statement(change: &Change) -> bool {
     }
 }
 
-const LAST_PLACE: &str = "SELECT max(seq) FROM uplink";
-
 /// The last place in the log that can be seen.
 pub(super) async fn last_place(store: &Sqlite) -> Result<u64> {
-    let place: Option<i64> = sqlx::query_scalar(LAST_PLACE).fetch_one(&mut *store.reader.acquire().await?).await?;
+    let place: Option<i64> =
+        sqlx::query_scalar("SELECT max(seq) FROM uplink").fetch_one(&mut *store.reader.acquire().await?).await?;
     unsigned(TABLE, place.unwrap_or(0))
 }
 
-async fn write(connection: &mut SqliteConnection, change: &Change, written: &mut Written) -> Result<u64> {
+async fn write(connection: &mut SqliteConnection, change: &Change, addition: &mut Addition) -> Result<u64> {
     let mut published = 0;
     match change {
         Change::Append(uplinks) => {
             for uplinks in uplinks.chunks(ROWS_MAX) {
-                insert(connection, uplinks.iter(), written).await?;
+                insert(connection, uplinks.iter(), addition).await?;
             }
         }
         Change::Hear(uplinks) => {
             for uplinks in uplinks.chunks(ROWS_MAX) {
-                insert(connection, uplinks.iter(), written).await?;
+                insert(connection, uplinks.iter(), addition).await?;
             }
             for uplinks in chunks(uplinks) {
                 accounts::hear(connection, uplinks).await?;
@@ -98,7 +96,7 @@ async fn write(connection: &mut SqliteConnection, change: &Change, written: &mut
         }
         Change::Import(uplinks) => {
             for uplinks in uplinks.chunks(ROWS_MAX) {
-                insert(connection, uplinks.iter().map(|(uplink, _)| uplink), written).await?;
+                insert(connection, uplinks.iter().map(|(uplink, _)| uplink), addition).await?;
             }
             let decoded = |(uplink, decoded): &(Uplink, Option<String>)| Some((uplink.group, uplink.event, decoded.clone()?));
             let readings: Vec<_> = uplinks.iter().filter_map(decoded).collect();
@@ -113,13 +111,12 @@ async fn write(connection: &mut SqliteConnection, change: &Change, written: &mut
 
 static INSERT: LazyLock<Texts> = LazyLock::new(|| {
     Texts::new(|rows| {
-        let values = values(rows, 10);
+        let values = values(rows, 11);
         format!(
-            "INSERT INTO uplink (event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, body, deliver)
+            "INSERT INTO uplink (seq, event_id, group_id, device, session, f_cnt, heard_at, kind, epoch, body, deliver)
              SELECT * FROM ({values}) WHERE column1 IS NOT NULL
              ON CONFLICT (event_id) DO UPDATE SET seq = excluded.seq, deliver = 1, kind = excluded.kind, epoch = excluded.epoch, body = excluded.body
-             WHERE uplink.deliver = 0 AND excluded.deliver = 1;
-             {LAST_PLACE}"
+             WHERE uplink.deliver = 0 AND excluded.deliver = 1"
         )
     })
 });
@@ -147,21 +144,35 @@ static SETTLE: LazyLock<Texts> =
 async fn insert<'a>(
     connection: &mut SqliteConnection,
     uplinks: impl ExactSizeIterator<Item = &'a Uplink>,
-    written: &mut Written,
+    addition: &mut Addition,
 ) -> Result<()> {
-    let mut query = sqlx::query_scalar(INSERT.for_rows(uplinks.len()));
+    let rows = uplinks.len();
+    let mut last = last_given(connection, addition).await?;
+    let mut query = sqlx::query(INSERT.for_rows(rows));
     for uplink in uplinks {
+        last += 1;
         let body = serde_json::to_string(uplink).map_err(|e| Error::Row { table: TABLE, reason: e.to_string() })?;
-        query = query.bind(uplink.event.as_uuid().as_bytes().to_vec()).bind(uplink.group.as_bytes().to_vec());
+        query = query.bind(signed(last)).bind(uplink.event.as_uuid().as_bytes().to_vec());
+        query = query.bind(uplink.group.as_bytes().to_vec());
         query = query.bind(uplink.device.as_bytes().to_vec()).bind(uplink.session.as_bytes().to_vec());
         query = query.bind(i64::from(uplink.f_cnt)).bind(signed(uplink.heard_at.0)).bind(uplink.kind.as_str());
         query = query.bind(signed(uplink.epoch.0)).bind(body).bind(uplink.deliver);
     }
-    let places: Vec<Option<i64>> = query.fetch_all(connection).await?;
-    for place in places.into_iter().flatten() {
-        written.place = written.place.max(unsigned(TABLE, place)?);
-    }
+    let taken = query.execute(connection).await?.rows_affected();
+    addition.add(last, rows, taken);
     Ok(())
+}
+
+/// The last number that was given to an uplink, whether it is still there or not.
+async fn last_given(connection: &mut SqliteConnection, addition: &mut Addition) -> Result<u64> {
+    if let Some(last) = addition.last() {
+        return Ok(last);
+    }
+    let last: Option<i64> =
+        sqlx::query_scalar("SELECT seq FROM sqlite_sequence WHERE name = 'uplink'").fetch_optional(connection).await?;
+    let last = unsigned(TABLE, last.unwrap_or(0))?;
+    addition.begin_at(last);
+    Ok(last)
 }
 
 /// Writes what the tenants of groups decoded, at most [`PUBLISHED_MAX`] readings, numbered on in this order; the first answer for an event
@@ -233,6 +244,7 @@ pub(super) async fn prune(store: &Sqlite, before: WallTime) -> Result<u64> {
     .execute(&mut *transaction)
     .await?;
     transaction.commit().await?;
+    store.undecoded.doubt();
     Ok(done.rows_affected())
 }
 
@@ -246,11 +258,15 @@ pub(super) async fn wipe(store: &Sqlite, group: GroupId) -> Result<()> {
     }
     accounts::give_up_group(&mut transaction, group).await?;
     transaction.commit().await?;
+    store.undecoded.doubt();
     Ok(())
 }
 
 /// Uplinks on the disk that the tenant of `group` still has to decode, behind the cursor, in order.
 pub(super) async fn list_undecoded(store: &Sqlite, group: GroupId, after: u64, limit: u32) -> Result<Vec<StoredUplink>> {
+    if let Some(held) = store.undecoded.list(group, after, store.syncs.place(), limit) {
+        return Ok(held);
+    }
     let query = "SELECT seq, body FROM uplink WHERE group_id = ? AND seq > ? AND decoded IS NULL AND deliver = 1 AND seq <= ? ORDER BY seq LIMIT ?";
     let rows = synced_page(store, query, group, after, limit).await?;
     rows.iter().map(stored).collect()
