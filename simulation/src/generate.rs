@@ -158,7 +158,10 @@ fn incident(rng: &mut ChaCha8Rng, ttl_ms: u64) -> Vec<(u64, Fault)> {
     match rng.random_range(0..14) {
         0..=2 => vec![(0, Fault::Kill(machine)), (pause, Fault::Start(machine))],
         3 => vec![(0, Fault::Kill(machine))],
-        4 => vec![(0, Fault::ShutDown(any(rng, &Machine::EDGES))), (pause, Fault::Start(machine))],
+        4 => {
+            let edge = any(rng, &Machine::EDGES);
+            vec![(0, Fault::ShutDown(edge)), (pause, Fault::Start(edge))]
+        }
         5 => vec![(0, Fault::Freeze(member)), (pause, Fault::Thaw(member))],
         6 if member != other => vec![(0, Fault::Cut(member, other)), (pause, Fault::MendLinks)],
         7 if member != other => vec![(0, Fault::CutOneWay(member, other)), (pause, Fault::MendLinks)],
@@ -198,5 +201,18 @@ mod tests {
             assert_eq!(script, scenario(seed), "seed {seed}");
             assert!(!script.steps.is_empty(), "seed {seed}");
         }
+    }
+    #[test]
+    fn what_is_shut_down_is_what_starts_again() {
+        let mut shut_down = 0;
+        for seed in 0..2_000 {
+            let faults: Vec<Fault> =
+                incident(&mut ChaCha8Rng::seed_from_u64(seed), 1_000).into_iter().map(|(_, fault)| fault).collect();
+            if let [Fault::ShutDown(ended), started] = faults.as_slice() {
+                assert_eq!(*started, Fault::Start(*ended), "seed {seed}");
+                shut_down += 1;
+            }
+        }
+        assert!(shut_down > 50, "{shut_down} machines were shut down");
     }
 }
