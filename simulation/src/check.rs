@@ -3,7 +3,7 @@
 //! [`Checker::look`] is called at every message, downlink and step. It asks each running node for the lease that its bridge would check
 //! (as the bridge does, against that machine's own clock), and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use contracts::ids::{Epoch, GroupId};
@@ -32,6 +32,8 @@ struct State {
     /// Who held which epoch.
     elected: BTreeMap<Epoch, Machine>,
     gained: Vec<(u64, Machine, Epoch)>,
+    /// Epochs that were gained by a release, without a question: who held before had stopped.
+    released: BTreeSet<Epoch>,
     downlinks: u64,
     looks: u64,
     violations: Vec<String>,
@@ -50,6 +52,7 @@ impl Checker {
             holder: None,
             elected: BTreeMap::new(),
             gained: Vec::new(),
+            released: BTreeSet::new(),
             downlinks: 0,
             looks: 0,
             violations: Vec::new(),
@@ -116,6 +119,13 @@ impl Checker {
     #[must_use]
     pub fn gained(&self) -> Vec<(u64, Machine, Epoch)> {
         self.state().gained.clone()
+    }
+
+    /// When custody was gained by a vote, not by the release of the holder before, in milliseconds since the start.
+    #[must_use]
+    pub fn elected_ms(&self) -> Vec<u64> {
+        let state = self.state();
+        state.gained.iter().filter(|(.., epoch)| !state.released.contains(epoch)).map(|(at_ms, ..)| *at_ms).collect()
     }
 
     #[must_use]
@@ -188,6 +198,15 @@ impl State {
         if self.gained.last().is_none_or(|(_, last, of)| (*last, *of) != (machine, epoch)) {
             let now_ms = self.now_ms();
             self.gained.push((now_ms, machine, epoch));
+            if self.was_released(machine, epoch) {
+                self.released.insert(epoch);
+            }
         }
+    }
+    /// Whether a holder claimed its epoch without asking for it. Lease and view of a node change together.
+    fn was_released(&self, machine: Machine, epoch: Epoch) -> bool {
+        let view = self.running.get(&machine).and_then(|running| running.custody.subscribe(self.group));
+        let gained = view.and_then(|view| view.borrow().gained).filter(|gained| gained.epoch == epoch);
+        gained.is_some_and(|gained| gained.asked_at.is_none())
     }
 }

@@ -14,6 +14,38 @@ use crate::{market, nodes};
 /// A frame waits for two writes under way (of the bridge's consumer and of the log), then for its own, each of which may wait for one more.
 const WRITES_BEFORE_DISK: u64 = 4;
 
+/// An answer goes to the gateway up to 2 s (the second window) before its time.
+const QUEUED_MS_MAX: u64 = 2_100;
+
+/// Whether somebody was elected between the uplink and the answer at `at_ms`: then the former holder may have sent its answer to the gateway
+/// while it held. A release is no excuse and not among `elected_ms`: who released had stopped, and the other leaves to it what it had heard.
+fn lay_in_a_queue(elected_ms: &[u64], at_ms: u64) -> bool {
+    elected_ms.iter().any(|elected_ms| at_ms.checked_sub(*elected_ms).is_some_and(|since_ms| since_ms <= QUEUED_MS_MAX))
+}
+
+/// What the audit found that must not be.
+fn find_violations(report: &Report, elected_ms: &[u64]) -> Vec<String> {
+    let counts = [
+        ("owed readings lost", report.lost),
+        ("readings doubled", report.duplicates),
+        ("wrong values", report.wrong_values),
+        ("unknown readings", report.unknown_readings),
+        ("downlink counters reused", report.downlink_counters_reused),
+        ("downlink counters backwards", report.downlink_counters_backwards),
+        ("downlinks with a wrong integrity code", report.downlinks_unauthentic),
+        ("nonces of joins reused", report.join_nonces_not_risen),
+        ("joins accepted by two gateways", report.joins_by_two_gateways),
+        ("faults of the ledgers", report.ledger_faults),
+    ];
+    let counted = counts.into_iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{what}: {count}"));
+    let answers_ms = report.windows_used_by_two_gateways_ms.iter().chain(&report.frames_answered_by_two_gateways_ms);
+    let twice = answers_ms
+        .map(|at_ms| at_ms.saturating_sub(WALL_START.0))
+        .filter(|at_ms| !lay_in_a_queue(elected_ms, *at_ms))
+        .map(|at_ms| format!("two gateways answered one frame at {at_ms}, and nobody had just been elected"));
+    counted.chain(twice).collect()
+}
+
 impl World {
     /// How each node sees custody, for who looks for a fault.
     pub(super) fn log_custody(&self) {
@@ -101,21 +133,9 @@ impl World {
         }
     }
 
-    /// What the audit found that must not be.
     fn judge_report(&self, report: &Report) {
-        for (what, count) in [
-            ("owed readings lost", report.lost),
-            ("readings doubled", report.duplicates),
-            ("wrong values", report.wrong_values),
-            ("unknown readings", report.unknown_readings),
-            ("downlink counters reused", report.downlink_counters_reused),
-            ("nonces of joins reused", report.join_nonces_not_risen),
-            ("joins accepted by two gateways", report.joins_by_two_gateways),
-            ("faults of the ledgers", report.ledger_faults),
-        ] {
-            if count > 0 {
-                self.checker.violate(format!("{what}: {count}"));
-            }
+        for what in find_violations(report, &self.checker.elected_ms()) {
+            self.checker.violate(what);
         }
         let expect = &self.script.expect;
         if report.joined < expect.joined || report.join_requests_accepted_by_taker < expect.joined_at_insurer {
@@ -189,6 +209,33 @@ impl World {
             writes,
             log,
             elapsed_us: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_must_not_be_on_air_is_seen() {
+        assert!(find_violations(&Report::default(), &[]).is_empty());
+        for report in [
+            Report { downlink_counters_reused: 1, ..Report::default() },
+            Report { downlink_counters_backwards: 1, ..Report::default() },
+            Report { downlinks_unauthentic: 1, ..Report::default() },
+            Report { frames_answered_by_two_gateways_ms: vec![WALL_START.0 + 5_000], ..Report::default() },
+            Report { windows_used_by_two_gateways_ms: vec![WALL_START.0 + 5_000], ..Report::default() },
+        ] {
+            assert_eq!(find_violations(&report, &[]).len(), 1, "{report:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_may_lie_in_a_queue_while_another_node_is_elected() {
+        let report = Report { frames_answered_by_two_gateways_ms: vec![WALL_START.0 + 5_000], ..Report::default() };
+        for (elected_ms, violations) in [(2_899, 1), (2_900, 0), (5_000, 0), (5_001, 1)] {
+            assert_eq!(find_violations(&report, &[100, elected_ms]).len(), violations, "elected at {elected_ms}");
         }
     }
 }
