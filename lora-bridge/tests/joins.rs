@@ -58,7 +58,7 @@ fn a_join_is_written_ahead_answered_at_its_time_and_its_session_works() {
     let json: serde_json::Value = serde_json::from_slice(&accept.bytes[4..]).expect("JSON");
     assert_eq!((accept.window, &json["txpk"]["tmst"]), (Window::Rx1, &tmst.wrapping_add(5_000_000).into()));
     let (mote, nonce) = joiner.joined(&accept.bytes, 0x1234);
-    assert_eq!((nonce, accept.joined.join_nonce, accept.joined.dev_nonce), (0, 0, 0x1234));
+    assert_eq!((nonce, accept.joined.join_nonce, accept.joined.dev_nonce), (1, 1, 0x1234));
     assert!(accepts(&rig.advance(500)).is_empty(), "once");
     rig.now += 5_000;
     // The first block of counters came with the record.

@@ -16,6 +16,8 @@ use super::session::{Joined, NwkSKey, ReceiveWindows, Session};
 
 /// Remembered nonces of a device that chooses them at random. It may repeat an older one by chance at 1 in 256 joins.
 pub const DEV_NONCES_MAX: usize = 256;
+/// The network's first. Many devices take a JoinNonce only if it is above the last one that they stored, and store 0 at first.
+const JOIN_NONCE_MIN: u32 = 1;
 /// AppNonce has 24 bits.
 const JOIN_NONCE_MAX: u32 = 0xff_ffff;
 /// NetID of private networks (LoRaWAN 1.0.2, 6.1.1: "000000 or 000001 ... for experimental networks").
@@ -116,7 +118,7 @@ pub(crate) enum Unfit {
 pub struct Nonces {
     /// The device's, oldest first; the highest only, if they rise.
     pub dev_nonces: VecDeque<u16>,
-    /// The network's next one.
+    /// The network's next one; 0, as nobody has joined yet, stands for 1.
     pub join_nonce_next: u32,
 }
 
@@ -134,7 +136,8 @@ impl Nonces {
         if self.is_used(rule, dev_nonce) {
             return Err(Unfit::Replayed);
         }
-        if self.join_nonce_next > JOIN_NONCE_MAX {
+        let join_nonce = self.join_nonce_next.max(JOIN_NONCE_MIN);
+        if join_nonce > JOIN_NONCE_MAX {
             return Err(Unfit::Exhausted);
         }
         match rule {
@@ -143,8 +146,7 @@ impl Nonces {
             NonceRule::Rising => self.dev_nonces.clear(),
         }
         self.dev_nonces.push_back(dev_nonce);
-        let join_nonce = self.join_nonce_next;
-        self.join_nonce_next += 1;
+        self.join_nonce_next = join_nonce + 1;
         Ok(join_nonce)
     }
 
@@ -250,23 +252,25 @@ mod tests {
     #[test]
     fn nonces_by_rule() {
         let mut random = Nonces::default();
-        assert_eq!(random.take(NonceRule::Random, 7), Ok(0));
-        assert_eq!(random.take(NonceRule::Random, 3), Ok(1));
+        assert_eq!(random.take(NonceRule::Random, 7), Ok(1), "devices with empty memory refuse 0");
+        assert_eq!(random.take(NonceRule::Random, 3), Ok(2));
         assert_eq!(random.take(NonceRule::Random, 7), Err(Unfit::Replayed));
         for nonce in 1_000..1_256 {
             assert!(random.take(NonceRule::Random, nonce).is_ok());
         }
         assert_eq!(random.dev_nonces.len(), DEV_NONCES_MAX);
-        assert_eq!(random.take(NonceRule::Random, 7), Ok(258), "the oldest are forgotten");
+        assert_eq!(random.take(NonceRule::Random, 7), Ok(259), "the oldest are forgotten");
         let mut rising = Nonces::default();
-        assert_eq!(rising.take(NonceRule::Rising, 5), Ok(0));
+        assert_eq!(rising.take(NonceRule::Rising, 5), Ok(1));
         assert_eq!(rising.take(NonceRule::Rising, 5), Err(Unfit::Replayed));
         assert_eq!(rising.take(NonceRule::Rising, 4), Err(Unfit::Replayed));
-        assert_eq!(rising.take(NonceRule::Rising, 6), Ok(1));
+        assert_eq!(rising.take(NonceRule::Rising, 6), Ok(2));
         let mut last = Nonces { join_nonce_next: JOIN_NONCE_MAX + 1, ..Nonces::default() };
         assert_eq!(last.take(NonceRule::Random, 1), Err(Unfit::Exhausted));
         rising.merge(NonceRule::Rising, &Nonces { dev_nonces: [9].into(), join_nonce_next: 1 });
-        assert_eq!((rising.join_nonce_next, rising.take(NonceRule::Rising, 9)), (2, Err(Unfit::Replayed)));
+        assert_eq!((rising.join_nonce_next, rising.take(NonceRule::Rising, 9)), (3, Err(Unfit::Replayed)));
+        let mut stored: Nonces = serde_json::from_str(r#"{"dev_nonces":[],"join_nonce_next":0}"#).expect("a record that names 0");
+        assert_eq!((stored.take(NonceRule::Random, 1), stored.join_nonce_next), (Ok(1), 2));
     }
 
     #[test]
