@@ -474,7 +474,7 @@ impl Entry {
     }
 
     /// The device began anew: uplink counters from 0, in a new session. Downlink counters go on, for a value is never used twice; to the
-    /// device, which counts from 0 again, all of them are left out.
+    /// device, which counts from 0 again, all of them are left out. It has forgotten what it was told of its radio.
     pub(crate) fn restart(&mut self, reset_ordinal: u32) {
         self.reset_ordinal = reset_ordinal;
         self.session = self.session_at(reset_ordinal);
@@ -482,6 +482,8 @@ impl Entry {
         (self.served, self.settled, self.taken) = Default::default();
         self.down.skipped = self.down.next;
         (self.recent, self.newest, self.answered) = (None, None, None);
+        // Its transmit power and its number of transmissions are those of a device that was just switched on, too.
+        self.adr = super::adr::Adr::default();
     }
 
     pub(crate) fn note_served(&mut self, f_cnt: u32) {
@@ -509,6 +511,25 @@ mod tests {
         assert_ne!(id, session_id(DevAddr::from_u32(0x2601_1bdb), &key, 0));
         assert_ne!(id, session_id(address, &NwkSKey::from_bytes([0x2c; 16]), 0));
         assert_ne!(id, session_id(address, &key, 1));
+    }
+
+    #[test]
+    fn a_device_that_begins_anew_is_as_loud_as_it_was_at_first() {
+        use crate::mac::adr::{AdrMode, Setting};
+        use crate::mac::region::EU868;
+
+        let session = Session::new(DevEui::from_u64(1), DevAddr::from_u32(1), NwkSKey::from_bytes([1; 16]));
+        let mut entry = Entry::new(GroupId::from_bytes([1; 16]), &session);
+        entry.adr.note_asked(Setting { data_rate: 5, tx_power: 5, nb_trans: 1 });
+        entry.adr.answer(7);
+        let decide = |entry: &mut Entry| {
+            (0..20).for_each(|f_cnt| entry.adr.note(true, f_cnt, Some(-90), contracts::time::WallTime(0)));
+            let rate = EU868.data_rate(5).expect("in the table");
+            entry.adr.decide(&EU868, rate, AdrMode::Alone, entry.session).map(|setting| setting.tx_power)
+        };
+        assert_eq!(decide(&mut entry), Some(2), "louder than it was told to be");
+        entry.restart(1);
+        assert_eq!(decide(&mut entry), None, "it is at its loudest: 2 would make it quieter");
     }
 
     #[test]
