@@ -442,3 +442,58 @@ fn adaptive_data_rate_is_asked_for_answered_and_off_unless_switched_on() {
         assert!(downlinks(&hear(&mut rig, f_cnt, &[])).is_empty(), "heard anew before it is asked again");
     }
 }
+
+#[test]
+fn the_power_that_a_device_took_is_known_after_a_restart_and_at_the_other_node() {
+    let (mote, mut rig) = one();
+    let hear = |rig: &mut Rig, f_cnt: u32, snr: i16, commands: &[&dyn lorawan::maccommands::SerializableMacCommand]| {
+        rig.now += 60_000;
+        rig.pull();
+        let bytes = common::push_with(GATEWAY, &[(rig.tmst(), mote.frame_with(f_cnt, false, 0x80, commands))], 2, snr);
+        let mut out = rig.apply(Input::Datagram { from: address(1_002), bytes: &bytes });
+        out.extend(rig.commit(vec![mote.event(f_cnt)]));
+        out
+    };
+    let power = |out: &[Output]| {
+        let transmit = *downlinks(out).first()?;
+        let json: serde_json::Value = serde_json::from_slice(&transmit.bytes[4..]).expect("JSON");
+        let phy = STANDARD.decode(json["txpk"]["data"].as_str().expect("a text")).expect("base64");
+        (phy[8] == 0x03).then_some(phy[9] & 0x0f)
+    };
+    rig.apply(Input::Adr { group: GROUP, mode: AdrMode::Alone });
+    let asked: Vec<_> = (0..20).filter_map(|f_cnt| power(&hear(&mut rig, f_cnt, 90, &[]))).collect();
+    assert_eq!(asked, [1]);
+    let mut answer = lorawan::maccommandcreator::LinkADRAnsCreator::new();
+    answer.set_channel_mask_ack(true).set_data_rate_ack(true).set_tx_power_ack(true);
+    let out = hear(&mut rig, 20, 90, &[&answer]);
+    let due: Vec<_> =
+        out.iter().filter_map(|o| if let Output::StateDue { state, .. } = o { Some((**state).clone()) } else { None }).collect();
+    let [state] = &due[..] else { panic!("to the disk and to the other node, once: {due:?}") };
+    assert_eq!(state.queue.used.map(|used| (used.f_cnt, used.tx_power, used.nb_trans)), Some((20, 1, 1)));
+    let json = serde_json::to_string(state).expect("JSON");
+    assert_eq!(&serde_json::from_str::<SessionState>(&json).expect("its own JSON"), state);
+    // What was streamed before there was such a part.
+    let old = json.replace(&format!(r#","queue":{}"#, serde_json::to_string(&state.queue).expect("JSON")), "");
+    assert_ne!(old, json);
+    let old: SessionState = serde_json::from_str(&old).expect("the form before");
+    let queues = vec![(mote.device, state.queue.clone())];
+    for (told, expected) in [
+        (None, None),
+        (Some(Input::Import { states: vec![old] }), None),
+        (Some(Input::RestoreQueues { queues }), Some(0)),
+        (Some(Input::Import { states: vec![state.clone()] }), Some(0)),
+    ] {
+        let what = format!("{told:?}");
+        let mut next = Rig::new();
+        next.now = rig.now;
+        next.prepare(std::slice::from_ref(&mote));
+        told.into_iter().for_each(|told| drop(next.apply(told)));
+        next.apply(Input::PeerProgress { served: (0..=20).map(|f_cnt| mote.mark(f_cnt)).collect(), settled: vec![] });
+        next.serve(2, None);
+        next.reserve(std::slice::from_ref(&mote), 100);
+        next.apply(Input::Adr { group: GROUP, mode: AdrMode::Alone });
+        let asked: Vec<_> = (21..41).filter_map(|f_cnt| power(&hear(&mut next, f_cnt, -90, &[]))).collect();
+        assert_eq!(asked.first().copied(), expected, "louder again, after {what}");
+        assert_eq!(next.bridge.state(mote.device).and_then(|state| state.queue.used).is_some(), expected.is_some(), "{what}");
+    }
+}

@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn what_is_owed_comes_back_from_the_disk() {
         let (downlinks, device) = (Downlinks::default(), DevEui::from_u64(1));
-        let state = QueueState { open: vec![], done: vec!["d".to_owned()] };
+        let state = QueueState { open: vec![], done: vec!["d".to_owned()], used: None };
         let bytes = downlinks.set_owed(GROUP, device, state.clone());
         let again = Downlinks::default();
         assert_eq!(again.restore(GROUP, &bytes), BTreeMap::from([(device, state)]));

@@ -126,7 +126,10 @@ impl Bridge {
         let entry = self.registry.get_mut(slot)?;
         let adr_mode = self.groups.get(&entry.group).map(|group| group.adr).unwrap_or_default();
         if let Some(status) = uplink.link_adr.filter(|_| mode.epoch().is_some()) {
-            entry.adr.answer(status);
+            let (device, session) = (entry.device, entry.session);
+            if entry.adr.answer(status, session, uplink.f_cnt) {
+                self.state_due.insert(device);
+            }
         }
         entry.adr.note(uplink.is_adr, uplink.f_cnt, uplink.rx.snr_decibel_tenths, now.wall);
         mode.epoch()?;

@@ -48,7 +48,7 @@ use crate::gwmp::sources::{Rate, Sources};
 use crate::gwmp::taps::Taps;
 use crate::mac::adr::AdrMode;
 use crate::mac::duty_cycle::{AirTime, Ledger};
-use crate::mac::queue::Queue;
+use crate::mac::queue::{Queue, QueueState};
 use crate::mac::region::{Region, RegionName};
 use crate::mac::registry::{Registry, SlotIndex};
 use crate::mac::session::{Entry, Mark, SessionState};
@@ -406,7 +406,8 @@ impl Bridge {
     }
 
     fn with_queue(&self, mut state: SessionState) -> SessionState {
-        state.queue = self.queues.get(&state.device).map(Queue::shared).unwrap_or_default();
+        let used = state.queue.used;
+        state.queue = QueueState { used, ..self.queues.get(&state.device).map(Queue::shared).unwrap_or_default() };
         state
     }
 

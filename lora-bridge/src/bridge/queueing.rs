@@ -132,7 +132,10 @@ impl Bridge {
     }
 
     pub(super) fn merge_queue(&mut self, device: DevEui, state: &QueueState) {
-        if !state.is_empty() && self.registry.slot_of(device).is_some() {
+        if let (Some(used), Some((_, entry))) = (state.used, self.registry.device_mut(device)) {
+            entry.adr.merge(used, entry.session);
+        }
+        if state.has_downlinks() && self.registry.slot_of(device).is_some() {
             self.change_queue(device, |queue| queue.merge(state));
             // What came from there need not be told there.
             self.state_due.remove(&device);

@@ -67,6 +67,19 @@ pub struct Margin {
     pub heard_at: WallTime,
 }
 
+/// What a device took of what it was told: part of its session's state, on disk and at the other node. Its data rate is seen with every uplink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Used {
+    pub session: SessionId,
+    /// Of the uplink with the device's answer; what was answered later counts.
+    pub f_cnt: u32,
+    /// Steps of 2 dB below the region's maximum, 0..=15.
+    pub tx_power: u8,
+    /// Transmissions of each unconfirmed uplink, 1..=3.
+    pub nb_trans: u8,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Heard {
     f_cnt: u32,
@@ -84,9 +97,8 @@ pub(crate) struct Adr {
     /// Heard since this was last told to the other node.
     is_new: bool,
     other: Option<Margin>,
-    tx_power: u8,
-    /// One less than the number of transmissions.
-    more_trans: u8,
+    /// Of some session: it may be stored before the session is known here.
+    used: Option<Used>,
     asked: Option<Setting>,
     refusals: u8,
 }
@@ -151,13 +163,35 @@ impl Adr {
         self.other.as_ref().filter(is_recent).map(|other| other.snr_decibel_tenths)
     }
 
+    /// What the device uses in its session, if it ever took anything.
+    pub(crate) fn used(&self, session: SessionId) -> Option<Used> {
+        self.used.filter(|used| used.session == session)
+    }
+
+    /// What the disk or the other node says; `session` is the one of now.
+    pub(crate) fn merge(&mut self, told: Used, session: SessionId) {
+        let is_newer = self
+            .used
+            .is_none_or(|known| if known.session == told.session { known.f_cnt < told.f_cnt } else { known.session != session });
+        if is_newer {
+            self.used = Some(Used { tx_power: told.tx_power.min(15), nb_trans: told.nb_trans.clamp(1, 3), ..told });
+        }
+    }
+
+    /// The device began anew: nothing of its radio is as it was.
+    pub(crate) fn restart(&mut self) {
+        // What is stored may be of this very session.
+        *self = Self { used: self.used, ..Self::default() };
+    }
+
     /// What the device should use, if that is something else than it does.
     pub(crate) fn decide(&self, region: &Region, rate: DataRate, mode: AdrMode, session: SessionId) -> Option<Setting> {
         if !self.is_adr || self.heard.len() < UPLINKS || self.refusals >= REFUSALS_MAX {
             return None;
         }
         let data_rate = region.index_of(rate).filter(|index| *index <= region.adr_data_rate_max)?;
-        let used = Setting { data_rate, tx_power: self.tx_power, nb_trans: self.more_trans + 1 };
+        let (tx_power, nb_trans) = self.used(session).map_or((0, 1), |used| (used.tx_power, used.nb_trans));
+        let used = Setting { data_rate, tx_power, nb_trans };
         let own = self.heard.iter().map(|heard| heard.snr_decibel_tenths).max()?;
         let newest = self.heard.last()?.f_cnt;
         let (best, may_be_quieter) = match (mode, self.covered(session, newest)) {
@@ -201,15 +235,18 @@ impl Adr {
         self.asked = Some(setting);
     }
 
-    /// `LinkADRAns`: three bits, each says that a part is taken; unless all are, nothing is.
-    pub(crate) fn answer(&mut self, status: u8) {
-        let Some(asked) = self.asked.take() else { return };
+    /// `LinkADRAns` in uplink `f_cnt`: three bits, each says that a part is taken; unless all are, nothing is. True if the device uses
+    /// something else now.
+    pub(crate) fn answer(&mut self, status: u8, session: SessionId, f_cnt: u32) -> bool {
+        let Some(Setting { tx_power, nb_trans, .. }) = self.asked.take() else { return false };
         self.heard.clear();
-        if status & 0x07 == 0x07 {
-            (self.tx_power, self.more_trans, self.refusals) = (asked.tx_power, asked.nb_trans - 1, 0);
+        let is_taken = status & 0x07 == 0x07;
+        if is_taken {
+            (self.used, self.refusals) = (Some(Used { session, f_cnt, tx_power, nb_trans }), 0);
         } else {
             self.refusals += 1;
         }
+        is_taken
     }
 
     /// Custody begins: how the device is heard here is not known yet.
@@ -225,6 +262,33 @@ mod tests {
     use crate::mac::region::EU868;
 
     const SESSION: SessionId = SessionId::from_bytes([1; 8]);
+
+    fn using(tx_power: u8) -> Option<Used> {
+        Some(Used { session: SESSION, f_cnt: 20, tx_power, nb_trans: 1 })
+    }
+
+    #[test]
+    fn of_what_is_told_of_a_device_the_newest_of_its_session_counts() {
+        let (later, past) = (SessionId::from_bytes([2; 8]), SessionId::from_bytes([3; 8]));
+        let used = |session, f_cnt, tx_power| Used { session, f_cnt, tx_power, nb_trans: 1 };
+        let mut adr = Adr::default();
+        for (told, expected) in [
+            (used(past, 900, 6), None),
+            (used(SESSION, 7, 3), Some(3)),
+            (used(SESSION, 5, 1), Some(3)),
+            (used(SESSION, 7, 2), Some(3)),
+            (used(past, 901, 1), Some(3)),
+            (used(SESSION, 8, 200), Some(15)),
+        ] {
+            adr.merge(told, SESSION);
+            assert_eq!(adr.used(SESSION).map(|used| used.tx_power), expected, "{told:?}");
+        }
+        // A restart reads what it stored before it reads which session the device has.
+        let mut restarted = Adr::default();
+        restarted.merge(used(later, 3, 4), SESSION);
+        restarted.restart();
+        assert_eq!((restarted.used(SESSION), restarted.used(later)), (None, Some(used(later, 3, 4))));
+    }
 
     /// Heard by the other node in its newest uplinks.
     fn other(f_cnt: u32, snr_decibel_tenths: i16, heard: u8) -> Margin {
@@ -254,7 +318,7 @@ mod tests {
         assert_eq!(decide(&late, 0), Some((0, 0)), "uplink 38, heard there more than twenty ago: only more transmissions");
         // Louder it may become whoever hears it.
         let mut quiet = heard(-90, 1);
-        quiet.tx_power = 5;
+        quiet.used = using(5);
         assert_eq!(decide(&quiet, 5), Some((5, 2)));
         quiet.note_other(other(19, -150, 20));
         assert_eq!(decide(&quiet, 5), Some((5, 0)), "by the worse of both");
@@ -298,7 +362,7 @@ mod tests {
             assert_eq!(decided.map(|s| (s.data_rate, s.tx_power)), expected, "SNR {snr}, DR{used}");
         }
         let mut quiet = heard(-90, 1);
-        quiet.tx_power = 5;
+        quiet.used = using(5);
         assert_eq!(quiet.decide(&EU868, rate(5), AdrMode::Alone, SESSION).map(|s| s.tx_power), Some(2), "louder again");
     }
 
@@ -325,18 +389,22 @@ mod tests {
         let mut adr = heard(300, 1);
         let wanted = adr.decide(&EU868, rate(0), AdrMode::Alone, SESSION).expect("a change");
         assert_eq!(wanted.request(), [0x03, 0x57, 0xff, 0x00, 0x61]);
-        adr.answer(7);
+        adr.answer(7, SESSION, 20);
         assert!(adr.decide(&EU868, rate(0), AdrMode::Alone, SESSION).is_some(), "nothing was asked");
         adr.note_asked(wanted);
-        adr.answer(7);
-        assert_eq!(adr.tx_power, 7);
+        adr.answer(7, SESSION, 20);
+        assert_eq!(adr.used(SESSION), using(7));
         for n in 0..3_u32 {
             (0..20).for_each(|m| adr.note(true, 100 * (n + 1) + m, Some(-90), WallTime(0)));
             let wanted = adr.decide(&EU868, rate(5), AdrMode::Alone, SESSION).expect("louder");
             adr.note_asked(wanted);
-            adr.answer(3);
+            adr.answer(3, SESSION, 20);
         }
         (0..20).for_each(|m| adr.note(true, 900 + m, Some(-90), WallTime(0)));
-        assert_eq!((adr.tx_power, adr.decide(&EU868, rate(5), AdrMode::Alone, SESSION)), (7, None), "asked three times");
+        assert_eq!(
+            (adr.used(SESSION), adr.decide(&EU868, rate(5), AdrMode::Alone, SESSION)),
+            (using(7), None),
+            "asked three times"
+        );
     }
 }

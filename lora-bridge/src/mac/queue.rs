@@ -18,6 +18,7 @@ use contracts::ids::{DevEui, SessionId};
 use contracts::time::WallTime;
 use serde::{Deserialize, Serialize};
 
+use super::adr::Used;
 use super::session::Joined;
 
 /// Downlinks that wait for one device.
@@ -415,7 +416,7 @@ impl Queue {
     /// The part that goes to the other node: what is owed at least once, and what is done.
     pub(crate) fn shared(&self) -> QueueState {
         let open = self.items.iter().map(|item| &item.downlink).filter(|d| d.delivery == Delivery::AtLeastOnce);
-        QueueState { open: open.cloned().collect(), done: self.done.iter().cloned().collect() }
+        QueueState { open: open.cloned().collect(), done: self.done.iter().cloned().collect(), used: None }
     }
 
     /// Union of what is open, less what is done anywhere. Gives how many items were added, less those removed.
@@ -437,7 +438,7 @@ impl Queue {
     }
 }
 
-/// What nodes tell one another of a device's downlinks.
+/// What nodes tell one another of a device's downlinks and of what came of them, and store.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QueueState {
@@ -447,11 +448,18 @@ pub struct QueueState {
     /// Ids of those that are finished.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub done: Vec<String>,
+    /// Transmit power and number of transmissions that the device took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<Used>,
 }
 
 impl QueueState {
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.open.is_empty() && self.done.is_empty()
+        !self.has_downlinks() && self.used.is_none()
+    }
+
+    pub(crate) fn has_downlinks(&self) -> bool {
+        !self.open.is_empty() || !self.done.is_empty()
     }
 }

@@ -241,7 +241,7 @@ pub struct SessionState {
     pub f_cnt_down_reserved: u32,
     /// Downlink counters left out since a downlink was last known to be received.
     pub f_cnt_down_skipped: u32,
-    /// Downlinks that are owed at least once.
+    /// Downlinks that are owed at least once, and what the device took of what it was told.
     #[serde(default, skip_serializing_if = "QueueState::is_empty")]
     pub queue: QueueState,
 }
@@ -409,7 +409,7 @@ impl Entry {
             f_cnt_down_next: self.down.next,
             f_cnt_down_reserved: self.down.reserved,
             f_cnt_down_skipped: self.down.skipped,
-            queue: QueueState::default(),
+            queue: QueueState { used: self.adr.used(self.session), ..QueueState::default() },
         }
     }
 
@@ -483,7 +483,7 @@ impl Entry {
         self.down.skipped = self.down.next;
         (self.recent, self.newest, self.answered) = (None, None, None);
         // Its transmit power and its number of transmissions are those of a device that was just switched on, too.
-        self.adr = super::adr::Adr::default();
+        self.adr.restart();
     }
 
     pub(crate) fn note_served(&mut self, f_cnt: u32) {
@@ -521,7 +521,7 @@ mod tests {
         let session = Session::new(DevEui::from_u64(1), DevAddr::from_u32(1), NwkSKey::from_bytes([1; 16]));
         let mut entry = Entry::new(GroupId::from_bytes([1; 16]), &session);
         entry.adr.note_asked(Setting { data_rate: 5, tx_power: 5, nb_trans: 1 });
-        entry.adr.answer(7);
+        entry.adr.answer(7, entry.session, 1);
         let decide = |entry: &mut Entry| {
             (0..20).for_each(|f_cnt| entry.adr.note(true, f_cnt, Some(-90), contracts::time::WallTime(0)));
             let rate = EU868.data_rate(5).expect("in the table");
