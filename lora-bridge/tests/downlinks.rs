@@ -497,3 +497,21 @@ fn the_power_that_a_device_took_is_known_after_a_restart_and_at_the_other_node()
         assert_eq!(next.bridge.state(mote.device).and_then(|state| state.queue.used).is_some(), expected.is_some(), "{what}");
     }
 }
+
+#[test]
+fn a_word_of_the_gateway_that_nobody_understands_is_silence() {
+    let (mote, mut rig) = one();
+    let asked = queue(&mut rig, &mote, downlink("once")).expect("room");
+    encrypt(&mut rig, &asked);
+    let out = rig.hear_and_commit(&mote.frame(0, false));
+    let sent = downlinks(&out)[0].clone();
+    let garbled = [&[2, sent.bytes[1], sent.bytes[2], 5][..], &sent.gateway.0.to_be_bytes(), br#"{"txpk_ack":{"er"#].concat();
+    let out = rig.apply(Input::Datagram { from: address(1_001), bytes: &garbled });
+    assert!(downlinks(&out).is_empty(), "it may be on air: nothing goes in RX2");
+    assert_eq!(rig.bridge.stats().tx_results["unreadable"], 1);
+    let mut out = rig.advance(3_000);
+    out.extend(rig.hear_and_commit(&mote.frame(1, false)));
+    assert!(downlinks(&out).is_empty(), "at most once");
+    out.extend(rig.advance(3_000));
+    assert_eq!(outcomes(&out), [("once".to_owned(), Outcome::Failed(Failure::Unknown))]);
+}

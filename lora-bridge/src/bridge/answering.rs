@@ -7,7 +7,7 @@ use super::io::{Mode, Now, Output, Transmit};
 use super::planning::{Candidate, Outstanding, Pending, Plan};
 use super::{Bridge, RESERVE_RETRY};
 use crate::gwmp::gateways::Route;
-use crate::gwmp::txpk::{self, Txpk};
+use crate::gwmp::txpk::{self, TxResult, Txpk};
 use crate::gwmp::{self, GatewayEui, Token, Version};
 use crate::mac::adr::{AdrMode, Setting};
 use crate::mac::downlink::{self, F_OPTS_BYTES_MAX, Frame, Timing, Window};
@@ -384,6 +384,9 @@ impl Bridge {
     pub(super) fn tx_ack(&mut self, gateway: GatewayEui, token: Token, body: &[u8], now: Now, out: &mut Vec<Output>) {
         let token = u16::from_be_bytes(token);
         let result = txpk::read_tx_ack(body);
+        if result == TxResult::Unreadable {
+            return self.unreadable_tx_ack(gateway, token);
+        }
         if self.accept_tx_ack(gateway, token, result, now, out).is_some() {
             self.stats.tx_result(result);
             self.gateways.answered(gateway, result);
@@ -418,6 +421,18 @@ impl Bridge {
         if !self.pending.contains_key(&outstanding.slot) {
             self.retry(&outstanding, now, out);
         }
+    }
+
+    /// As good as silence: the packet may have been sent. What is counted as on air stays so, and nothing is sent once more.
+    fn unreadable_tx_ack(&mut self, gateway: GatewayEui, token: u16) {
+        let is_awaited = self.outstanding.get(&token).is_some_and(|outstanding| outstanding.gateway == gateway)
+            || self.awaits_accept_tx_ack(gateway, token);
+        if !is_awaited {
+            self.stats.tx_ack_unmatched += 1;
+            return;
+        }
+        self.stats.tx_result(TxResult::Unreadable);
+        self.gateways.answered(gateway, TxResult::Unreadable);
     }
 
     /// A gateway refused: another one, or RX2, with a new counter.

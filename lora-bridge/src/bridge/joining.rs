@@ -413,6 +413,10 @@ impl Bridge {
         Ok(Accept { group, epoch, device, joined, window, gateway, to: route.address, bytes })
     }
 
+    pub(super) fn awaits_accept_tx_ack(&self, gateway: GatewayEui, token: u16) -> bool {
+        self.accepts.get(&token).is_some_and(|on_air| on_air.gateway == gateway)
+    }
+
     /// The gateway's word about an accept; `None` if the token is not one's.
     pub(super) fn accept_tx_ack(
         &mut self,

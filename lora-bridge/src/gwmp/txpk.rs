@@ -96,11 +96,14 @@ pub enum TxResult {
     GpsUnlocked,
     /// Listen before talk found the channel busy.
     ChannelBusy,
+    /// A refusal for a reason that has no name here.
     Other,
+    /// Not to be understood: the gateway may have sent the packet or not.
+    Unreadable,
 }
 
 impl TxResult {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Queued,
         Self::Warned,
         Self::TooLate,
@@ -112,6 +115,7 @@ impl TxResult {
         Self::GpsUnlocked,
         Self::ChannelBusy,
         Self::Other,
+        Self::Unreadable,
     ];
 
     /// For counters.
@@ -129,6 +133,7 @@ impl TxResult {
             Self::GpsUnlocked => "gps_unlocked",
             Self::ChannelBusy => "channel_busy",
             Self::Other => "other",
+            Self::Unreadable => "unreadable",
         }
     }
 
@@ -158,7 +163,7 @@ pub fn read_tx_ack(body: &[u8]) -> TxResult {
         return TxResult::Queued;
     }
     let Ok(AckJson { txpk_ack }) = serde_json::from_slice(json) else {
-        return TxResult::Other;
+        return TxResult::Unreadable;
     };
     let Some(AckFields { error, warn }) = txpk_ack else {
         return TxResult::Queued;
@@ -212,7 +217,9 @@ mod tests {
             (b"{\"txpk_ack\":{\"error\":\"TOO_LATE\"}}\0\0", TxResult::TooLate),
             (b"{\"txpk_ack\":{\"error\":\"SEND_LBT\"}}", TxResult::ChannelBusy),
             (b"{\"txpk_ack\":{\"error\":\"OH NO\"}}", TxResult::Other),
-            (b"{\"txpk_ack\"", TxResult::Other),
+            (b"{\"txpk_ack\"", TxResult::Unreadable),
+            (b"{\"txpk_ack\":{\"error\":7}}", TxResult::Unreadable),
+            (b"[]", TxResult::Unreadable),
         ] {
             assert_eq!(read_tx_ack(body), result, "{:?}", String::from_utf8_lossy(body));
         }
