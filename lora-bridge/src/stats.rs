@@ -85,6 +85,9 @@ reasons! {
         /// The gateway refused it, and there is no later window.
         Refused => "refused",
         Unbuildable => "unbuildable",
+        // Of several reasons why no gateway takes a frame in any window the last one in this order is told.
+        /// The frame is too long for the data rate of the windows that can be reached.
+        TooLong => "too_long",
         /// The gateway has spent its share of the hour in the sub-bands of both windows.
         DutyCycle => "duty_cycle",
         /// The gateways transmit something else in both windows.

@@ -515,3 +515,21 @@ fn a_word_of_the_gateway_that_nobody_understands_is_silence() {
     out.extend(rig.advance(3_000));
     assert_eq!(outcomes(&out), [("once".to_owned(), Outcome::Failed(Failure::Unknown))]);
 }
+
+#[test]
+fn a_payload_too_long_for_the_devices_rate_ends_by_name_and_what_waits_behind_it_goes() {
+    let (mote, mut rig) = one();
+    // 123 bytes at SF9, 59 at SF12 of RX2: header and port are 8 of them, and the counter that these tests append 4.
+    let payload = |bytes: usize| Downlink { payload: vec![7; bytes].into(), ..downlink(&bytes.to_string()) };
+    let mut asked = queue(&mut rig, &mote, payload(112)).expect("room");
+    asked.extend(queue(&mut rig, &mote, payload(111)).expect("room"));
+    let out = encrypt(&mut rig, &asked);
+    assert!(outcomes(&out).is_empty(), "the rate of its turn counts");
+    let mut out = rig.hear_and_commit(&mote.frame(0, false));
+    assert_eq!(outcomes(&out), [("112".to_owned(), Outcome::Failed(Failure::TooLong))]);
+    assert_eq!((rig.bridge.stats().missed(MissedReason::TooLong), rig.bridge.stats().missed(MissedReason::DutyCycle)), (1, 0));
+    // The next one may even be encrypted in time.
+    out = encrypt(&mut rig, &out);
+    let sent = downlinks(&out)[0];
+    assert_eq!((sent.window, heard(sent, &mote).payload.len()), (Window::Rx1, 115));
+}

@@ -195,7 +195,8 @@ pub enum DownlinkState {
     Expired,
     /// It was given up: the end.
     Failed {
-        /// Why, as a stable word: `unknown` (it may have been sent, and nobody knows), `not_acknowledged`.
+        /// Why, as a stable word: `unknown` (it may have been sent, and nobody knows), `not_acknowledged`, `too_long` (for the
+        /// device's data rate when it was its turn).
         reason: String,
     },
 }

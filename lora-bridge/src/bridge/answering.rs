@@ -12,7 +12,7 @@ use crate::gwmp::{self, GatewayEui, Token, Version};
 use crate::mac::adr::{AdrMode, Setting};
 use crate::mac::downlink::{self, F_OPTS_BYTES_MAX, Frame, Timing, Window};
 use crate::mac::duty_cycle;
-use crate::mac::queue::Queue;
+use crate::mac::queue::{Failure, Queue};
 use crate::mac::registry::SlotIndex;
 use crate::mac::session::Entry;
 use crate::stats::MissedReason;
@@ -114,6 +114,7 @@ impl Bridge {
         if !self.is_link_certain(slot, &plan, epoch, now, out) {
             return Attempt::Waits;
         }
+        self.give_up_too_long(slot, &plan, out);
         let Some(entry) = self.registry.get(slot) else { return Attempt::Missed(MissedReason::NoCustody) };
         let timing = plan.timing(entry, rx2_only);
         if downlink::reachable(entry.windows(), &timing, self.config.answer_margin, now.boot).is_none() {
@@ -161,6 +162,22 @@ impl Bridge {
         };
         let place = downlink::slot(entry.windows(), &timing, choice.window, choice.candidate.rx.tmst.unwrap_or(0));
         self.send_frame(&Sending { slot, plan, choice, requests, epoch, now }, frame, place, out)
+    }
+
+    /// A payload that fits neither window at the rate that the device uses now ends, or nothing behind it would ever go. Answers and requests
+    /// are not counted: they go first, and alone.
+    fn give_up_too_long(&mut self, slot: SlotIndex, plan: &Plan, out: &mut Vec<Output>) {
+        let Some(entry) = self.registry.get(slot) else { return };
+        let device = entry.device;
+        let ready = entry.down.peek().and_then(|f_cnt| self.queues.get(&device)?.ready(entry.session, f_cnt));
+        let rates = downlink::data_rates(entry.windows(), &plan.timing(entry, false));
+        let (Some(ready), Some(rates)) = (ready, rates) else { return };
+        let frame = Frame { payload: Some((ready.f_port, &ready.payload)), ..Frame::default() };
+        let region = self.region();
+        if rates.iter().all(|rate| frame.mac_payload_len() > region.mac_payload_bytes_max(*rate)) {
+            self.stats.miss(MissedReason::TooLong);
+            self.report(device, out, |queue| queue.give_up(Failure::TooLong));
+        }
     }
 
     fn route(&self, candidate: &Candidate, now: Now) -> Option<Route> {
@@ -240,12 +257,11 @@ impl Bridge {
     fn choose(&self, entry: &Entry, plan: &Plan, timing: &Timing, frame: &Frame<'_>, now: Now) -> Result<Choice, MissedReason> {
         let usable = |candidate: &&Candidate| candidate.rx.tmst.is_some() && self.route(candidate, now).is_some();
         let over = |windows: &[Window]| {
-            let mut missed = MissedReason::DutyCycle;
+            let mut missed = None;
             for candidate in plan.candidates.iter().filter(usable) {
                 match self.choose_window(entry, plan, candidate, timing, frame, windows, now) {
                     Ok(choice) => return Ok(choice),
-                    Err(MissedReason::Busy) => missed = MissedReason::Busy,
-                    Err(_) => {}
+                    Err(reason) => missed = missed.max(reason),
                 }
             }
             Err(missed)
@@ -254,11 +270,12 @@ impl Bridge {
             let (place, micros) = Self::place(entry, timing, candidate, Window::Rx1, frame);
             candidate.has_refused(Window::Rx1) || !self.schedules.is_free(candidate.gateway, place.tmst, micros)
         };
-        if plan.candidates.iter().any(is_taken) {
-            over(&[Window::Rx1]).or_else(|_| over(&[Window::Rx2]))
+        let chosen = if plan.candidates.iter().any(is_taken) {
+            over(&[Window::Rx1]).or_else(|in_rx1| over(&[Window::Rx2]).map_err(|in_rx2| in_rx1.max(in_rx2)))
         } else {
             over(&[Window::Rx1, Window::Rx2])
-        }
+        };
+        chosen.map_err(|missed| missed.unwrap_or(MissedReason::DutyCycle))
     }
 
     /// Where a frame goes in a window, and its time on air in microseconds.
@@ -282,22 +299,25 @@ impl Bridge {
         frame: &Frame<'_>,
         allowed: &[Window],
         now: Now,
-    ) -> Result<Choice, MissedReason> {
+    ) -> Result<Choice, Option<MissedReason>> {
         let region = self.region();
         let windows = downlink::reachable_windows(entry.windows(), timing, self.config.answer_margin, now.boot);
-        let mut missed = MissedReason::DutyCycle;
+        let mut missed = None;
         let mut choices = windows.filter(|w| allowed.contains(w) && !candidate.has_refused(*w)).filter_map(|window| {
             let (place, micros) = Self::place(entry, timing, candidate, window, frame);
             let left = self.ledger.left_micros(candidate.gateway, place.frequency_hz, now.boot);
             let budget = self.ledger.budget_micros(place.frequency_hz);
             let kept = if plan.wants.is_answer() { 0 } else { budget / 10 };
-            let fits = frame.mac_payload_len() <= region.mac_payload_bytes_max(place.data_rate) && micros + kept <= left;
-            let is_free = self.schedules.is_free(candidate.gateway, place.tmst, micros);
-            if fits && !is_free {
-                missed = MissedReason::Busy;
-            }
+            let hindrance = if frame.mac_payload_len() > region.mac_payload_bytes_max(place.data_rate) {
+                Some(MissedReason::TooLong)
+            } else if micros + kept > left {
+                Some(MissedReason::DutyCycle)
+            } else {
+                (!self.schedules.is_free(candidate.gateway, place.tmst, micros)).then_some(MissedReason::Busy)
+            };
+            missed = missed.max(hindrance);
             let choice = Choice { candidate: *candidate, window, frequency_hz: place.frequency_hz, micros };
-            (fits && is_free).then_some((choice, left, budget))
+            hindrance.is_none().then_some((choice, left, budget))
         });
         let (first, second) = (choices.next(), choices.next());
         let Some((first, left, budget)) = first else { return Err(missed) };
@@ -457,7 +477,7 @@ impl Bridge {
                 self.pending.insert(failed.slot, pending);
             }
             // Nobody is left to take it.
-            Attempt::Missed(MissedReason::DutyCycle | MissedReason::Busy | MissedReason::NoRoute)
+            Attempt::Missed(MissedReason::DutyCycle | MissedReason::Busy | MissedReason::NoRoute | MissedReason::TooLong)
                 if failed.window == Window::Rx2 =>
             {
                 self.stats.miss(MissedReason::Refused);

@@ -162,6 +162,12 @@ fn rx1_rate(windows: &ReceiveWindows, timing: &Timing) -> Option<DataRate> {
     timing.data_rate.slowed(windows.rx1_data_rate_offset)
 }
 
+/// The data rates of both windows, whether they can still be reached or not; nothing if that of RX1 is not known.
+pub(crate) fn data_rates(windows: &ReceiveWindows, timing: &Timing) -> Option<[DataRate; 2]> {
+    timing.frequency_hz?;
+    Some([rx1_rate(windows, timing)?, windows.rx2_data_rate])
+}
+
 /// Where and when of a downlink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slot {

@@ -8,6 +8,7 @@
 //! | on air | the gateway says nothing | confirmed: awaits; at least once: waiting; else done, *failed unknown* |
 //! | on air, awaits | a newer uplink acknowledges | done, *acked* |
 //! | awaits | a newer uplink does not | waiting, after [`ATTEMPTS_MAX`] done, *failed not_acknowledged* |
+//! | waiting | its turn, and too long for both windows | done, *failed too_long* |
 //! | any but on air | its time is over | done, *expired* |
 //! | on air, awaits | custody ends without a word from the device | at least once: waiting; else done, *failed unknown* |
 
@@ -100,6 +101,8 @@ pub enum Failure {
     /// It may have been sent, and nobody knows.
     Unknown,
     NotAcknowledged,
+    /// It fitted neither receive window at the data rate that the device used when it was its turn.
+    TooLong,
 }
 
 impl Failure {
@@ -109,6 +112,7 @@ impl Failure {
         match self {
             Self::Unknown => "unknown",
             Self::NotAcknowledged => "not_acknowledged",
+            Self::TooLong => "too_long",
         }
     }
 }
@@ -372,6 +376,11 @@ impl Queue {
             }
             State::Waiting | State::OnAir { .. } | State::Awaits { .. } => None,
         }
+    }
+
+    /// The head waits and cannot be sent.
+    pub(crate) fn give_up(&mut self, failure: Failure) -> Option<Report> {
+        self.is_waiting().then(|| (self.finish(0).id, Outcome::Failed(failure)))
     }
 
     /// When the first of those that are not on air becomes worthless.

@@ -20,6 +20,9 @@ const WAITING_MAX: usize = 64;
 /// Why a downlink ended that was sent as often as it may be.
 const NOT_ACKNOWLEDGED: &str = "not_acknowledged";
 
+/// Why a downlink ended that did not fit the device's data rate.
+const TOO_LONG: &str = "too_long";
+
 /// When the last event that was told happened, and its cursor: later ones are greater, also of a node that counts anew.
 type Told = (u64, u64);
 
@@ -111,6 +114,9 @@ fn message(settings: &Settings, config: &Config, event: &DownlinkEvent) -> Optio
         }
         DownlinkState::Acked { f_cnt } => Some(ack(true, Some(*f_cnt))),
         DownlinkState::Failed { reason } if reason == NOT_ACKNOWLEDGED => Some(ack(false, None)),
+        DownlinkState::Failed { reason } if reason == TOO_LONG => {
+            Some(log("DOWNLINK_PAYLOAD_SIZE", "longer than the device's data rate allows in both windows".to_owned()))
+        }
         DownlinkState::Failed { reason } => Some(log("DOWNLINK_GATEWAY", format!("given up: {reason}"))),
         DownlinkState::Expired => Some(log("EXPIRED", "expired before it was sent or acknowledged".to_owned())),
     }
