@@ -138,7 +138,7 @@ pub struct JoiningDevice {
     /// Delay of the first receive window that it is told, in seconds, 1..=15. Default 1.
     #[serde(default = "default_rx1_delay_s")]
     pub rx1_delay_s: u8,
-    /// Data rate index of the second receive window that it is told, 0..=15; the region's default if absent.
+    /// Data rate index of the second receive window that it is told, 0..=7; the region's default if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rx2_data_rate: Option<u8>,
     /// What the network should change once it has joined.
@@ -156,13 +156,14 @@ pub struct Device {
     pub dev_addr: DevAddr,
     /// Network session key: checks and makes the integrity codes of frames.
     pub nwk_s_key: Key,
-    /// Width of its frame counters in bits, 16 or 32 (of which 16 are sent). Default 32.
+    /// Width of its frame counters in bits: 32 (of which 16 are sent), the default. A device that counts in 16 bits would be refused for ever
+    /// after 65,535 frames, so it is refused at once.
     #[serde(default = "default_f_cnt_width")]
     pub f_cnt_width: u8,
     /// Delay of the first receive window after an uplink in seconds, 1..=15. Default 1.
     #[serde(default = "default_rx1_delay_s")]
     pub rx1_delay_s: u8,
-    /// Data rate index of the second receive window, 0..=15; the region's default if absent.
+    /// Data rate index of the second receive window, 0..=7; the region's default if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rx2_data_rate: Option<u8>,
     /// Frequency of the second receive window in Hz; the region's default if absent.
@@ -202,14 +203,14 @@ impl Registration {
             if !seen.insert(device.dev_eui) {
                 return refused("dev_eui", "the same device twice");
             }
-            if device.f_cnt_width != 16 && device.f_cnt_width != 32 {
-                return refused("f_cnt_width", "neither 16 nor 32");
+            if device.f_cnt_width != 32 {
+                return refused("f_cnt_width", "not 32: devices that count in 16 bits are not served");
             }
             if !(1..=15).contains(&device.rx1_delay_s) {
                 return refused("rx1_delay_s", "not in 1..=15");
             }
-            if device.rx2_data_rate.is_some_and(|rate| rate > 15) {
-                return refused("rx2_data_rate", "not in 0..=15");
+            if device.rx2_data_rate.is_some_and(|rate| rate > 7) {
+                return refused("rx2_data_rate", "not in 0..=7");
             }
             if let Err((field, reason)) = device.desired.as_ref().map_or(Ok(()), Desired::check) {
                 return refused(&format!("desired.{field}"), reason);
@@ -223,8 +224,8 @@ impl Registration {
             if !(1..=15).contains(&device.rx1_delay_s) {
                 return refused("rx1_delay_s", "not in 1..=15");
             }
-            if device.rx2_data_rate.is_some_and(|rate| rate > 15) {
-                return refused("rx2_data_rate", "not in 0..=15");
+            if device.rx2_data_rate.is_some_and(|rate| rate > 7) {
+                return refused("rx2_data_rate", "not in 0..=7");
             }
             if let Err((field, reason)) = device.desired.as_ref().map_or(Ok(()), Desired::check) {
                 return refused(&format!("desired.{field}"), reason);
@@ -433,5 +434,27 @@ impl std::fmt::Display for Problem {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "{} {}", self.status, if self.title.is_empty() { "(no problem document)" } else { &self.title })?;
         self.detail.as_ref().map_or(Ok(()), |detail| write!(formatter, ": {detail}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_bridge_would_not_do_is_refused_by_name() {
+        let abp = r#""dev_eui":"0102030405060708","dev_addr":"26011bda","nwk_s_key":"000102030405060708090a0b0c0d0e0f""#;
+        let joins = r#""dev_eui":"0102030405060709","join_eui":"70b3d57ed0000001","dev_addr":"26011bdb""#;
+        for (device, joining, refused) in [
+            ("", "", None),
+            (r#","rx2_data_rate":7,"f_cnt_width":32"#, r#","rx2_data_rate":0"#, None),
+            (r#","rx2_data_rate":8"#, "", Some("devices[0].rx2_data_rate: not in 0..=7")),
+            ("", r#","rx2_data_rate":15"#, Some("joining[0].rx2_data_rate: not in 0..=7")),
+            (r#","f_cnt_width":16"#, "", Some("devices[0].f_cnt_width: not 32: devices that count in 16 bits are not served")),
+        ] {
+            let json = format!(r#"{{"devices":[{{{abp}{device}}}],"joining":[{{{joins}{joining}}}]}}"#);
+            let registration: Registration = serde_json::from_str(&json).expect("well-formed");
+            assert_eq!(registration.check().err().map(|error| error.to_string()).as_deref(), refused, "{json}");
+        }
     }
 }
