@@ -12,6 +12,7 @@
 //! | [`world`] | machines, network and motes of one run, and its end |
 //! | [`machine`] | a machine: clock, disks, and the process that runs on it |
 //! | [`check`] | what must hold at every instant, and the judgement at the end |
+//! | `arbitrator_store` | the arbitrator's store on its machine's disk |
 //! | `books` | what the insurer said that it heard, judged: signed accounts, asked of both parties |
 //! | `evidence` | what members signed about custody, judged: the statements on the edges' disks |
 //! | [`shrink`] | the shortest script that still fails |
@@ -23,6 +24,7 @@
 //! HTTP itself (requests of the nodes' clients call the routers of marketplace and arbitrator), QUIC itself (messages are lost, late, doubled and
 //! reordered as datagrams; requests are repeated like streams), the file system below the database, several threads.
 
+mod arbitrator_store;
 mod books;
 pub mod check;
 pub mod clock;

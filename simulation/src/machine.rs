@@ -1,7 +1,6 @@
 //! A machine: clocks and disks that survive, and the process that runs on it while it does.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -74,15 +73,29 @@ pub struct Disk(Arc<Mutex<DiskState>>);
 struct DiskState {
     latency: Duration,
     is_full: bool,
+    /// A node's database, which counts its own writes.
     store: MemoryDisk,
-    votes: VoteWrites,
+    /// The arbitrator's database.
+    database: Writes,
+    votes: Writes,
+    /// Rises when a process dies at a write: what it had open is dead.
+    life: u64,
 }
 
-/// Writes of votes, and the one at which the process dies.
+/// Writes, and the one at which the process dies.
 #[derive(Debug, Default)]
-struct VoteWrites {
+struct Writes {
     done: u64,
     crash: Option<(FailPoint, Arc<Notify>)>,
+}
+
+impl DiskState {
+    const fn writes_of(&mut self, of: Written) -> &mut Writes {
+        match of {
+            Written::Database => &mut self.database,
+            Written::Votes => &mut self.votes,
+        }
+    }
 }
 
 impl Disk {
@@ -90,10 +103,17 @@ impl Disk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the database is made on.
+    /// What a node's database is made on.
     #[must_use]
     pub fn database(&self) -> MemoryDisk {
         self.state().store.clone()
+    }
+
+    /// What one process writes on.
+    #[must_use]
+    pub fn open(&self) -> OpenDisk {
+        let life = self.state().life;
+        OpenDisk { disk: self.clone(), life }
     }
 
     /// Each write takes so long; a process that dies meanwhile has written nothing.
@@ -119,48 +139,79 @@ impl Disk {
     #[must_use]
     pub fn writes(&self) -> (u64, u64) {
         let state = self.state();
-        (state.store.writes(), state.votes.done)
+        (state.store.writes() + state.database.done, state.votes.done)
     }
 
     /// The process dies at the write that `crash` counts from now on; `died` is told, and the write never returns.
     pub fn crash_at(&self, crash: &Crash, died: Arc<Notify>) {
         let (database, votes) = self.writes();
-        let point = |n| if crash.after { FailPoint::After(n) } else { FailPoint::Before(n) };
-        match crash.of {
-            Written::Database => {
+        let done = match crash.of {
+            Written::Database => database,
+            Written::Votes => votes,
+        };
+        let number = done + crash.write;
+        let point = if crash.after { FailPoint::After(number) } else { FailPoint::Before(number) };
+        match (crash.machine, crash.of) {
+            (Machine::Rio | Machine::Patras | Machine::Cloud, Written::Database) => {
                 let hook: Hook = Arc::new(move || died.notify_one());
-                self.database().crash_at(point(database + crash.write), hook);
+                self.database().crash_at(point, hook);
             }
-            Written::Votes => self.state().votes.crash = Some((point(votes + crash.write), died)),
+            (Machine::Arbitrator, Written::Database) | (_, Written::Votes) => {
+                self.state().writes_of(crash.of).crash = Some((point, died));
+            }
+        }
+    }
+}
+
+/// A disk as one process has it open.
+#[derive(Debug, Clone)]
+pub struct OpenDisk {
+    disk: Disk,
+    life: u64,
+}
+
+impl OpenDisk {
+    /// Never returns if the process died at a write.
+    pub async fn enter(&self) {
+        if self.disk.state().life != self.life {
+            std::future::pending::<()>().await;
         }
     }
 
-    /// Writes votes: `apply` is what takes effect.
+    /// Writes durably: `apply` is what takes effect, at once; what it refuses is no write. `full` is what a caller hears of a full disk.
     ///
     /// # Errors
-    /// The disk is full.
-    pub async fn write_votes(&self, apply: impl FnOnce()) -> io::Result<()> {
-        let latency = self.state().latency;
+    /// The disk is full; those of `apply`.
+    pub async fn write<T, E>(
+        &self,
+        of: Written,
+        full: impl FnOnce() -> E + Send,
+        apply: impl Future<Output = Result<T, E>> + Send,
+    ) -> Result<T, E> {
+        self.enter().await;
+        let latency = self.disk.state().latency;
         if latency > Duration::ZERO {
             tokio::time::sleep(latency).await;
+            self.enter().await;
         }
-        if self.is_full() {
-            return Err(io::ErrorKind::StorageFull.into());
+        if self.disk.is_full() {
+            return Err(full());
         }
-        let number = self.state().votes.done + 1;
-        self.die_at(FailPoint::Before(number)).await;
-        apply();
-        self.state().votes.done = number;
-        self.die_at(FailPoint::After(number)).await;
-        Ok(())
+        let number = self.disk.state().writes_of(of).done + 1;
+        self.die_at(of, FailPoint::Before(number)).await;
+        let written = apply.await?;
+        self.disk.state().writes_of(of).done = number;
+        self.die_at(of, FailPoint::After(number)).await;
+        Ok(written)
     }
 
     /// Never returns if the process is to die here.
-    async fn die_at(&self, here: FailPoint) {
+    async fn die_at(&self, of: Written, here: FailPoint) {
         let died = {
-            let mut state = self.state();
-            let is_here = state.votes.crash.as_ref().is_some_and(|(point, _)| *point == here);
-            if is_here { state.votes.crash.take() } else { None }
+            let mut state = self.disk.state();
+            let died = state.writes_of(of).crash.take_if(|(point, _)| *point == here);
+            state.life += u64::from(died.is_some());
+            died
         };
         if let Some((_, died)) = died {
             died.notify_one();

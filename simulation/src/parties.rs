@@ -25,6 +25,7 @@ use motes::fleet::{Fleet, JoinRules};
 use peering::AddressBook;
 use storage::BlockStore;
 
+use crate::arbitrator_store::ArbitratorStore;
 use crate::machine::{Machine, Machines};
 use crate::script::Script;
 use crate::world::ttl;
@@ -211,9 +212,9 @@ fn money() -> Money {
 }
 
 /// What the arbitrator's process is made of.
-pub(crate) fn arbitrator_parts(store: &Arc<Memory>, machines: &Machines) -> Parts {
+pub(crate) fn arbitrator_parts(content: &Arc<Memory>, machines: &Machines) -> Parts {
     Parts {
-        store: Arc::clone(store) as Arc<dyn arbitrator::store::Store>,
+        store: Arc::new(ArbitratorStore::open(content, &machines[&Machine::Arbitrator])),
         keypair: keypair(Machine::Arbitrator.number()),
         record: record(Machine::Arbitrator),
         operators: BTreeSet::from([keypair(OPERATOR).key()]),

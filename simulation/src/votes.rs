@@ -10,6 +10,7 @@ use contracts::ids::{Epoch, GroupId};
 use peering::custody::VoteStore;
 
 use crate::machine::Disk;
+use crate::script::Written;
 
 /// Votes on one machine's disk; clones are the same.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +33,15 @@ impl Votes {
 
     fn content(&self) -> MutexGuard<'_, Content> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These are on the disk now, wherever else they are kept.
+    pub fn note(&self, batch: &[(GroupId, Durable)]) {
+        let mut content = self.content();
+        for (group, vote) in batch {
+            content.note(*group, *vote);
+            content.votes.insert(*group, *vote);
+        }
     }
 
     /// Votes that went down, or for two in one epoch; each told once.
@@ -60,18 +70,35 @@ impl Content {
 #[async_trait]
 impl VoteStore for Votes {
     async fn persist(&self, batch: &[(GroupId, Durable)]) -> io::Result<()> {
-        let disk = self.content().disk.clone();
-        disk.write_votes(|| {
-            let mut content = self.content();
-            for (group, vote) in batch {
-                content.note(*group, *vote);
-                content.votes.insert(*group, *vote);
-            }
-        })
-        .await
+        let disk = self.content().disk.open();
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let apply = async {
+            self.note(batch);
+            Ok(())
+        };
+        disk.write(Written::Votes, full, apply).await
     }
 
     async fn load(&self, group: GroupId) -> io::Result<Option<Durable>> {
         Ok(self.content().votes.get(&group).copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_votes_in_one_epoch_and_votes_that_go_down_are_contradictions() {
+        let group = GroupId::from_bytes([7; 16]);
+        let vote =
+            |epoch, member| Durable { voted_epoch: Epoch(epoch), voted_for: Some(MemberIndex(member)), ..Durable::default() };
+        for (second, contradictions) in [(vote(3, 0), 0), (vote(4, 1), 0), (vote(3, 1), 1), (vote(2, 0), 1)] {
+            let votes = Votes::default();
+            votes.note(&[(group, vote(3, 0))]);
+            votes.note(&[(group, second)]);
+            assert_eq!(votes.take_contradictions().len(), contradictions, "{second:?}");
+            assert!(votes.take_contradictions().is_empty());
+        }
     }
 }

@@ -110,6 +110,22 @@ fn an_honest_insurer_is_convicted_of_nothing() {
     assert!(heard >= 25 && receipts >= 2, "{heard} frames, {receipts} receipts");
 }
 
+/// A vote of the witness leaves when it is on its disk: not before there is room, and not before the disk is done.
+#[test]
+fn a_takeover_waits_for_the_disk_of_the_witness() {
+    let step = |at_ms, fault| Step { at_ms, fault };
+    let run = |first: Step, more: &[Step]| {
+        let steps = [&[first, step(2_000, Fault::Kill(Machine::Rio))], more].concat();
+        let outcome = run(&Script { steps, ..Script::default() });
+        assert!(outcome.violations.is_empty() && outcome.takeovers == 1, "{outcome:?}");
+        outcome.takeover_ms.expect("a takeover")
+    };
+    let usual_ms = run(step(1_000, Fault::SlowDisk(Machine::Arbitrator, 0)), &[]);
+    let slow_ms = run(step(1_000, Fault::SlowDisk(Machine::Arbitrator, 400)), &[]);
+    let full_ms = run(step(1_000, Fault::FillDisk(Machine::Arbitrator)), &[step(9_000, Fault::EmptyDisk(Machine::Arbitrator))]);
+    assert!(usual_ms + 300 < slow_ms && slow_ms < 8_000 && full_ms >= 8_000, "{usual_ms}, {slow_ms}, {full_ms} ms");
+}
+
 /// The judge sees what it is to see: with a clock that is far more wrong than the protocol allows for there are two holders.
 #[test]
 fn two_holders_are_seen() {
