@@ -26,6 +26,9 @@ const JOINING_EVERY: u64 = 6;
 const DISABLED_EVERY: u64 = 15;
 const DISABLED_LENGTH_MS: u64 = 150_000;
 
+/// In one of so many scenarios the disk of the customer's cloud or of the witness is full for a while.
+const FULL_EVERY: u64 = 11;
+
 /// The scenario of a seed: the same in every version that does not change this function.
 #[must_use]
 pub fn scenario(seed: u64) -> Script {
@@ -74,6 +77,9 @@ pub fn scenario(seed: u64) -> Script {
     if seed % DISABLED_EVERY == DISABLED_EVERY - 3 {
         disable(&mut script);
     }
+    if seed % FULL_EVERY == 3 {
+        fill_disk(&mut script);
+    }
     script.steps.sort_by_key(|step| step.at_ms);
     script
 }
@@ -95,6 +101,16 @@ fn disable(script: &mut Script) {
         let at_ms = rng.random_range(from_ms + 20_000..=script.length_ms);
         script.steps.push(Step { at_ms, fault: ends });
     }
+}
+
+/// The disk of a machine that is no edge is full for a while. With randomness of its own: the rest of a scenario stays what it is.
+fn fill_disk(script: &mut Script) {
+    let mut rng = ChaCha8Rng::seed_from_u64(script.seed.rotate_left(32));
+    let machine = any(&mut rng, &[Machine::Cloud, Machine::Cloud, Machine::Arbitrator]);
+    let from_ms = rng.random_range(0..script.length_ms);
+    let to_ms = rng.random_range(from_ms..=script.length_ms);
+    script.steps.push(Step { at_ms: from_ms, fault: Fault::FillDisk(machine) });
+    script.steps.push(Step { at_ms: to_ms, fault: Fault::EmptyDisk(machine) });
 }
 
 /// The contract comes of the market, whose marketplace is away for a while. Clocks are not set: listings and contracts have a term.
@@ -202,6 +218,16 @@ mod tests {
             assert!(!script.steps.is_empty(), "seed {seed}");
         }
     }
+    #[test]
+    fn every_disk_is_full_in_some_scenario() {
+        let fills = |script: &Script, machine| script.steps.iter().any(|step| step.fault == Fault::FillDisk(machine));
+        let scripts: Vec<_> = (0..1_000).map(scenario).collect();
+        for machine in Machine::ALL {
+            let count = scripts.iter().filter(|script| fills(script, machine)).count();
+            assert!(count >= 10, "{}: {count}", machine.name());
+        }
+    }
+
     #[test]
     fn what_is_shut_down_is_what_starts_again() {
         let mut shut_down = 0;
