@@ -67,7 +67,7 @@ pub struct Outcome {
     pub datagrams: (u64, u64),
     /// How often somebody looked for two holders.
     pub looks: u64,
-    /// Durable writes since the radio began, of the database and of votes.
+    /// Durable writes from when the radio began until all was settled, of the database and of votes.
     pub writes: BTreeMap<Machine, (u64, u64)>,
     #[serde(skip)]
     pub log: Vec<String>,
@@ -122,6 +122,8 @@ pub(crate) struct World {
     pub(crate) died: Arc<Notify>,
     /// Writes of database and votes when the radio began.
     writes_before: BTreeMap<Machine, (u64, u64)>,
+    /// And when all was mended and settled: who dies later is not started again.
+    writes_settled: BTreeMap<Machine, (u64, u64)>,
     first_step_ms: Option<u64>,
 }
 
@@ -172,6 +174,7 @@ impl World {
             thawed_ms: BTreeMap::new(),
             died: Arc::default(),
             writes_before: BTreeMap::new(),
+            writes_settled: BTreeMap::new(),
             first_step_ms: None,
         }
     }
@@ -202,7 +205,7 @@ impl World {
         }
         self.start_radio().await;
         self.arm_crash();
-        self.writes_before = Machine::ALL.map(|machine| (machine, self.machines[&machine].disk.writes())).into();
+        self.writes_before = self.count_writes();
         let begin = Instant::now();
         for step in self.script.steps.clone() {
             self.pass_until(begin + Duration::from_millis(step.at_ms)).await;
@@ -214,6 +217,10 @@ impl World {
         self.mend_everything().await;
         let report = self.settle().await;
         self.finish(report)
+    }
+
+    fn count_writes(&self) -> BTreeMap<Machine, (u64, u64)> {
+        Machine::ALL.map(|machine| (machine, self.machines[&machine].disk.writes())).into()
     }
 
     fn arm_crash(&self) {
@@ -455,6 +462,7 @@ impl World {
             self.log_custody();
             self.log_market();
         }
+        self.writes_settled = self.count_writes();
         let radio = self.radio.take()?;
         if let Err(error) = radio.drain(RADIO_DRAIN).await {
             self.checker.violate(format!("the radio stopped: {error}"));

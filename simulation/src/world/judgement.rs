@@ -177,9 +177,9 @@ impl World {
             self.network.leave(hardware.node);
         }
         let since = |machine: Machine| {
-            let (database, votes) = self.machines[&machine].disk.writes();
+            let (database, votes) = self.writes_settled.get(&machine).copied().unwrap_or_default();
             let (database_before, votes_before) = self.writes_before.get(&machine).copied().unwrap_or_default();
-            (machine, (database - database_before, votes - votes_before))
+            (machine, (database.saturating_sub(database_before), votes.saturating_sub(votes_before)))
         };
         let writes = Machine::ALL.map(since).into();
         if let Some(process) = &self.marketplace {
