@@ -140,7 +140,7 @@ fn a_flood_from_one_address_costs_itself_only() {
     let limit = faults.iter().find(|fault| fault.reason == DropReason::SourceLimit).expect("reported");
     assert_eq!(
         (limit.from, limit.gateway, limit.count),
-        (address(66), Some(OTHER_GATEWAY), stats.dropped(DropReason::SourceLimit))
+        (Some(address(66)), Some(OTHER_GATEWAY), stats.dropped(DropReason::SourceLimit))
     );
     assert!(rig.bridge.take_faults().is_empty(), "once");
 }
@@ -273,4 +273,20 @@ fn without_lead_time_for_rx1_the_next_attempt_goes_to_rx2_by_the_best() {
     rig.now += 900;
     let out = rig.apply(Input::Datagram { from: address(1_001), bytes: &tx_ack(&first, "TOO_LATE") });
     assert_eq!((downlinks(&out)[0].gateway, downlinks(&out)[0].window), (GATEWAY, Window::Rx2));
+}
+
+#[test]
+fn frames_that_are_dropped_are_reported_with_their_gateway_and_those_of_neighbours_are_not() {
+    let (mote, stranger) = (Mote::new(1), Mote::new(2));
+    let mut rig = Rig::serving(std::slice::from_ref(&mote));
+    let forged = Mote { key: [9; 16], ..mote.clone() };
+    for f_cnt in 0..5 {
+        rig.hear_by(OTHER_GATEWAY, 1, &forged.frame(f_cnt, false));
+        rig.hear(&stranger.frame(f_cnt, false));
+    }
+    rig.hear(&mote.frame(30_000, false));
+    let faults: Vec<_> = rig.bridge.take_faults().into_iter().map(|f| (f.reason, f.count, f.from, f.gateway)).collect();
+    let (forged, gap) = (DropReason::IntegrityCode, DropReason::CounterGap);
+    assert_eq!(faults, [(forged, 5, None, Some(OTHER_GATEWAY)), (gap, 1, None, Some(GATEWAY))]);
+    assert_eq!(rig.bridge.stats().dropped(DropReason::UnknownAddress), 5, "counted");
 }

@@ -182,7 +182,15 @@ impl Bridge {
 
     /// Counts what a gateway sent and should not have sent, and remembers it for the log.
     fn fault(&mut self, reason: impl Into<DropReason>, from: SocketAddr, gateway: Option<GatewayEui>) {
-        let reason = reason.into();
+        self.note_fault(reason.into(), Some(from), gateway);
+    }
+
+    /// The same for a frame that a gateway heard.
+    pub(super) fn frame_fault(&mut self, reason: impl Into<DropReason>, gateway: GatewayEui) {
+        self.note_fault(reason.into(), None, Some(gateway));
+    }
+
+    fn note_fault(&mut self, reason: DropReason, from: Option<SocketAddr>, gateway: Option<GatewayEui>) {
         self.stats.drop(reason);
         let fault = self.faults.entry(reason).or_insert(Fault { reason, count: 0, from, gateway });
         *fault = Fault { count: fault.count + 1, from, gateway, reason };
@@ -191,9 +199,23 @@ impl Bridge {
     /// A frame that the other node heard: verified like any frame, never answered.
     pub(super) fn offered(&mut self, frame: &OfferedFrame, now: Now, out: &mut Vec<Output>) {
         if frame.phy.len() > gwmp::PHY_BYTES_MAX {
-            return self.stats.drop(DropReason::PacketOversize);
+            return self.frame_fault(DropReason::PacketOversize, frame.gateway);
         }
         self.hear(&frame.phy, Hearing::of(frame, Hearer::Peer, now), now, out);
+    }
+
+    /// Devices of neighbours are counted; they are nobody's fault.
+    fn drop_frame(&mut self, error: uplink::Error, gateway: GatewayEui) {
+        match error {
+            uplink::Error::UnknownAddress | uplink::Error::Join | uplink::Error::Downlink | uplink::Error::Proprietary => {
+                self.stats.drop(error);
+            }
+            uplink::Error::Malformed
+            | uplink::Error::IntegrityCode
+            | uplink::Error::OldCounter
+            | uplink::Error::CounterGap
+            | uplink::Error::TrialsExhausted => self.frame_fault(error, gateway),
+        }
     }
 
     pub(super) fn hear(&mut self, phy: &[u8], hearing: Hearing, now: Now, out: &mut Vec<Output>) {
@@ -207,7 +229,7 @@ impl Bridge {
                 return self.join_request(phy, hearing.gateway, hearing.rx, now, out);
             }
             Err(error) if self.await_session(phy, error, hearing, now, out) => return,
-            Err(error) => return self.stats.drop(error),
+            Err(error) => return self.drop_frame(error, hearing.gateway),
         };
         self.stats.verified += 1;
         if verified.is_reset {
@@ -248,7 +270,7 @@ impl Bridge {
         }
         let Some(entry) = self.registry.get_mut(reception.slot) else { return };
         if self.in_flight.len() >= self.config.in_flight_max {
-            return self.stats.drop(DropReason::InFlightFull);
+            return self.frame_fault(DropReason::InFlightFull, reception.hearing.gateway);
         }
         if entry.answered.is_some_and(|answered| f_cnt > answered) {
             // It went on to the next counter without repeating itself: the answer was received.

@@ -201,7 +201,7 @@ impl Bridge {
         let heard = Heard { phy: phy.to_vec(), request, gateway, rx, at: now.boot };
         if !is_serving || joining.device.app_key.is_none() {
             if joining.nonces.is_used(joining.device.nonce_rule, request.dev_nonce) {
-                return self.stats.drop(DropReason::JoinReplayed);
+                return self.frame_fault(DropReason::JoinReplayed, gateway);
             }
             return self.keep_request(heard);
         }
@@ -211,10 +211,11 @@ impl Bridge {
     /// For a takeover; who wrote it is not known.
     fn keep_request(&mut self, heard: Heard) {
         let is_reached = self.gateways.route(heard.gateway, heard.at).is_some();
+        let gateway = heard.gateway;
         match self.keeping.keep(heard, is_reached, join_windows(self.region()).rx2_delay()) {
             Kept::New => self.stats.joins_kept += 1,
             Kept::Copy => self.stats.copies += 1,
-            Kept::Full => self.stats.drop(DropReason::JoinsKeptFull),
+            Kept::Full => self.frame_fault(DropReason::JoinsKeptFull, gateway),
         }
     }
 
@@ -236,13 +237,14 @@ impl Bridge {
     }
 
     fn begin_join(&mut self, heard: Heard, rx2_only: bool, now: Now, out: &mut Vec<Output>) {
+        let gateway = heard.gateway;
         let Some(joining) = self.joining.get_mut(&heard.request.device) else { return };
         let Some(key) = joining.device.app_key.filter(|key| join::is_authentic(&heard.phy, *key)) else {
-            return self.stats.drop(DropReason::IntegrityCode);
+            return self.frame_fault(DropReason::IntegrityCode, gateway);
         };
         let Some(epoch) = self.groups.get(&joining.group).and_then(|group| group.mode.epoch()) else { return };
         if joining.pending.is_some() || now.boot < joining.not_before {
-            return self.stats.drop(DropReason::JoinTooSoon);
+            return self.frame_fault(DropReason::JoinTooSoon, gateway);
         }
         let windows = join_windows(self.config.region.region());
         let timing = Timing { heard: heard.at, frequency_hz: None, data_rate: heard.rx.data_rate, rx2_only: true };
@@ -250,12 +252,12 @@ impl Bridge {
             return self.stats.miss(MissedReason::TooLate);
         }
         let Some(version) = join::next_version(joining.version, epoch.0) else {
-            return self.stats.drop(DropReason::JoinLimit);
+            return self.frame_fault(DropReason::JoinLimit, gateway);
         };
         let join_nonce = match joining.nonces.take(joining.device.nonce_rule, heard.request.dev_nonce) {
             Ok(join_nonce) => join_nonce,
-            Err(Unfit::Replayed) => return self.stats.drop(DropReason::JoinReplayed),
-            Err(Unfit::Exhausted) => return self.stats.drop(DropReason::JoinLimit),
+            Err(Unfit::Replayed) => return self.frame_fault(DropReason::JoinReplayed, gateway),
+            Err(Unfit::Exhausted) => return self.frame_fault(DropReason::JoinLimit, gateway),
         };
         let joined = Joined { join_nonce, net_id: join::NET_ID, dev_nonce: heard.request.dev_nonce };
         let Some(mut session) = join::session(&joining.device, key, joined) else {

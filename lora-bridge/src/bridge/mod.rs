@@ -163,14 +163,14 @@ struct InFlight {
     awaited: Option<EventId>,
 }
 
-/// What gateways sent and should not have sent, for a log line.
+/// What was dropped and should not have come, or could not be taken, for a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     pub reason: DropReason,
     /// Since the last report.
     pub count: u64,
-    /// Who sent the last of them.
-    pub from: SocketAddr,
+    /// Who sent the last of them; absent where a frame was dropped after its datagram was read.
+    pub from: Option<SocketAddr>,
     pub gateway: Option<GatewayEui>,
 }
 
@@ -429,7 +429,7 @@ impl Bridge {
         self.gateways.routes(now.boot, now.wall)
     }
 
-    /// What gateways sent and should not have sent since the last call, one entry per reason.
+    /// What was dropped since the last call, one entry per reason; not what neighbours' devices send in good order.
     pub fn take_faults(&mut self) -> Vec<Fault> {
         std::mem::take(&mut self.faults).into_values().collect()
     }

@@ -48,12 +48,12 @@ impl Bridge {
         let Some(entry) = self.registry.get(slot) else { return };
         let (device, group, reset_ordinal) = (entry.device, entry.group, entry.reset_ordinal.saturating_add(1));
         if !self.resets.0.contains_key(&device) && self.resets.0.len() >= DEVICES_MAX {
-            return self.stats.drop(DropReason::ResetsFull);
+            return self.frame_fault(DropReason::ResetsFull, hearing.gateway);
         }
         let new = || NewLife { group, reset_ordinal, since: now.boot, asked: None, frames: Vec::new() };
         let life = self.resets.0.entry(device).or_insert_with(new);
         if life.frames.len() >= FRAMES_MAX {
-            return self.stats.drop(DropReason::ResetsFull);
+            return self.frame_fault(DropReason::ResetsFull, hearing.gateway);
         }
         life.frames.push((Bytes::copy_from_slice(phy), hearing));
         self.ask_resets(now, out);

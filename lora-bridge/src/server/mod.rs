@@ -201,7 +201,14 @@ impl<S: Socket> Server<S> {
         self.reported = now;
         for fault in self.bridge.take_faults() {
             let gateway = fault.gateway.map(tracing::field::display);
-            tracing::warn!(reason = fault.reason.name(), count = fault.count, last.from = %fault.from, last.gateway = gateway, "bad packets");
+            let from = fault.from.map(tracing::field::display);
+            tracing::warn!(
+                reason = fault.reason.name(),
+                count = fault.count,
+                last.from = from,
+                last.gateway = gateway,
+                "dropped"
+            );
         }
     }
 
