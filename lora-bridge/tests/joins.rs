@@ -596,3 +596,31 @@ fn frames_of_unknown_sessions_wait_on_where_there_is_no_room_for_them_on_the_way
     assert_eq!((uplinks(&out).len(), uplinks(&out)[0].event), (1, mote.event(1)));
     assert_eq!(forgotten(&b.commit(vec![mote.event(1)])), names[1..]);
 }
+
+#[test]
+fn while_a_node_serves_a_neighbours_frames_with_a_devices_address_are_hardly_ever_stored_and_all_are_when_custody_ends() {
+    let joiner = Joiner::new(1);
+    let mut rig = serving(std::slice::from_ref(&joiner));
+    let neighbour = Mote { device: joiner.device, address: joiner.address, key: [9; 16] };
+    let (mut on_disk, mut stored, mut in_memory) = (std::collections::BTreeSet::new(), 0, 0);
+    for f_cnt in 0..360 {
+        rig.now += 10_000;
+        let out = rig.hear(&neighbour.frame(f_cnt, false));
+        for (name, _) in awaited(&out) {
+            stored += 1;
+            on_disk.insert(name);
+        }
+        for name in forgotten(&out) {
+            assert!(on_disk.remove(&name), "only what is on the disk is forgotten there");
+        }
+        in_memory = rig.bridge.stats().awaited_frames;
+    }
+    assert_eq!((stored, in_memory), (60, 16), "an hour of a frame each 10 s");
+    let out = rig.custody(Mode::Following);
+    on_disk.extend(awaited(&out).into_iter().map(|(name, _)| name));
+    assert_eq!(on_disk.len(), 16, "a session may be known to others only from now on");
+    rig.now += 10_000;
+    assert_eq!(awaited(&rig.hear(&neighbour.frame(360, false))).len(), 1, "as it is heard");
+    let out = rig.apply(Input::Remove { group: GROUP });
+    assert_eq!(forgotten(&out).len(), 16);
+}

@@ -94,7 +94,10 @@ impl Bridge {
             self.change_epoch(&slots, old, mode);
             match (old.epoch(), mode.epoch()) {
                 (_, Some(_)) => self.start_queues(&slots),
-                (Some(_), None) => self.stop_queues(&slots, out),
+                (Some(_), None) => {
+                    self.stop_queues(&slots, out);
+                    self.store_awaited(id, now, out);
+                }
                 (None, None) => {}
             }
         }

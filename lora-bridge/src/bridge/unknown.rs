@@ -21,6 +21,9 @@ const FRAMES_MAX: usize = 16;
 const COPIES_MAX: usize = 4;
 /// So long a frame waits at the most: the other members may be out of reach for hours.
 const WAIT_MAX: Millis = Millis::from_secs(24 * 3_600);
+/// While this node serves it knows all sessions, and what waits is most likely a neighbour's: of an address one frame is stored so often. The
+/// others are when custody ends.
+const STORE_EVERY: Millis = Millis::from_secs(60);
 /// Who has the record is asked for it so often.
 const ASK_EVERY: Millis = Millis::from_secs(5);
 
@@ -32,11 +35,22 @@ struct Frame {
     hearing: Hearing,
 }
 
+impl Frame {
+    /// To the disk.
+    fn await_output(&self, group: GroupId, dev_addr: DevAddr) -> Output {
+        let Hearing { gateway, rx, heard_at, .. } = self.hearing;
+        let frame = OfferedFrame { phy: self.phy.clone(), gateway, rx, heard_at };
+        Output::Await { group, event: self.name, dev_addr, frame }
+    }
+}
+
 /// Frames of one address, each as often as it was heard.
 #[derive(Debug)]
 struct Waiting {
     group: GroupId,
     frames: VecDeque<Frame>,
+    /// When a frame was last given to the disk.
+    stored: Option<BootTime>,
 }
 
 impl Waiting {
@@ -72,6 +86,8 @@ pub(super) struct Unknown {
     failed: Vec<Frame>,
     /// Names that nobody needs any more.
     forgotten: Vec<EventId>,
+    /// Names of those that are in memory only.
+    unstored: BTreeSet<EventId>,
 }
 
 impl Unknown {
@@ -82,15 +98,23 @@ impl Unknown {
 
     pub(super) fn forget(&mut self, group: GroupId) {
         self.addresses.retain(|_, of| *of != group);
-        for (_, waiting) in self.waiting.extract_if(.., |_, waiting| waiting.group == group) {
+        let waiting: Vec<_> = self.waiting.extract_if(.., |_, waiting| waiting.group == group).collect();
+        for (_, waiting) in waiting {
             let mut names = BTreeSet::new();
-            self.forgotten.extend(waiting.frames.iter().map(|frame| frame.name).filter(|name| names.insert(*name)));
+            waiting.frames.iter().filter(|frame| names.insert(frame.name)).for_each(|frame| self.forget_name(frame.name));
         }
         self.asked.remove(&group);
     }
 
     pub(super) fn take_forgotten(&mut self) -> Vec<EventId> {
         std::mem::take(&mut self.forgotten)
+    }
+
+    /// What is in memory only need not be forgotten by the disk.
+    fn forget_name(&mut self, name: EventId) {
+        if !self.unstored.remove(&name) {
+            self.forgotten.push(name);
+        }
     }
 
     /// Whether it waits, or is on its way to the disk.
@@ -115,7 +139,7 @@ impl Unknown {
 
     pub(super) fn note_committed(&mut self, name: Option<EventId>) {
         if let Some(landed) = name.and_then(|name| self.in_flight.remove(&name)) {
-            self.forgotten.push(landed.name);
+            self.forget_name(landed.name);
         }
     }
 
@@ -148,30 +172,50 @@ impl Bridge {
             return false;
         }
         let name = name(phy, address);
-        let waiting = self.unknown.waiting.entry(address).or_insert_with(|| Waiting { group, frames: VecDeque::new() });
-        let copies = waiting.copies(name);
+        let waiting =
+            self.unknown.waiting.entry(address).or_insert_with(|| Waiting { group, frames: VecDeque::new(), stored: None });
+        let (copies, mut pushed_out) = (waiting.copies(name), false);
         if copies >= COPIES_MAX {
             return true;
         }
         if copies == 0
             && let Some(oldest) = waiting.make_room()
         {
-            self.unknown.forgotten.push(oldest);
-            self.stats.drop(error);
+            if !self.unknown.unstored.remove(&oldest) {
+                self.unknown.forgotten.push(oldest);
+            }
+            pushed_out = true;
         }
-        if hearing.awaited.is_none() && copies == 0 {
-            let Hearing { gateway, rx, heard_at, .. } = hearing;
-            let frame = OfferedFrame { phy: Bytes::copy_from_slice(phy), gateway, rx, heard_at };
-            out.push(Output::Await { group, event: name, dev_addr: address, frame });
+        let is_new = hearing.awaited.is_none() && copies == 0;
+        let frame = Frame { phy: Bytes::copy_from_slice(phy), name, hearing: Hearing { awaited: Some(name), ..hearing } };
+        if is_new && is_serving && waiting.stored.is_some_and(|at| now.boot.since(at) < STORE_EVERY) {
+            self.unknown.unstored.insert(name);
+        } else if is_new {
+            waiting.stored = Some(now.boot);
+            out.push(frame.await_output(group, address));
         }
-        let hearing = Hearing { awaited: Some(name), ..hearing };
-        waiting.frames.push_back(Frame { phy: Bytes::copy_from_slice(phy), name, hearing });
+        waiting.frames.push_back(frame);
+        if pushed_out {
+            self.frame_fault(error, hearing.gateway);
+        }
         let is_due = !is_serving && self.unknown.asked.get(&group).is_none_or(|asked| now.boot.since(*asked) >= ASK_EVERY);
         if is_due {
             self.unknown.asked.insert(group, now.boot);
             out.push(Output::RecordsMissing { group });
         }
         true
+    }
+
+    /// Custody ends, and with it the certainty that every session is known: what is in memory only goes to the disk.
+    pub(super) fn store_awaited(&mut self, group: GroupId, now: Now, out: &mut Vec<Output>) {
+        for (address, waiting) in self.unknown.waiting.iter_mut().filter(|(_, waiting)| waiting.group == group) {
+            for frame in &waiting.frames {
+                if self.unknown.unstored.remove(&frame.name) {
+                    waiting.stored = Some(now.boot);
+                    out.push(frame.await_output(group, *address));
+                }
+            }
+        }
     }
 
     /// A device has a session that was not known: what waited may be of it.
@@ -199,7 +243,7 @@ impl Bridge {
         }
         self.hear(&frame.phy, frame.hearing, now, out);
         if !self.unknown.knows(address, frame.name) {
-            self.unknown.forgotten.push(frame.name);
+            self.unknown.forget_name(frame.name);
         }
     }
 
@@ -209,11 +253,11 @@ impl Bridge {
             let Ok(header) = uplink::header(&frame.phy) else { continue };
             self.hear_once_more(header.dev_addr, &frame, now, out);
         }
-        let (stats, forgotten) = (&mut self.stats, &mut self.unknown.forgotten);
+        let (stats, forgotten, unstored) = (&mut self.stats, &mut self.unknown.forgotten, &mut self.unknown.unstored);
         self.unknown.waiting.retain(|_, waiting| {
             while let Some(old) = waiting.frames.pop_front_if(|old| now.boot.since(old.hearing.heard) >= WAIT_MAX) {
                 stats.drop(Error::IntegrityCode);
-                if !waiting.has(old.name) {
+                if !waiting.has(old.name) && !unstored.remove(&old.name) {
                     forgotten.push(old.name);
                 }
             }
