@@ -157,6 +157,13 @@ pub struct Lora {
     /// quieter may be out of an insurer's reach. Default false.
     #[serde(default)]
     pub adr: bool,
+    /// Highest transmit power of the gateways in dBm, effective radiated; the law's limit of each sub-band is kept too. Default 27.
+    #[serde(default = "default_power_dbm_max")]
+    pub power_dbm_max: i8,
+}
+
+const fn default_power_dbm_max() -> i8 {
+    27
 }
 
 /// A server that gets the uplinks of some gateways too. It never gets a downlink through.

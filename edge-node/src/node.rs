@@ -392,7 +392,9 @@ fn open_bridge<S: Socket>(core: &Arc<Core>, socket: S) -> (BridgeHandle, Leases,
     let leases = Leases::default();
     let asked = leases.clone();
     let lease: lora_bridge::server::Lease = Arc::new(move |group, epoch| asked.holds(group, epoch));
-    let bridge = Bridge::new(bridge::Config::default());
+    let defaults = bridge::Config::default();
+    let power_dbm_max = core.config.lora.as_ref().map_or(defaults.power_dbm_max, |lora| lora.power_dbm_max);
+    let bridge = Bridge::new(bridge::Config { power_dbm_max, ..defaults });
     let (bridge, outputs) = lora_bridge::server::spawn_waiting(socket, bridge, core.clock.clone(), lease);
     if let Some(lora) = core.config.lora.as_ref().filter(|lora| !lora.taps.is_empty()) {
         let named = |tap: &crate::config::Tap| NamedTap { server: tap.server.clone(), gateways: tap.gateways.clone() };

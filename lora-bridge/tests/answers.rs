@@ -306,3 +306,31 @@ fn one_datagram_answers_each_device_of_it_once() {
     tokens.dedup();
     assert_eq!(tokens.len(), 8);
 }
+
+#[test]
+fn rx2_is_as_loud_as_its_sub_band_and_the_gateway_allow() {
+    let power = |downlink: &lora_bridge::Transmit| {
+        let json: serde_json::Value = serde_json::from_slice(&downlink.bytes[4..]).expect("JSON");
+        json["txpk"]["powe"].as_i64().expect("a number")
+    };
+    let mote = Mote::new(1);
+    for (power_dbm_max, expected) in [(27, 27), (20, 20), (10, 10)] {
+        let mut rig = Rig::with(lora_bridge::Config { power_dbm_max, ..lora_bridge::Config::default() });
+        rig.prepare(std::slice::from_ref(&mote));
+        rig.serve(1, None);
+        rig.reserve(std::slice::from_ref(&mote), 16);
+        let out = rig.hear_and_commit(&mote.frame(0, true));
+        assert_eq!((downlinks(&out)[0].window, power(downlinks(&out)[0])), (Window::Rx1, expected.min(14)));
+        let refusal = tx_ack(downlinks(&out)[0], "TOO_LATE");
+        let out = rig.apply(Input::Datagram { from: address(1_001), bytes: &refusal });
+        assert_eq!((downlinks(&out)[0].window, power(downlinks(&out)[0])), (Window::Rx2, expected));
+        // An old forwarder that has not this power.
+        let refusal = tx_ack(downlinks(&out)[0], "TX_POWER");
+        rig.apply(Input::Datagram { from: address(1_001), bytes: &refusal });
+        rig.now += 5_000;
+        let out = rig.hear_and_commit(&mote.frame(1, true));
+        let refusal = tx_ack(downlinks(&out)[0], "TOO_LATE");
+        let out = rig.apply(Input::Datagram { from: address(1_001), bytes: &refusal });
+        assert_eq!((downlinks(&out)[0].window, power(downlinks(&out)[0])), (Window::Rx2, expected.min(14)));
+    }
+}

@@ -265,6 +265,7 @@ fn config(parts: &Parts, state_directory: std::path::PathBuf) -> Config {
             bind: machine.gateway_address(),
             taps: Vec::new(),
             adr: false,
+            power_dbm_max: 27,
         }),
         engine: config::Engine::default(),
         policy_file: None,

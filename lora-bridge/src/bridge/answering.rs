@@ -334,7 +334,7 @@ impl Bridge {
             tmst: place.tmst,
             frequency_hz: place.frequency_hz,
             data_rate: place.data_rate,
-            power_dbm: self.config.power_dbm,
+            power_dbm: self.power_dbm(choice.candidate.gateway, place.frequency_hz),
             phy,
         };
         let token = self.next_token;

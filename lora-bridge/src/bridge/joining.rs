@@ -379,8 +379,15 @@ impl Bridge {
         }
     }
 
+    fn accept_power_dbm(&self, device: DevEui, window: Window) -> Option<i8> {
+        let pending = self.joining.get(&device)?.pending.as_ref()?;
+        let place = downlink::slot(&join_windows(self.region()), &pending.timing(), window, 0);
+        Some(self.power_dbm(pending.heard.gateway, place.frequency_hz))
+    }
+
     fn transmit_accept(&mut self, device: DevEui, window: Window, now: Now) -> Result<Accept, MissedReason> {
         let region = self.region();
+        let power_dbm = self.accept_power_dbm(device, window).ok_or(MissedReason::NoCustody)?;
         let joining = self.joining.get_mut(&device).ok_or(MissedReason::NoCustody)?;
         let pending = joining.pending.as_mut().ok_or(MissedReason::NoCustody)?;
         let (gateway, group) = (pending.heard.gateway, joining.group);
@@ -394,13 +401,7 @@ impl Bridge {
         }
         let booking = self.ledger.book(gateway, place.frequency_hz, micros, now.boot).ok_or(MissedReason::DutyCycle)?;
         self.schedules.plan(gateway, place.tmst, micros, now.boot);
-        let txpk = Txpk {
-            tmst: place.tmst,
-            frequency_hz: place.frequency_hz,
-            data_rate: place.data_rate,
-            power_dbm: self.config.power_dbm,
-            phy: &phy,
-        };
+        let txpk = Txpk { tmst: place.tmst, frequency_hz: place.frequency_hz, data_rate: place.data_rate, power_dbm, phy: &phy };
         let token = self.next_token;
         self.next_token = token.wrapping_add(1);
         let bytes = gwmp::pull_resp(route.version, token.to_be_bytes(), &txpk);

@@ -68,6 +68,9 @@ use unknown::Unknown;
 /// (a device is deaf past a gap of 16,384).
 pub const SKIPPED_ALARM: u32 = 8_192;
 
+/// Transmit power that every gateway has.
+pub const POWER_DBM_ANY: i8 = 14;
+
 /// Buffered frames given out per input.
 const REPLAY_BATCH: u64 = 1_024;
 /// Offers made per input.
@@ -85,7 +88,9 @@ pub struct Config {
     pub copies_wait: Millis,
     /// So long after a frame was heard the serving node's progress should have named it.
     pub offer_wait: Millis,
-    pub power_dbm: i8,
+    /// Highest transmit power of the operator's gateways; the sub-band's limit is kept too. A gateway that says that it has not such a power
+    /// is told [`POWER_DBM_ANY`] from then on.
+    pub power_dbm_max: i8,
     pub sessions_max: usize,
     pub groups_max: usize,
     pub gateways_max: usize,
@@ -110,7 +115,7 @@ impl Default for Config {
             answer_margin: Millis(100),
             copies_wait: Millis(40),
             offer_wait: Millis(30),
-            power_dbm: 14,
+            power_dbm_max: 27,
             sessions_max: 200_000,
             groups_max: 1_024,
             gateways_max: 4_096,
@@ -320,6 +325,13 @@ impl Bridge {
 
     const fn region(&self) -> &'static Region {
         self.config.region.region()
+    }
+
+    /// What a gateway is told to transmit with.
+    fn power_dbm(&self, gateway: GatewayEui, frequency_hz: u32) -> i8 {
+        let (_, band) = self.region().sub_band(frequency_hz);
+        let power_dbm = band.erp_dbm_max().min(self.config.power_dbm_max);
+        if self.gateways.has_refused_power(gateway) { power_dbm.min(POWER_DBM_ANY) } else { power_dbm }
     }
 
     /// When the next [`Input::Tick`] has something to do, at the latest.

@@ -81,6 +81,8 @@ struct Gateway {
     seen: BootTime,
     route: Option<Route>,
     stat: Option<Stat>,
+    /// It said that it has not the power that it was told.
+    has_refused_power: bool,
     counts: Counts,
 }
 
@@ -138,7 +140,7 @@ impl Gateways {
                 return None;
             }
         }
-        let new = || Gateway { version, seen: now, route: None, stat: None, counts: Counts::default() };
+        let new = || Gateway { version, seen: now, route: None, stat: None, has_refused_power: false, counts: Counts::default() };
         let known = self.known.entry(gateway).or_insert_with(new);
         known.version = version;
         known.seen = now;
@@ -203,7 +205,14 @@ impl Gateways {
     pub(crate) fn answered(&mut self, gateway: GatewayEui, result: TxResult) {
         if let Some(known) = self.known.get_mut(&gateway) {
             *known.counts.tx_results.entry(result.name()).or_default() += 1;
+            known.has_refused_power |= result == TxResult::Power;
         }
+    }
+
+    /// Whether it ever refused a downlink for its power. Forwarders of today take the next lower power that they have, with a warning; those
+    /// before version 5 of Semtech's refuse.
+    pub(crate) fn has_refused_power(&self, gateway: GatewayEui) -> bool {
+        self.known.get(&gateway).is_some_and(|known| known.has_refused_power)
     }
 
     /// The way down to a gateway that pulls.

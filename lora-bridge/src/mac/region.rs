@@ -13,11 +13,21 @@ pub struct SubBand {
     pub to_hz: u32,
     /// Share of an hour in tenths of a percent; 1,000 is no limit.
     pub duty_per_mille: u16,
-    /// Highest radiated power in dBm.
+    /// Highest radiated power in dBm, of an isotropic antenna.
     pub eirp_dbm_max: i8,
 }
 
+/// A dipole has 2.15 dB more than an isotropic antenna: so much lower is the same limit as effective radiated power, in which packet
+/// forwarders are told it.
+const DIPOLE_DB: i8 = 2;
+
 impl SubBand {
+    /// Highest effective radiated power in dBm.
+    #[must_use]
+    pub const fn erp_dbm_max(&self) -> i8 {
+        self.eirp_dbm_max.saturating_sub(DIPOLE_DB)
+    }
+
     /// What may be spent of an hour, in microseconds.
     #[must_use]
     pub const fn budget_micros(&self) -> u64 {
@@ -173,6 +183,7 @@ mod tests {
             (863_500_000, 1),
         ] {
             assert_eq!(EU868.sub_band(hz).1.duty_per_mille, duty, "{hz} Hz");
+            assert_eq!(EU868.sub_band(hz).1.erp_dbm_max(), if duty == 100 { 27 } else { 14 }, "{hz} Hz");
         }
     }
 
