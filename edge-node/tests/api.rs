@@ -449,3 +449,23 @@ async fn a_release_gives_custody_to_the_other_party_at_once() {
     let metrics = node.text("/metrics").await;
     assert!(metrics.contains(&format!("node_custody_role{{group=\"{GROUP}\",role=\"follower\"}} 1\n")), "{metrics}");
 }
+
+/// A bridge that stopped while custody is held would serve nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_is_carried_out_though_nobody_waits_for_it() {
+    let network = Network::new(Clock::system());
+    let node = Node::start(&network, Wishes::default()).await;
+    node.add_contract(1, 2, GROUP, (&node.image.1, &node.image.2), State::Standby { activations: 0 }).await;
+    let disk = tempfile::tempdir().unwrap();
+    let _witness = member(&network, 3, disk.path()).await;
+    let provider = member(&network, 2, disk.path()).await;
+    node.custody.add_group(group(1)).await.unwrap();
+    until(&node.custody, "the customer holds", |view| matches!(view.role, Role::Holder { .. })).await;
+    {
+        let released = edge_node::insurance::release_one(&node.parts, GROUP);
+        let mut released = std::pin::pin!(released);
+        // Begun, and given up.
+        assert!(futures_util::poll!(&mut released).is_pending());
+    }
+    until(&provider, "the provider holds", |view| matches!(view.role, Role::Holder { .. })).await;
+}

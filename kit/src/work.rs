@@ -22,18 +22,23 @@ impl Uninterrupted {
     /// The result of `work`; it panics if `work` did.
     pub async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
         let place = Arc::clone(&self.0).acquire_owned().await.ok(); // the semaphore is never closed
-        let task = task::spawn(async move {
+        to_its_end(async move {
             let result = work.await;
             drop(place);
             result
-        });
-        match task.await {
-            Ok(result) => result,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => std::future::pending().await, // the runtime is going down
-            },
-        }
+        })
+        .await
+    }
+}
+
+/// The same for work of which there is little: the result of `work`; it panics if `work` did.
+pub async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    match task::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => std::future::pending().await, // the runtime is going down
+        },
     }
 }
 

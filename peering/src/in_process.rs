@@ -15,6 +15,7 @@ use contracts::time::Millis;
 use kit::clock::Clock;
 use kit::task::Process;
 use tokio::sync::{mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt;
 
 use crate::limits::{DATAGRAM_BYTES_MAX, DATAGRAMS_QUEUED_MAX};
@@ -225,7 +226,10 @@ impl Transport for InProcess {
         request.extensions_mut().insert(PeerIdentity(me));
         let router = lock(&node.router).clone();
         let response = match (router, &node.process) {
-            (Some(router), Some(process)) => process.run(router.oneshot(request)).await.map_err(|_| lost())?,
+            // A server gives up the request of a client that hangs up.
+            (Some(router), Some(process)) => {
+                AbortOnDropHandle::new(process.run(router.oneshot(request))).await.map_err(|_| lost())?
+            }
             (Some(router), None) => router.oneshot(request).await,
             (None, _) => Ok(StatusCode::SERVICE_UNAVAILABLE.into_response()),
         };

@@ -67,12 +67,7 @@ pub(super) async fn release_group(
         return Err(Problem::conflict(format_args!("{successor} does not answer: nobody would serve these devices")));
     }
     tracing::info!(%group, reason = order.reason, "the operator asks for a release");
-    // In a task of its own: a caller that hangs up must not leave a bridge stopped and custody held.
-    let task = {
-        let parts = parts.clone();
-        kit::task::spawn(async move { insurance::release_one(&parts, group).await })
-    };
-    let released = task.await.map_err(|e| failed("release custody", &e))?;
+    let released = insurance::release_one(parts, group).await;
     let not_held = || Problem::conflict("this node does not hold custody of the group");
     let (epoch, successor) = match released {
         Ok(released) => released.ok_or_else(not_held)?,

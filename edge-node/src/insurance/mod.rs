@@ -364,12 +364,18 @@ pub async fn release_all(parts: &Parts) {
     }
 }
 
-/// Gives custody of one group to the other party of its contract: stop, exact counters, release, in this order. The epoch that was released
-/// and the successor; `None` if this node does not hold it under a contract in force.
+/// Gives custody of one group to the other party of its contract: stop, exact counters, release, in this order, to the end even if nobody waits
+/// for it any more: a bridge that stopped while custody is held would serve nobody. The epoch that was released and the successor; `None` if
+/// this node does not hold it under a contract in force.
 ///
 /// # Errors
 /// The bridge or custody refused; custody then ends with its lease at the latest.
 pub async fn release_one(parts: &Parts, group: GroupId) -> Result<Option<(Epoch, NodeId)>, Error> {
+    let parts = parts.clone();
+    kit::work::to_its_end(async move { release_held(&parts, group).await }).await
+}
+
+async fn release_held(parts: &Parts, group: GroupId) -> Result<Option<(Epoch, NodeId)>, Error> {
     let Some(agreement) = parts.core.agreements.in_force(group) else { return Ok(None) };
     if parts.custody.hold(group).and_then(|hold| hold.epoch()).is_none() {
         return Ok(None);

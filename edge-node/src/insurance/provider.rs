@@ -529,6 +529,13 @@ pub(crate) async fn answer_level(parts: &Parts, agreement: &Agreement, epoch: Ep
     if parts.core.store.last_open(group).await? > upto {
         return Ok(LevelAnswer::Behind);
     }
+    // The customer may hang up at any moment; a bridge that stopped while custody is held would serve nobody.
+    let (parts, agreement) = (parts.clone(), agreement.clone());
+    kit::work::to_its_end(async move { give_back(&parts, &agreement).await }).await
+}
+
+async fn give_back(parts: &Parts, agreement: &Agreement) -> Result<LevelAnswer, Error> {
+    let (contract, group) = (&agreement.contract, agreement.contract.group);
     let counters = parts.bridge.release(group, Mode::Standby).await?;
     // What this node answered, the customer must know before it holds: it would answer it too.
     if tokio::time::timeout(FLUSH_MAX, parts.links.flush(group)).await.is_err() {
