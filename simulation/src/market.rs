@@ -242,7 +242,7 @@ impl World {
     }
 
     async fn contract_rows(&self) -> Vec<ContractRow> {
-        let filter = ContractFilter { member: None, group: None, in_force: None, due: None, after: 0, limit: CONTRACTS_READ_MAX };
+        let filter = ContractFilter { limit: CONTRACTS_READ_MAX, ..ContractFilter::default() };
         self.arbitrator_store.contracts(filter).await.unwrap_or_default()
     }
 

@@ -100,7 +100,14 @@ pub(super) async fn list_contracts(
     Params(params): Params<ContractParams>,
 ) -> Answer<Page<ContractView>> {
     let (after, limit) = window(params.after, params.limit)?;
-    let filter = ContractFilter { member: params.node, group: params.group, in_force: params.in_force, due: None, after, limit };
+    let filter = ContractFilter {
+        member: params.node,
+        group: params.group,
+        in_force: params.in_force,
+        after,
+        limit,
+        ..ContractFilter::default()
+    };
     Ok(page(app.service.list_contracts(filter).await?, limit, |row| row.seq))
 }
 

@@ -148,6 +148,7 @@ impl Store for Memory {
                 && filter.member.is_none_or(|node| row.contract.members().contains(&node))
                 && filter.group.is_none_or(|group| row.contract.group == group)
                 && filter.in_force.is_none_or(|in_force| row.standing.state.is_in_force() == in_force)
+                && filter.ended_since.is_none_or(|since| row.standing.ended.as_ref().is_some_and(|ended| ended.at >= since))
                 && filter.due.is_none_or(|now| due_at.is_some_and(|due| due <= now))
         });
         Ok(page(wanted.map(|(row, _)| row.clone()), filter.limit))

@@ -234,6 +234,8 @@ pub struct ContractFilter {
     pub member: Option<NodeId>,
     pub group: Option<GroupId>,
     pub in_force: Option<bool>,
+    /// Over since this time or later.
+    pub ended_since: Option<WallTime>,
     /// Time rules that are due at this time.
     pub due: Option<WallTime>,
     /// Only rows behind this one.

@@ -346,6 +346,10 @@ impl Store for Sqlite {
             Some(false) => query.push(" AND c.in_force = 0"),
             None => &mut query,
         };
+        if let Some(since) = filter.ended_since {
+            // As the index says it.
+            query.push(" AND c.in_force = 0 AND json_extract(c.standing, '$.ended.at') >= ").push_bind(int(since.0)?);
+        }
         if let Some(due) = filter.due {
             query.push(" AND c.due_at IS NOT NULL AND c.due_at <= ").push_bind(int(due.0)?);
         }

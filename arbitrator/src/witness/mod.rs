@@ -28,6 +28,8 @@ use tokio::sync::watch;
 use crate::service::{self, Changed, Service};
 use crate::store::{ContractFilter, ContractRow, ROWS_MAX};
 
+/// A contract that ended longer ago is not looked at by a witness that starts anew.
+const ENDED_MAX: Millis = Millis::from_secs(7 * 86_400);
 /// Writes of records at a time; more wait.
 pub const WRITES_MAX: usize = 64;
 
@@ -151,6 +153,7 @@ pub async fn start(
     let writes = Uninterrupted::new(WRITES_MAX);
     let witness = Arc::new(Witness { service, custody, admitted, addresses, clock, driven, reserved, writes });
     witness.reconcile().await?;
+    witness.resume_endings().await?;
     transport.serve(router(routes, &witness));
     Ok(witness)
 }
@@ -198,6 +201,32 @@ impl Witness {
         let driven: Vec<GroupId> = lock(&self.driven).keys().copied().collect();
         let groups: BTreeSet<GroupId> = wanted.keys().copied().chain(driven).collect();
         self.make_equal(wanted, groups).await
+    }
+
+    /// Goes on with the groups whose contract was over before this process began, as long as their customers may need a vote, and the counters that
+    /// a provider reserved, to take custody back.
+    async fn resume_endings(&self) -> Result<(), Error> {
+        let (me, now, wall) = (self.service.me(), self.clock.boot(), self.clock.wall());
+        let ended_since = Some(wall - ENDED_MAX);
+        let mut filter = ContractFilter { member: Some(me), ended_since, limit: ROWS_MAX, ..ContractFilter::default() };
+        loop {
+            let rows = self.service.list_contracts(filter).await?;
+            for row in rows.iter().filter(|row| row.contract.witnesses.contains(&me)) {
+                let (id, mut driven) = (row.contract.group, driven(row));
+                let age = row.standing.ended.as_ref().map_or(Millis(0), |ended| wall.since(ended.at));
+                if lock(&self.driven).contains_key(&id) || age > driven.grace + driven.take_back {
+                    continue;
+                }
+                driven.ending = Some(Ending::Grace { until: now + Millis(driven.grace.0.saturating_sub(age.0)) });
+                self.learn_addresses(&driven.config.members.iter().copied().collect()).await?;
+                self.drive(id, &driven.config).await?;
+                lock(&self.driven).insert(id, driven);
+            }
+            match rows.last() {
+                Some(last) if rows.len() >= ROWS_MAX as usize => filter.after = last.seq,
+                _ => return Ok(()),
+            }
+        }
     }
 
     /// The same for the groups of contracts that changed, and for what is over by now.

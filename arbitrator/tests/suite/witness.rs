@@ -98,12 +98,15 @@ fn write(epoch: u64, seq: u64, device: u64, upto: u32) -> Value {
     json!({ "epoch": epoch, "seq": seq, "bounds": [bound] })
 }
 
-/// A contract in force and armed, its three members up, the customer in custody.
-async fn insured(client: &Client) -> (Member, Member, Contract, u64) {
-    let addresses = AddressBook::new();
-    let (rio, patras) = (member(CUSTOMER, &addresses).await, member(PROVIDER, &addresses).await);
+async fn find_arbitrator(client: &Client, addresses: &AddressBook) {
     let about = client.describe_arbitrator().await.unwrap();
     addresses.set(about.node, NodeRecord::verify(&about.record).unwrap().statement.addresses);
+}
+
+/// A contract in force and armed, its three members up, the customer in custody.
+async fn insured(client: &Client, addresses: &AddressBook) -> (Member, Member, Contract, u64) {
+    let (rio, patras) = (member(CUSTOMER, addresses).await, member(PROVIDER, addresses).await);
+    find_arbitrator(client, addresses).await;
     let now = Clock::system().wall();
     for (to, nonce) in [(CUSTOMER_OWNER, 1), (PROVIDER_OWNER, 2)] {
         client.take_order(&deposit(to, 100, nonce, now + DAY)).await.unwrap();
@@ -161,7 +164,7 @@ async fn when_the_holder_dies_the_grant_brings_what_it_wrote_ahead() {
     let store = StoreConfig::Sqlite(directory.path().join("arbitrator.sqlite"));
     let arbitrator = run::start(store.clone()).await;
     let client = arbitrator.client.clone();
-    let (rio, patras, contract, epoch) = insured(&client).await;
+    let (rio, patras, contract, epoch) = insured(&client, &AddressBook::new()).await;
     let group = contract.group;
 
     // Only the holder of the present epoch writes, and only for devices of the contract.
@@ -230,12 +233,14 @@ async fn when_the_holder_dies_the_grant_brings_what_it_wrote_ahead() {
 }
 
 /// The contract ended while the provider served; it never hears of that, and goes on. After the grace nothing is promised to it any more, and the
-/// customer's own custody brings it what the provider had reserved.
+/// customer's own custody brings it what the provider had reserved; also if the witness starts anew meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_the_grace_the_customer_gets_custody_and_the_counters_of_a_provider_that_does_not_answer() {
-    let arbitrator = run::start(StoreConfig::Memory).await;
-    let client = arbitrator.client.clone();
-    let (rio, patras, contract, first) = insured(&client).await;
+    let directory = tempfile::tempdir().unwrap();
+    let store = StoreConfig::Sqlite(directory.path().join("arbitrator.sqlite"));
+    let arbitrator = run::start(store.clone()).await;
+    let (client, addresses) = (arbitrator.client.clone(), AddressBook::new());
+    let (rio, patras, contract, first) = insured(&client, &addresses).await;
     let group = contract.group;
     rio.custody.remove_group(group).await.unwrap();
     let holds = move |view: &CustodyView| matches!(view.role, Role::Holder { epoch } if epoch.0 > first);
@@ -245,6 +250,9 @@ async fn after_the_grace_the_customer_gets_custody_and_the_counters_of_a_provide
     let mut cancellation = statement(&Cancellation { contract: id, reason: "sold".to_owned() }, CUSTOMER);
     cancellation.cosign(&key(PROVIDER));
     client.add_evidence(id, &cancellation).await.unwrap();
+    arbitrator.stop().await;
+    let arbitrator = run::start(store).await;
+    find_arbitrator(&arbitrator.client, &addresses).await;
 
     let both = vec![node(CUSTOMER), node(PROVIDER)];
     rio.custody.add_group(group_config(&contract, both)).await.unwrap();
