@@ -31,11 +31,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run an edge or cloud node.
-    Node(serve::Serve),
+    Node(serve::ServeVoter),
     /// Run a marketplace.
     Marketplace(serve::Serve),
     /// Run an arbitrator.
-    Arbitrator(serve::Serve),
+    Arbitrator(serve::ServeVoter),
     /// Run a LoRa bridge with a device service beside it: no containers, no insurance, no other nodes.
     Bridge(serve::Serve),
     /// Make keys, and print who they are.

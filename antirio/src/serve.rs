@@ -20,6 +20,17 @@ pub struct Serve {
     dump_config: bool,
 }
 
+/// Flags of a process that votes.
+#[derive(Debug, clap::Args)]
+pub struct ServeVoter {
+    #[command(flatten)]
+    serve: Serve,
+    /// Its state was lost or put back from a copy: said once, at the first start after it. It then votes in no group before it has heard
+    /// what the other members voted meanwhile.
+    #[arg(long)]
+    restored: bool,
+}
+
 fn read(args: &Serve) -> anyhow::Result<String> {
     std::fs::read_to_string(&args.config).with_context(|| format!("{} cannot be read", args.config.display()))
 }
@@ -46,11 +57,12 @@ async fn shutdown() {
     }
 }
 
-pub async fn node(args: Serve) -> anyhow::Result<ExitCode> {
-    let config = edge_node::config::Config::parse(&read(&args)?).with_context(|| args.config.display().to_string())?;
+pub async fn node(ServeVoter { serve: args, restored }: ServeVoter) -> anyhow::Result<ExitCode> {
+    let mut config = edge_node::config::Config::parse(&read(&args)?).with_context(|| args.config.display().to_string())?;
     if args.dump_config {
         return dump(&config);
     }
+    config.is_restored = restored;
     edge_node::node::run(config, Clock::system(), shutdown()).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -75,8 +87,9 @@ pub async fn marketplace(args: Serve) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub async fn arbitrator(args: Serve) -> anyhow::Result<ExitCode> {
-    let config: arbitrator::Config = parse(&args)?;
+pub async fn arbitrator(ServeVoter { serve: args, restored }: ServeVoter) -> anyhow::Result<ExitCode> {
+    let mut config: arbitrator::Config = parse(&args)?;
+    config.is_restored = restored;
     if args.dump_config {
         return dump(&config);
     }

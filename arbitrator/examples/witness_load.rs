@@ -294,7 +294,6 @@ async fn customer(n: u32, load: &Load) -> Result<Customer, Failure> {
             first_holder: me,
             ttl: Millis(load.ttl_ms),
             readiness: Readiness::Ready,
-            restored: false,
         };
         holds.push(custody.add_group(config).await?);
     }

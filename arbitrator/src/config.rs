@@ -18,6 +18,9 @@ pub struct Config {
     pub bind: SocketAddr,
     #[serde(default)]
     pub store: StoreConfig,
+    /// The store was put back from a copy before this start; said on the command line.
+    #[serde(skip)]
+    pub is_restored: bool,
     /// Signs verdicts and votes; its public half is the arbitrator's node id.
     pub secret_key: SecretKey,
     /// UDP address of the peering endpoint, through which members reach the witness.
@@ -101,6 +104,7 @@ impl Config {
         Self {
             bind: default_bind(),
             store,
+            is_restored: false,
             secret_key: SecretKey::Bytes(secret_key),
             peering_bind: default_peering_bind(),
             addresses: Vec::new(),

@@ -64,7 +64,13 @@ pub async fn run_with(
     let keypair = config.secret_key.load()?;
     let store: Arc<dyn Store> = match &config.store {
         StoreConfig::Memory => Arc::new(Memory::default()),
-        StoreConfig::Sqlite(path) => Arc::new(Sqlite::open(path).await?),
+        StoreConfig::Sqlite(path) => {
+            let store = Sqlite::open(path).await?;
+            if config.is_restored {
+                store.mark_votes_restored().await?;
+            }
+            Arc::new(store)
+        }
     };
     let (admitted, addresses) = (Admitted::default(), AddressBook::new());
     let endpoint = bind(&config, &keypair, &admitted, &addresses, &clock).await?;

@@ -20,6 +20,9 @@ pub struct Config {
     pub role: Role,
     /// Everything that the node keeps.
     pub state_directory: PathBuf,
+    /// That directory was lost or put back from a copy before this start; said on the command line.
+    #[serde(skip)]
+    pub is_restored: bool,
     /// The owner's secret key file, if it lies on this machine; it signs the node record at start. Without it the record file in the state directory is used.
     #[serde(default)]
     pub owner_key_file: Option<PathBuf>,

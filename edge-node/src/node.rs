@@ -229,6 +229,9 @@ async fn start(config: Config, clock: Clock) -> Result<Node, Error> {
     let content = BlockStore::open(state.join("content"), CONTENT_BYTES_MAX).await?;
     let votes_path = state.join("votes.json");
     let votes = Arc::new(FileVotes::open(&votes_path).map_err(file_error(&votes_path))?);
+    if config.is_restored {
+        votes.mark_restored().await.map_err(file_error(&votes_path))?;
+    }
     let has_image = config.service.as_ref().is_some_and(|service| service.image.is_some());
     let runs_containers = has_image || policy.as_ref().is_some_and(|p| p.provider.is_some());
     let orchestrator = open_engine(&config, runs_containers, clock.clone()).await?;

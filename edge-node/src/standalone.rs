@@ -47,6 +47,7 @@ impl Config {
             name: "bridge".to_owned(),
             role: Role::Edge,
             owner_key_file: Some(self.state_directory.join(OWNER_KEY)),
+            is_restored: false,
             state_directory: self.state_directory.clone(),
             position: None,
             peering: None,

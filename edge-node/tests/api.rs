@@ -366,7 +366,6 @@ fn group(number: u8) -> GroupConfig {
         first_holder: id(1),
         ttl: TTL,
         readiness: if number == 3 { Readiness::Unready } else { Readiness::Ready },
-        restored: false,
     }
 }
 

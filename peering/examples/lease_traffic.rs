@@ -112,7 +112,6 @@ async fn member(me: u8, case: Case) -> Result<(), Failure> {
             ttl: Millis(case.ttl_ms),
             // The provider's own test: it takes over if the customer is late, which would change what is measured.
             readiness: if me == 2 { Readiness::SuccessorOnly } else { readiness },
-            restored: false,
         };
         handle.add_group(config).await?;
     }

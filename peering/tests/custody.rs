@@ -238,8 +238,8 @@ async fn a_lost_disk_is_relearned() {
     w.sees("epoch 2", |view| view.voted_epoch == Epoch(2)).await;
     w.handle.stop().await;
     std::fs::remove_file(world.disk.path().join("votes-3")).expect("the witness' disk");
-    let restored = custody::GroupConfig { restored: true, ..group(3) };
-    let w = Member::start(3, world.setup(3), restored).await;
+    custody::FileVotes::open(world.disk.path().join("votes-3")).expect("none yet").mark_restored().await.expect("written");
+    let w = Member::start(3, world.setup(3), group(3)).await;
     assert_eq!(w.view.borrow().role, Role::Recovering);
     w.sees("what the others voted", |view| view.voted_epoch >= Epoch(2) && view.role != Role::Recovering).await;
 }

@@ -253,6 +253,7 @@ fn config(parts: &Parts, state_directory: std::path::PathBuf) -> Config {
     Config {
         name: machine.name().to_owned(),
         role: parties::role(machine),
+        is_restored: false,
         state_directory,
         owner_key_file: None,
         position: has_market.then_some(market::POSITION),

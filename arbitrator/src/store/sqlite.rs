@@ -77,6 +77,16 @@ impl Sqlite {
         let readers = SqlitePoolOptions::new().max_connections(READERS_MAX).connect_with(options.read_only(true)).await?;
         Ok(Self { writer, readers, _lock: lock })
     }
+
+    /// The file was put back from a copy of unknown age: in each group the witness first hears the other members, until it votes.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn mark_votes_restored(&self) -> Result<()> {
+        let mark = "UPDATE votes SET durable = json_set(durable, '$.restored', json('true'))";
+        sqlx::query(mark).execute(&self.writer).await?;
+        Ok(())
+    }
 }
 
 /// Whether a connection may be used again. On a full disk SQLite rolls a transaction back by itself; the driver's own rollback then fails, and

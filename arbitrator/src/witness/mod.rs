@@ -396,7 +396,6 @@ fn driven(row: &ContractRow) -> Driven {
         first_holder: contract.customer.node,
         ttl: contract.terms.ttl,
         readiness: Readiness::Unready,
-        restored: false,
     };
     Driven {
         config,

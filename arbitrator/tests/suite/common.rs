@@ -214,7 +214,6 @@ pub fn group_config(contract: &Contract, eligible: Vec<NodeId>) -> GroupConfig {
         first_holder: contract.customer.node,
         ttl: contract.terms.ttl,
         readiness: contracts::custody::Readiness::Ready,
-        restored: false,
     }
 }
 

@@ -23,7 +23,10 @@ pub struct Running {
 }
 
 pub async fn start(store: StoreConfig) -> Running {
-    let mut config = Config::new(store, key(ARBITRATOR).secret());
+    start_with(Config::new(store, key(ARBITRATOR).secret())).await
+}
+
+pub async fn start_with(mut config: Config) -> Running {
     config.peering_bind = "127.0.0.1:0".parse().unwrap();
     config.operators = [key(OPERATOR).key()].into();
     config.tick_ms = 20;

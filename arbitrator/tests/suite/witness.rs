@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arbitrator::Client;
-use arbitrator::config::StoreConfig;
+use arbitrator::config::{Config, StoreConfig};
 use arbitrator::resource::{RecordsView, Submission};
 use arbitrator::store::Memory;
 use arbitrator::store::faulty::FaultyStore;
@@ -266,6 +266,58 @@ async fn after_the_grace_the_customer_gets_custody_and_the_counters_of_a_provide
     assert_eq!(reserved.upto(DevEui::from_u64(1), SessionId::from_bytes([8; 8])), Some(80));
     let lost = |view: &CustodyView| !matches!(view.role, Role::Holder { .. });
     patras.until(group, "patras holds no longer", lost).await;
+    for member in [rio, patras] {
+        member.custody.stop().await;
+        member.endpoint.close().await;
+    }
+    arbitrator.stop().await;
+}
+
+/// Its database is put back from a copy that knows nothing of the provider's epoch. Believed, it would let the customer win that epoch again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_witness_whose_disk_was_put_back_votes_in_no_epoch_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let [path, copy] = ["arbitrator.sqlite", "copy"].map(|name| directory.path().join(name));
+    let store = StoreConfig::Sqlite(path.clone());
+    let arbitrator = run::start(store.clone()).await;
+    let addresses = AddressBook::new();
+    let (rio, patras, contract, first) = insured(&arbitrator.client, &addresses).await;
+    let group = contract.group;
+    arbitrator.stop().await;
+    std::fs::copy(&path, &copy).unwrap();
+    let arbitrator = run::start(store.clone()).await;
+    find_arbitrator(&arbitrator.client, &addresses).await;
+    rio.custody.remove_group(group).await.unwrap();
+    let holds = move |view: &CustodyView| matches!(view.role, Role::Holder { epoch } if epoch.0 > first);
+    let Role::Holder { epoch: taken } = patras.until(group, "patras takes over", holds).await.role else { panic!("just seen") };
+    patras.custody.remove_group(group).await.unwrap();
+    arbitrator.stop().await;
+
+    for suffix in ["-wal", "-shm"] {
+        let _absent = std::fs::remove_file(directory.path().join(format!("arbitrator.sqlite{suffix}")));
+    }
+    std::fs::copy(&copy, &path).unwrap();
+    let restored = Config { is_restored: true, ..Config::new(store, key(ARBITRATOR).secret()) };
+    let arbitrator = run::start_with(restored).await;
+    find_arbitrator(&arbitrator.client, &addresses).await;
+    let both = vec![node(CUSTOMER), node(PROVIDER)];
+    rio.custody.add_group(group_config(&contract, both.clone())).await.unwrap();
+    // It asks, alone with the witness, often enough to be granted custody by whoever would grant it.
+    let sent = || {
+        let counts = rio.custody.counts();
+        counts.streams_sent + counts.datagrams_sent
+    };
+    let sent_before = sent();
+    let asks = async {
+        while sent() < sent_before + 10 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asks).await.expect("it asks");
+    patras.custody.add_group(group_config(&contract, both)).await.unwrap();
+    let holder = |view: &CustodyView| view.certificate.is_some() && view.voted_epoch.0 > first;
+    let view = rio.until(group, "somebody holds again", holder).await;
+    assert!(view.voted_epoch > taken, "epoch {} was the provider's", view.voted_epoch);
     for member in [rio, patras] {
         member.custody.stop().await;
         member.endpoint.close().await;

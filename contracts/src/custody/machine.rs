@@ -29,13 +29,23 @@ pub struct Durable {
     /// vote: it says for whom promises are kept (S12).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elected: Option<MemberIndex>,
+    /// On a disk that was lost, or is a copy of unknown age: said by whoever put it back, for [`Disk::Restored`]. What a machine
+    /// persists never has it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restored: bool,
 }
 
 impl Durable {
     /// A vote for `candidate` in `epoch`.
     #[must_use]
     pub const fn vote(epoch: Epoch, candidate: MemberIndex) -> Self {
-        Self { voted_epoch: epoch, voted_for: Some(candidate), released: None, elected: None }
+        Self { voted_epoch: epoch, voted_for: Some(candidate), released: None, elected: None, restored: false }
+    }
+
+    /// What was on a disk that was lost or put back from a copy.
+    #[must_use]
+    pub const fn into_restored(self) -> Self {
+        Self { restored: true, ..self }
     }
 
     /// Whom this member's promises in `voted_epoch` are for: the certified winner, else whom it voted for.
@@ -53,6 +63,12 @@ pub enum Disk {
     /// A disk that was lost (`Durable::default()`) or is a copy of unknown age. It stays that until the first [`Effect::Persist`] is
     /// synced: a process that ends before starts as restored again.
     Restored(Durable),
+}
+
+impl From<Durable> for Disk {
+    fn from(durable: Durable) -> Self {
+        if durable.restored { Self::Restored(Durable { restored: false, ..durable }) } else { Self::Kept(durable) }
+    }
 }
 
 /// Whether this member wants custody; the driver's self-check and readiness proof decide.

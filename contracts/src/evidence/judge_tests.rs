@@ -394,9 +394,9 @@ fn missing_images_convict_by_silence_or_when_it_matters() {
 }
 
 /// Reports of deliveries are kept and change nothing: what they say of progress is only the word of who signed, and nobody else's
-/// signature stands against it. Frames that a node heard and hides leave no trace either.
+/// signature stands against it. Frames that a node heard and hides convict it elsewhere ([`crate::account::audit`]).
 #[test]
-fn forged_progress_and_hidden_frames_convict_nobody_today() {
+fn forged_progress_alone_convicts_nobody() {
     let report = |delivered: u64| {
         let report = DeliveryReport {
             contract: ID,

@@ -288,5 +288,5 @@ impl Guard<'_> {
 
 /// Whether this node never took part in custody of the group.
 pub(crate) async fn never_voted(parts: &Parts, group: GroupId) -> bool {
-    parts.votes.load(group).await.is_ok_and(|vote| vote.is_none_or(|v| v.voted_epoch == Epoch(0)))
+    parts.votes.load(group).await.is_ok_and(|vote| vote.is_none_or(|v| v.voted_epoch == Epoch(0) && !v.restored))
 }

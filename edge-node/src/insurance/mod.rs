@@ -187,7 +187,6 @@ pub(crate) fn group_config(agreement: &Agreement) -> GroupConfig {
         first_holder: contract.customer.node,
         ttl: contract.terms.ttl,
         readiness: Readiness::Ready,
-        restored: false,
     }
 }
 

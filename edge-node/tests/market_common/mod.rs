@@ -267,6 +267,7 @@ pub struct Node {
 fn config(who: Who, state_directory: PathBuf, marketplace: &Server, arbitrator: &Server) -> Config {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     Config {
+        is_restored: false,
         name: who.name.to_owned(),
         role: who.role,
         state_directory,

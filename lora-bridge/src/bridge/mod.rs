@@ -64,8 +64,8 @@ use resets::Resets;
 use schedules::Schedules;
 use unknown::Unknown;
 
-/// At so many downlink counters left out since a device last received one, custody is not given back by itself and an alarm is due
-/// (a device is deaf past a gap of 16,384).
+/// At so many downlink counters left out since a device last received one an alarm is due: it is deaf past a gap of 16,384. Custody is given back
+/// all the same, for a hand-back leaves none out.
 pub const SKIPPED_ALARM: u32 = 8_192;
 
 /// Transmit power that every gateway has.

@@ -98,7 +98,6 @@ impl Cluster {
             members,
             ttl: Millis(TTL),
             readiness: Readiness::Ready,
-            restored: false,
         };
         Group::new(config, machine, Hold::new(Clock::manual()), Some(self.sink()))
     }

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use contracts::custody::{Config, Disk, Durable, Effect, Event, Machine, MemberIndex, MemberSet, Message, Readiness};
+use contracts::custody::{Config, Durable, Effect, Event, Machine, MemberIndex, MemberSet, Message, Readiness};
 use contracts::ids::{Epoch, GroupId, NodeId};
 use contracts::time::{BootTime, Millis};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -266,8 +266,7 @@ impl Driver {
         if self.groups.contains_key(&id) {
             return Err(Error::AlreadyThere(id));
         }
-        let seq = if group.restored { fresh_seq(&self.setup) } else { self.first_seq };
-        let machine = self.start_machine(&group, seq).await?;
+        let machine = self.start_machine(&group, self.first_seq).await?;
         let hold = Hold::new(self.setup.clock.clone());
         let readiness = group.readiness;
         let group = Group::new(group, machine, hold.clone(), self.setup.statements.clone());
@@ -280,14 +279,14 @@ impl Driver {
     }
 
     /// The machine of a member that has just started, over what its disk holds.
-    async fn start_machine(&self, group: &GroupConfig, seq: u64) -> Result<Machine, Error> {
+    async fn start_machine(&self, group: &GroupConfig, first_seq: u64) -> Result<Machine, Error> {
         let mut config = machine_config(group, self.setup.transport.me())?;
         config.timing.abstain = self.ttls.longest().max(Some(group.ttl)).unwrap_or(group.ttl);
         let eligible = member_set(group, &group.eligible)?;
         let loaded = self.setup.votes.load(group.group).await;
         let durable = loaded.map_err(|source| Error::Load { group: group.group, source })?.unwrap_or_default();
-        let disk = if group.restored { Disk::Restored(durable) } else { Disk::Kept(durable) };
-        Ok(Machine::start(config, disk, eligible, self.now(), seq))
+        let seq = if durable.restored { fresh_seq(&self.setup) } else { first_seq };
+        Ok(Machine::start(config, durable.into(), eligible, self.now(), seq))
     }
 
     /// A group that could not write its vote is as a member that died; once the disk can be read it starts again as one.
@@ -391,15 +390,7 @@ impl Driver {
     async fn persist(&mut self) {
         let batch: Vec<_> = std::mem::take(&mut self.persists).into_iter().collect();
         let groups: BTreeSet<_> = batch.iter().map(|(group, _)| *group).collect();
-        let Err(error) = self.setup.votes.persist(&batch).await else {
-            for id in groups {
-                if let Some(group) = self.groups.get_mut(&id) {
-                    // From now on its disk is its own.
-                    group.config.restored = false;
-                }
-            }
-            return;
-        };
+        let Err(error) = self.setup.votes.persist(&batch).await else { return };
         // What is on disk now is unknown, so nothing that follows from it may leave: not now, not later.
         tracing::error!(%error, groups = groups.len(), "votes could not be synced to disk: custody of these groups stops here");
         self.shared.counters.persist_failed.add_one();

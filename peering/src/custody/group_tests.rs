@@ -37,7 +37,6 @@ fn group_of(me: u8, group: GroupId) -> Group {
         members,
         ttl: Millis(1_000),
         readiness: Readiness::Ready,
-        restored: false,
     };
     Group::new(config, machine, Hold::new(Clock::manual()), None)
 }

@@ -25,8 +25,6 @@ pub struct GroupConfig {
     pub ttl: Millis,
     /// This node's own wish at the start.
     pub readiness: Readiness,
-    /// The disk with this node's votes was lost, or is a copy of unknown age: it first hears the other members.
-    pub restored: bool,
 }
 
 /// This node's part in a group.

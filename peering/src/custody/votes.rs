@@ -38,6 +38,8 @@ pub struct FileVotes {
 #[derive(Debug, Clone, Default)]
 struct Known {
     votes: BTreeMap<GroupId, Durable>,
+    /// A group without a vote may have had one.
+    is_restored: bool,
     /// A write failed: the file is what it was, or what it should have become.
     is_uncertain: bool,
 }
@@ -47,6 +49,8 @@ struct Known {
 struct FileContent {
     version: u32,
     votes: BTreeMap<GroupId, Durable>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    restored: bool,
 }
 
 const FILE_VERSION: u32 = 1;
@@ -58,8 +62,18 @@ impl FileVotes {
     /// The file cannot be read, or is not a file of votes.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
         let path = path.into();
-        let votes = read(&path)?;
-        Ok(Self { path, known: Mutex::new(Known { votes, is_uncertain: false }) })
+        let known = read(&path)?;
+        Ok(Self { path, known: Mutex::new(known) })
+    }
+
+    /// The file was lost, or put back from a copy of unknown age: from now on each group first hears the other members, until it votes.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub async fn mark_restored(&self) -> io::Result<()> {
+        let mut known = self.current().await?;
+        known.votes.values_mut().for_each(|vote| *vote = vote.into_restored());
+        self.write(Known { is_restored: true, ..known }).await
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -67,13 +81,14 @@ impl FileVotes {
     }
 
     /// What is known counts only once it is on disk.
-    async fn write(&self, votes: BTreeMap<GroupId, Durable>) -> io::Result<()> {
-        let content = serde_json::to_vec(&FileContent { version: FILE_VERSION, votes: votes.clone() })?;
+    async fn write(&self, known: Known) -> io::Result<()> {
+        let content = FileContent { version: FILE_VERSION, votes: known.votes.clone(), restored: known.is_restored };
+        let content = serde_json::to_vec(&content)?;
         let path = self.path.clone();
         let written = kit::task::blocking(move || kit::file::replace(&path, &content, 0o600)).await;
         match written.map_err(io::Error::other).and_then(|written| written) {
             Ok(()) => {
-                *self.known() = Known { votes, is_uncertain: false };
+                *self.known() = Known { is_uncertain: false, ..known };
                 Ok(())
             }
             Err(error) => {
@@ -90,21 +105,21 @@ impl FileVotes {
             return Ok(known);
         }
         let path = self.path.clone();
-        let votes = kit::task::blocking(move || read(&path)).await.map_err(io::Error::other)??;
-        Ok(Known { votes, is_uncertain: true })
+        let read = kit::task::blocking(move || read(&path)).await.map_err(io::Error::other)??;
+        Ok(Known { is_uncertain: true, ..read })
     }
 }
 
-fn read(path: &Path) -> io::Result<BTreeMap<GroupId, Durable>> {
+fn read(path: &Path) -> io::Result<Known> {
     match std::fs::read(path) {
         Ok(bytes) => {
             let content: FileContent = serde_json::from_slice(&bytes)?;
             if content.version != FILE_VERSION {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "a file of votes of another version"));
             }
-            Ok(content.votes)
+            Ok(Known { votes: content.votes, is_restored: content.restored, is_uncertain: false })
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Known::default()),
         Err(error) => Err(error),
     }
 }
@@ -112,17 +127,18 @@ fn read(path: &Path) -> io::Result<BTreeMap<GroupId, Durable>> {
 #[async_trait]
 impl VoteStore for FileVotes {
     async fn persist(&self, batch: &[(GroupId, Durable)]) -> io::Result<()> {
-        let mut votes = self.current().await?.votes;
-        votes.extend(batch.iter().copied());
-        self.write(votes).await
+        let mut known = self.current().await?;
+        known.votes.extend(batch.iter().copied());
+        self.write(known).await
     }
 
     async fn load(&self, group: GroupId) -> io::Result<Option<Durable>> {
-        let Known { votes, is_uncertain } = self.current().await?;
-        let vote = votes.get(&group).copied();
-        if is_uncertain {
+        let known = self.current().await?;
+        let unknown = known.is_restored.then(|| Durable::default().into_restored());
+        let vote = known.votes.get(&group).copied().or(unknown);
+        if known.is_uncertain {
             // What was read may not have been synced.
-            self.write(votes).await?;
+            self.write(known).await?;
         }
         Ok(vote)
     }
@@ -173,6 +189,23 @@ mod tests {
         let text = std::fs::read_to_string(&path).expect("text");
         assert!(!text.contains("elected"), "{text}");
         assert_eq!(FileVotes::open(&path).expect("there").load(group(1)).await.expect("read"), Some(vote(1, 3).1));
+    }
+
+    #[tokio::test]
+    async fn a_file_put_back_from_a_copy_is_one_until_each_group_votes() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("votes");
+        let store = FileVotes::open(&path).expect("new");
+        store.persist(&[vote(1, 3), vote(2, 5)]).await.expect("written");
+        store.mark_restored().await.expect("written");
+        let again = FileVotes::open(&path).expect("there");
+        again.persist(&[vote(1, 4)]).await.expect("written");
+        let kept = |number: u32, epoch: u64| Some(vote(number, epoch).1);
+        for votes in [again, FileVotes::open(&path).expect("there")] {
+            assert_eq!(votes.load(group(1)).await.expect("read"), kept(1, 4), "its own again");
+            assert_eq!(votes.load(group(2)).await.expect("read"), kept(2, 5).map(Durable::into_restored));
+            assert_eq!(votes.load(group(3)).await.expect("read"), Some(Durable::default().into_restored()), "was it there?");
+        }
     }
 
     #[tokio::test]

@@ -32,7 +32,6 @@ pub fn group(number: u8) -> GroupConfig {
         first_holder: id(1),
         ttl: TTL,
         readiness: if number == 3 { Readiness::Unready } else { Readiness::Ready },
-        restored: false,
     }
 }
 
