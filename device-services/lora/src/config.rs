@@ -11,9 +11,9 @@
 //! ([`tenant::Device`], [`tenant::JoiningDevice`]), and `name`, `profile`, `tags` and `variables` ([`DeviceSecrets`]). `codec` is `none`,
 //! `cayenne-lpp` or the name of one of
 //! ```json
-//! {"codecs": {"<name>": {"javascript": "function decodeUplink(input) { ... }"}}, "chirpstack": {...}, "edgex": {...}}
+//! {"codecs": {"<name>": {"javascript": "function decodeUplink(input) { ... }"}}, "chirpstack": {...}, "edgex": {...}, "downlink_delivery": "at_least_once"}
 //! ```
-//! For `chirpstack` and `edgex` see [`crate::sinks`].
+//! For `chirpstack` and `edgex` see [`crate::sinks`]; `downlink_delivery` is for what they ask to be sent ([`Delivery`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +22,7 @@ use std::{
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tenant::{DevAddr, DevEui, Device, JoiningDevice, Key, Registration};
+use tenant::{Delivery, DevAddr, DevEui, Device, JoiningDevice, Key, Registration};
 
 use crate::{
     codec::{
@@ -121,6 +121,8 @@ pub struct Config {
     pub chirpstack: Option<chirpstack::Settings>,
     /// The device service of EdgeX.
     pub edgex: Option<edgex::Settings>,
+    /// Of downlinks that a sink asks for: as long as nothing else is said they outlast a restart of the node and a change of custody.
+    pub downlink_delivery: Delivery,
 }
 
 #[derive(Deserialize)]
@@ -136,6 +138,8 @@ struct Document {
     chirpstack: Option<chirpstack::Settings>,
     #[serde(default)]
     edgex: Option<edgex::Settings>,
+    #[serde(default)]
+    downlink_delivery: Option<Delivery>,
 }
 
 #[derive(Deserialize)]
@@ -168,7 +172,12 @@ pub fn parse(json: &[u8]) -> Result<Config, Error> {
         return Err(Error::Form("missing field `devices` (or `joining`)".to_owned()));
     }
     let scripts = scripts(document.codecs)?;
-    let mut config = Config { chirpstack: document.chirpstack, edgex: document.edgex, ..Config::default() };
+    let mut config = Config {
+        chirpstack: document.chirpstack,
+        edgex: document.edgex,
+        downlink_delivery: document.downlink_delivery.unwrap_or(Delivery::AtLeastOnce),
+        ..Config::default()
+    };
     if let Some(reason) = config.chirpstack.as_ref().and_then(chirpstack::Settings::fault) {
         return Err(Error::Form(format!("chirpstack: {reason}")));
     }

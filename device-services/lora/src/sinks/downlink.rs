@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde_json::{Map, Value};
-use tenant::{Client, Delivery, DevEui, Downlink, HexBytes};
+use tenant::{Client, DevEui, Downlink, HexBytes};
 
 use crate::{
     codec::{Encoded, scripts::Scripts},
@@ -74,7 +74,7 @@ impl Downlinks {
             f_port: f_port.or(request.f_port).unwrap_or(F_PORT),
             payload: HexBytes(encryption::seal(&device.secret.at_rest(), nonce(), &bytes)),
             confirmed: request.confirmed,
-            delivery: Delivery::default(),
+            delivery: self.config.downlink_delivery,
             priority: 0,
             expires_at_ms,
         };

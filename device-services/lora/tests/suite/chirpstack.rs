@@ -68,6 +68,16 @@ fn uplinks_become_events_as_chirpstack_has_them() {
     assert_eq!((bytes.f_port, bytes.confirmed, bytes.dev_eui), (7, true, DevEui([1; 8])));
     let object = &memory.downlinks[1];
     assert_eq!((object.f_port, object.id.as_str(), object.confirmed), (10, "mine", false));
+    assert!(memory.downlinks.iter().all(|downlink| downlink.delivery == tenant::Delivery::AtLeastOnce), "they outlast the node");
+}
+
+#[test]
+fn who_would_rather_lose_a_downlink_than_send_it_twice_says_so() {
+    let parse = |more: &str| lora_device_service::config::parse(format!("{{\"devices\": []{more}}}").as_bytes());
+    let delivery = |more| parse(more).expect("a configuration").downlink_delivery;
+    assert_eq!(delivery(""), tenant::Delivery::AtLeastOnce);
+    assert_eq!(delivery(r#", "downlink_delivery": "at_most_once""#), tenant::Delivery::AtMostOnce);
+    assert!(parse(r#", "downlink_delivery": "twice""#).is_err());
 }
 
 #[test]
