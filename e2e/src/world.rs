@@ -160,9 +160,11 @@ impl World {
     /// Starts the marketplace or the arbitrator and waits until it answers.
     pub async fn start_service(&mut self, name: &'static str) -> anyhow::Result<()> {
         let directory = self.directory.display().to_string();
+        // Of its own, as a node's: it may be another disk.
+        std::fs::create_dir_all(self.directory.join(name))?;
         let bind = self.place(name).addresses.api_bind;
         let mut config = format!(
-            "bind = \"{bind}\"\nstore = {{ sqlite = \"{directory}/{name}.sqlite\" }}\nsecret_key = {{ file = \"{directory}/{name}.key\" }}\n"
+            "bind = \"{bind}\"\nstore = {{ sqlite = \"{directory}/{name}/{name}.sqlite\" }}\nsecret_key = {{ file = \"{directory}/{name}.key\" }}\n"
         );
         if name == "arbitrator" {
             let operator = load_or_create_key(&self.directory.join("operator.key"))?.key();

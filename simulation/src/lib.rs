@@ -2,7 +2,7 @@
 //! arbitrator, between simulated motes, over a network, disks and clocks that fail as a script says.
 //!
 //! What is simulated is only what a machine gives: time ([`clock`]), randomness, the network ([`network`], [`udp`]), disks, containers ([`engine`]).
-//! Nothing depends on another thread, on the wall clock or on the machine's randomness: equal scripts give equal logs (with a market: in processes of their own).
+//! Nothing depends on another thread, on the wall clock or on the machine's randomness: equal scripts give equal logs, each in a process of its own.
 //!
 //! # Layout
 //! | module | what it holds |

@@ -106,7 +106,7 @@ pub enum Expect {
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Kind {
-    /// Whoever serves, in the middle of anything: not among the kinds that are tried if none is named.
+    /// Whoever serves, in the middle of anything.
     KillServing,
     KillRio,
     KillPatras,
@@ -141,8 +141,15 @@ pub enum Kind {
     BothPatrasFirst,
     Planned,
     PowerRio,
+    PowerPatras,
+    PowerPatrasHolding,
+    PowerCloud,
+    PowerArbitrator,
     FullRio,
     FullPatras,
+    FullPatrasHolding,
+    FullCloud,
+    FullArbitrator,
     ClockRioForward,
     ClockRioBack,
     ClockPatrasForward,
@@ -169,6 +176,10 @@ fn until_rio_follows() -> Vec<Act> {
     vec![Kill(Rio), says(Patras, "custody_gained"), says(Patras, "replay_settled"), Await(Until::Live(Patras)), Start(Rio)]
 }
 
+const fn power_cut(who: Who) -> [Act; 4] {
+    [CutPower(who), RestorePower(who), LastUpTo(30), Start(who)]
+}
+
 impl Script {
     fn stays(inject: &[Act]) -> Self {
         Self { prepare: Vec::new(), inject: [&[Mark], inject].concat(), expect: Expect::Stays, in_handover: true }
@@ -178,6 +189,13 @@ impl Script {
     fn moves(inject: &[Act], end: &[Act]) -> Self {
         let inject = [&[Mark], inject, &[Await(Until::Live(Patras))], end].concat();
         Self { prepare: Vec::new(), inject, expect: Expect::Gains(Patras), in_handover: false }
+    }
+
+    /// Patras serves, rio is back and level; rio takes over from it. What ends the fault comes after rio's first live reading.
+    fn moves_back(inject: &[Act], end: &[Act]) -> Self {
+        let prepare = [until_rio_follows(), vec![says(Rio, "level"), LastUpTo(5)]].concat();
+        let inject = [&[Mark], inject, &[Await(Until::Live(Rio))], end].concat();
+        Self { prepare, inject, expect: Expect::Gains(Rio), in_handover: false }
     }
 
     fn either(inject: &[Act]) -> Self {
@@ -198,12 +216,7 @@ impl Kind {
             Self::KillServing => Script { in_handover: true, ..Script::either(&[KillHolder, LastUpTo(30)]) },
             Self::KillRio => Script::moves(&[Kill(Rio)], &[Start(Rio)]),
             Self::KillPatras => Script::stays(&[Kill(Patras), LastUpTo(30), Start(Patras)]),
-            Self::KillPatrasHolding => Script {
-                prepare: [until_rio_follows(), vec![says(Rio, "level"), LastUpTo(5)]].concat(),
-                inject: vec![Mark, Kill(Patras), Await(Until::Live(Rio)), Start(Patras)],
-                expect: Expect::Gains(Rio),
-                in_handover: false,
-            },
+            Self::KillPatrasHolding => Script::moves_back(&[Kill(Patras)], &[Start(Patras)]),
             Self::KillArbitrator => Script::stays(&[Kill(Arbitrator), LastUpTo(30), Start(Arbitrator)]),
             Self::KillCloud => Script::stays(&[Kill(Cloud), LastUpTo(30), Start(Cloud)]),
             Self::KillMarketplace => Script::stays(&[Kill(Marketplace), LastUpTo(30), Start(Marketplace)]),
@@ -225,12 +238,7 @@ impl Kind {
             Self::CutRioFromPatras => Script::stays(&[Apply(Cut::Pair(Rio, Patras)), Last(30), LastUpTo(20), Heal]),
             Self::CutRioFromArbitrator => Script::stays(&[Apply(Cut::Pair(Rio, Arbitrator)), Last(30), LastUpTo(20), Heal]),
             Self::CutPatrasFromArbitrator => Script::stays(&[Apply(Cut::Pair(Patras, Arbitrator)), Last(30), LastUpTo(20), Heal]),
-            Self::CutPatrasHolding => Script {
-                prepare: [until_rio_follows(), vec![says(Rio, "level"), LastUpTo(5)]].concat(),
-                inject: vec![Mark, Apply(Cut::Link(Patras)), Await(Until::Live(Rio)), LastUpTo(10), Heal],
-                expect: Expect::Gains(Rio),
-                in_handover: false,
-            },
+            Self::CutPatrasHolding => Script::moves_back(&[Apply(Cut::Link(Patras))], &[LastUpTo(10), Heal]),
             Self::CutCloudInHandback => Script {
                 prepare: [until_rio_follows(), vec![says(Rio, "level"), LastUpTo(20)]].concat(),
                 inject: vec![Mark, Apply(Cut::Link(Cloud)), Last(30), Heal],
@@ -257,8 +265,15 @@ impl Kind {
             Self::PowerRio => {
                 Script::moves(&[Apply(Cut::Link(Rio))], &[LastUpTo(20), CutPower(Rio), Heal, RestorePower(Rio), Start(Rio)])
             }
+            Self::PowerPatras => Script::stays(&power_cut(Patras)),
+            Self::PowerPatrasHolding => Script::moves_back(&[CutPower(Patras)], &[RestorePower(Patras), Start(Patras)]),
+            Self::PowerCloud => Script::stays(&power_cut(Cloud)),
+            Self::PowerArbitrator => Script::stays(&power_cut(Arbitrator)),
             Self::FullRio => Script::either(&[Fill(Rio), Last(30), LastUpTo(20), Free(Rio)]),
             Self::FullPatras => Script::either(&[Fill(Patras), Last(30), LastUpTo(20), Free(Patras)]),
+            Self::FullPatrasHolding => Script::moves_back(&[Fill(Patras)], &[Free(Patras)]),
+            Self::FullCloud => Script::stays(&[Fill(Cloud), Last(30), LastUpTo(20), Free(Cloud)]),
+            Self::FullArbitrator => Script::stays(&[Fill(Arbitrator), Last(30), LastUpTo(20), Free(Arbitrator)]),
             Self::ClockRioForward => Script::stays(&[StepWallClock(Rio, 3_600), Last(30), StepWallClock(Rio, 0)]),
             Self::ClockRioBack => Script::stays(&[StepWallClock(Rio, -3_600), Last(30), StepWallClock(Rio, 0)]),
             Self::ClockPatrasForward => Script::stays(&[StepWallClock(Patras, 3_600), Last(30), StepWallClock(Patras, 0)]),
@@ -270,14 +285,21 @@ impl Kind {
         if matches!(self, Self::KillServing) { 2 } else { 1 }
     }
 
-    /// Whether it is tried if none is named: those before it cover what it does.
-    pub const fn is_usual(self) -> bool {
-        !matches!(self, Self::KillServing)
-    }
-
     /// Kinds that need a disk of the node's own.
     pub const fn needs_disk(self) -> bool {
-        matches!(self, Self::PowerRio | Self::FullRio | Self::FullPatras)
+        matches!(
+            self,
+            Self::PowerRio
+                | Self::PowerPatras
+                | Self::PowerPatrasHolding
+                | Self::PowerCloud
+                | Self::PowerArbitrator
+                | Self::FullRio
+                | Self::FullPatras
+                | Self::FullPatrasHolding
+                | Self::FullCloud
+                | Self::FullArbitrator
+        )
     }
 
     /// Kinds that need to see the containers as processes of this machine.

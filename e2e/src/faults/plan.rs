@@ -76,9 +76,9 @@ pub fn plan(seed: u64, count: usize, kinds: &[Kind], ttl_ms: u64) -> Vec<Planned
     planned
 }
 
-/// Every usual kind, or those named.
+/// Every kind, or those named.
 pub fn kinds(only: &[Kind]) -> Vec<Kind> {
-    if only.is_empty() { Kind::value_variants().iter().copied().filter(|kind| kind.is_usual()).collect() } else { only.to_vec() }
+    if only.is_empty() { Kind::value_variants().to_vec() } else { only.to_vec() }
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ impl<'a> Stage<'a> {
         std::fs::create_dir_all(directory)?;
         let mut disks = BTreeMap::new();
         if has_disks {
-            for who in [Who::Rio, Who::Patras] {
+            for who in [Who::Rio, Who::Patras, Who::Cloud, Who::Arbitrator] {
                 disks.insert(who, Disk::create(&directory.join(who.name()))?);
             }
         }
@@ -201,14 +201,18 @@ impl<'a> Stage<'a> {
         }
         self.observer.catch_up();
         let killed = self.world.kill(who.name()).await?;
-        self.deaths.push((who, killed));
-        self.note_rio_gone(who == Who::Rio, killed);
+        self.note_death(who, killed);
+        Ok(())
+    }
+
+    fn note_death(&mut self, who: Who, at: WallTime) {
+        self.deaths.push((who, at));
+        self.note_rio_gone(who == Who::Rio, at);
         if who == Who::Patras
-            && let Some(since) = self.in_memory_since(killed)
+            && let Some(since) = self.in_memory_since(at)
         {
             self.world.end_life("patras", since);
         }
-        Ok(())
     }
 
     /// Since when the standby kept what it heard in memory alone (a standby's buffer dies with its process; what it hears while it serves is
@@ -262,10 +266,14 @@ impl<'a> Stage<'a> {
 
     /// All at one instant: the machine stands still, the disk takes nothing more, the process is gone.
     async fn cut_power(&mut self, who: Who) -> anyhow::Result<()> {
+        if !self.world.runs(who.name()) {
+            return self.disk(who)?.cut_power();
+        }
+        self.observer.catch_up();
         self.world.pause(who.name())?;
         self.disk(who)?.cut_power()?;
         let killed = self.world.kill(who.name()).await?;
-        self.deaths.push((who, killed));
+        self.note_death(who, killed);
         Ok(())
     }
 
