@@ -105,7 +105,7 @@ pub struct LevelReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum LevelAnswer {
-    /// The quiet time is not over.
+    /// The quiet time is not over, or the customer was not told yet what this node served.
     Wait { quiet: Millis },
     /// There is something new in the log.
     Behind,

@@ -381,11 +381,22 @@ async fn release_held(parts: &Parts, group: GroupId) -> Result<Option<(Epoch, No
     }
     let successor = other_party(&agreement, parts.core.me());
     let counters = parts.bridge.release(group, Mode::Following).await?;
+    if !is_told(parts, group).await {
+        tracing::warn!(%group, "custody is released before all progress was told");
+    }
     let handover = serde_json::to_vec(&Handover { counters }).unwrap_or_default();
     let epoch = parts.custody.release(group, Some(successor), handover.into()).await?;
     parts.core.timeline.push(Event::Released { group, epoch });
     heard_release(parts, group).await;
     Ok(Some((epoch, successor)))
+}
+
+/// Longest wait for the last progress before a release.
+const FLUSH_MAX: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// What this node answered, its successor must know before it holds: it would answer it too. False if it could not be told in time.
+async fn is_told(parts: &Parts, group: GroupId) -> bool {
+    tokio::time::timeout(FLUSH_MAX, parts.links.flush(group)).await.unwrap_or(false)
 }
 
 /// The party of a contract that `me` is not.

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::accounts;
 use super::hysteresis::{self, Takeovers};
 use super::reservations::{self, Members, Writer};
-use super::{Error, Parts, Shared, Won, begin_serving, ended, join, leave, presence, progress, restore, self_check};
+use super::{Error, Parts, Shared, Won, begin_serving, ended, is_told, join, leave, presence, progress, restore, self_check};
 use super::{margins, records};
 use crate::agreements::Agreement;
 use crate::edge2edge::messages::{Handover, LevelAnswer};
@@ -35,8 +35,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Between two attempts to learn what the customer's devices joined and where they listen.
 const FETCH_PAUSE: Duration = Duration::from_secs(5);
-/// Longest wait for the last progress before a release.
-const FLUSH_MAX: Duration = Duration::from_millis(200);
+/// So long after its quiet time custody is not given back while the customer cannot be told what was served here.
+const UNTOLD_MAX: Millis = Millis::from_secs(10);
 /// A customer that was silent for so long has to be quiet anew.
 const VISIT_GAP_MS_MAX: u64 = 3_000;
 
@@ -529,6 +529,9 @@ pub(crate) async fn answer_level(parts: &Parts, agreement: &Agreement, epoch: Ep
     if parts.core.store.last_open(group).await? > upto {
         return Ok(LevelAnswer::Behind);
     }
+    if quiet < due + UNTOLD_MAX && !is_told(parts, group).await {
+        return Ok(LevelAnswer::Wait { quiet: Millis(0) });
+    }
     // The customer may hang up at any moment; a bridge that stopped while custody is held would serve nobody.
     let (parts, agreement) = (parts.clone(), agreement.clone());
     kit::work::to_its_end(async move { give_back(&parts, &agreement).await }).await
@@ -537,9 +540,8 @@ pub(crate) async fn answer_level(parts: &Parts, agreement: &Agreement, epoch: Ep
 async fn give_back(parts: &Parts, agreement: &Agreement) -> Result<LevelAnswer, Error> {
     let (contract, group) = (&agreement.contract, agreement.contract.group);
     let counters = parts.bridge.release(group, Mode::Standby).await?;
-    // What this node answered, the customer must know before it holds: it would answer it too.
-    if tokio::time::timeout(FLUSH_MAX, parts.links.flush(group)).await.is_err() {
-        tracing::warn!(%group, "custody is released before all progress was told");
+    if !is_told(parts, group).await {
+        tracing::warn!(%group, "custody is given back before all progress was told");
     }
     let handover = serde_json::to_vec(&Handover { counters }).unwrap_or_default();
     let released = parts.custody.release(group, Some(contract.customer.node), handover.into()).await?;

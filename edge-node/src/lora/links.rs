@@ -201,12 +201,11 @@ impl Links {
         self.send(group, Outgoing::Settled(marks));
     }
 
-    /// Returns when the other party was told everything that was said before, or cannot be told.
-    pub async fn flush(&self, group: GroupId) {
+    /// Returns when the other party was told everything that was said before; false if it could not be told.
+    pub async fn flush(&self, group: GroupId) -> bool {
         let (told, wait) = oneshot::channel();
         self.send(group, Outgoing::Flush(told));
-        // An error means that nobody tells any more.
-        let _told_or_gone = wait.await;
+        wait.await.is_ok()
     }
 
     pub(super) fn offer(&self, group: GroupId, frame: OfferedFrame) {
