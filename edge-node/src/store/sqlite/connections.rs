@@ -121,7 +121,11 @@ mod tests {
     #[tokio::test]
     async fn what_is_dropped_in_a_transaction_leaves_nothing_to_the_next() {
         let directory = tempfile::tempdir().expect("a directory");
-        let options = SqliteConnectOptions::new().filename(directory.path().join("a.db")).create_if_missing(true);
+        // With its log a write waits for the dropped one to be rolled back; without, it would be refused after a read.
+        let options = SqliteConnectOptions::new()
+            .filename(directory.path().join("a.db"))
+            .create_if_missing(true)
+            .journal_mode(sqlx::sqlite::SqliteJournalMode::Wal);
         let connections = Connections::new(options, 1);
         let mut held = connections.acquire().await.expect("a connection");
         sqlx::query("CREATE TABLE a (b)").execute(&mut *held).await.expect("a table");
