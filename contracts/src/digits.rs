@@ -23,12 +23,7 @@ pub(crate) fn read(digits: &str, bytes: &mut [u8]) -> bool {
 
 /// Two digits for each byte into `digits`, which is twice as long.
 pub(crate) fn write(bytes: &[u8], digits: &mut [u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    debug_assert_eq!(digits.len(), 2 * bytes.len());
-    for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
-        pair[0] = DIGITS[usize::from(byte >> 4)];
-        pair[1] = DIGITS[usize::from(byte & 15)];
-    }
+    hex::encode_to_slice(bytes, digits).expect("two digits for each byte");
 }
 
 #[cfg(test)]

@@ -203,6 +203,7 @@ impl State {
             }
         }
     }
+
     /// Whether a holder claimed its epoch without asking for it. Lease and view of a node change together.
     fn was_released(&self, machine: Machine, epoch: Epoch) -> bool {
         let view = self.running.get(&machine).and_then(|running| running.custody.subscribe(self.group));

@@ -218,6 +218,7 @@ mod tests {
             assert!(!script.steps.is_empty(), "seed {seed}");
         }
     }
+
     #[test]
     fn every_disk_is_full_in_some_scenario() {
         let fills = |script: &Script, machine| script.steps.iter().any(|step| step.fault == Fault::FillDisk(machine));
