@@ -208,25 +208,24 @@ impl Witness {
     async fn resume_endings(&self) -> Result<(), Error> {
         let (me, now, wall) = (self.service.me(), self.clock.boot(), self.clock.wall());
         let ended_since = Some(wall - ENDED_MAX);
-        let mut filter = ContractFilter { member: Some(me), ended_since, limit: ROWS_MAX, ..ContractFilter::default() };
-        loop {
-            let rows = self.service.list_contracts(filter).await?;
-            for row in rows.iter().filter(|row| row.contract.witnesses.contains(&me)) {
-                let (id, mut driven) = (row.contract.group, driven(row));
-                let age = row.standing.ended.as_ref().map_or(Millis(0), |ended| wall.since(ended.at));
-                if lock(&self.driven).contains_key(&id) || age > driven.grace + driven.take_back {
-                    continue;
-                }
+        let filter = ContractFilter { member: Some(me), ended_since, limit: ROWS_MAX, ..ContractFilter::default() };
+        let mut endings: BTreeMap<GroupId, Driven> = BTreeMap::new();
+        self.for_each_witnessed(filter, |row| {
+            let mut driven = driven(row);
+            let age = row.standing.ended.as_ref().map_or(Millis(0), |ended| wall.since(ended.at));
+            if age <= driven.grace + driven.take_back {
                 driven.ending = Some(Ending::Grace { until: now + Millis(driven.grace.0.saturating_sub(age.0)) });
-                self.learn_addresses(&driven.config.members.iter().copied().collect()).await?;
-                self.drive(id, &driven.config).await?;
-                lock(&self.driven).insert(id, driven);
+                endings.entry(row.contract.group).or_insert(driven);
             }
-            match rows.last() {
-                Some(last) if rows.len() >= ROWS_MAX as usize => filter.after = last.seq,
-                _ => return Ok(()),
-            }
+        })
+        .await?;
+        endings.retain(|id, _| !lock(&self.driven).contains_key(id));
+        for (id, driven) in endings {
+            self.learn_addresses(&driven.config.members.iter().copied().collect()).await?;
+            self.drive(id, &driven.config).await?;
+            lock(&self.driven).insert(id, driven);
         }
+        Ok(())
     }
 
     /// The same for the groups of contracts that changed, and for what is over by now.
@@ -290,22 +289,29 @@ impl Witness {
     }
 
     /// The groups of the contracts that `filter` finds in which this node is a witness.
-    async fn wanted(&self, mut filter: ContractFilter) -> Result<BTreeMap<GroupId, Driven>, Error> {
-        let me = self.service.me();
+    async fn wanted(&self, filter: ContractFilter) -> Result<BTreeMap<GroupId, Driven>, Error> {
         let mut wanted: BTreeMap<GroupId, Driven> = BTreeMap::new();
+        self.for_each_witnessed(filter, |row| {
+            let group = wanted.entry(row.contract.group).or_insert_with(|| driven(row));
+            // Contracts over one group have the same members; the provider is eligible once one of them is armed.
+            group.devices.extend(&row.contract.devices);
+            if is_armed(row) && !group.config.eligible.contains(&row.contract.provider.node) {
+                group.config.eligible.push(row.contract.provider.node);
+            }
+        })
+        .await?;
+        Ok(wanted)
+    }
+
+    /// Shows the contracts that `filter` finds in which this node is a witness, page by page.
+    async fn for_each_witnessed(&self, mut filter: ContractFilter, mut show: impl FnMut(&ContractRow)) -> Result<(), Error> {
+        let me = self.service.me();
         loop {
             let rows = self.service.list_contracts(filter).await?;
-            for row in rows.iter().filter(|row| row.contract.witnesses.contains(&me)) {
-                let group = wanted.entry(row.contract.group).or_insert_with(|| driven(row));
-                // Contracts over one group have the same members; the provider is eligible once one of them is armed.
-                group.devices.extend(&row.contract.devices);
-                if is_armed(row) && !group.config.eligible.contains(&row.contract.provider.node) {
-                    group.config.eligible.push(row.contract.provider.node);
-                }
-            }
+            rows.iter().filter(|row| row.contract.witnesses.contains(&me)).for_each(&mut show);
             match rows.last() {
                 Some(last) if rows.len() >= ROWS_MAX as usize => filter.after = last.seq,
-                _ => return Ok(wanted),
+                _ => return Ok(()),
             }
         }
     }
