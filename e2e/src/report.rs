@@ -53,7 +53,7 @@ pub struct Outcome {
 impl Outcome {
     pub fn is_clean(&self) -> bool {
         // The promise; what else was found is printed, and is a goal.
-        let joins = self.audit.join_nonces_not_risen + self.audit.joins_by_two_gateways;
+        let joins = self.audit.join_nonces_not_risen + self.audit.joins_answered_differently;
         self.lost + self.duplicates + self.downlink_counters_reused + joins == 0
             && self.foreign_keys_left.is_empty()
             && self.ledger_balanced

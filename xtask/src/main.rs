@@ -114,10 +114,18 @@ fn lora(arguments: &[&str]) -> Result<(), String> {
     };
     let (before, after) = (&arguments[..kills], arguments.get(kills + 2..).unwrap_or_default());
     let count = *arguments.get(kills + 1).ok_or(USAGE)?;
-    let mut faults = with_defaults(
-        &[before, after].concat(),
-        &[("--motes", "2000"), ("--rate", "200"), ("--confirmed", "0.01"), ("--requests", "0.01"), ("--per-deployment", "25")],
-    );
+    // Not too many joins: an accept in RX2, where a node answers that has just taken over, is on air for two seconds at SF12.
+    let defaults = [
+        ("--motes", "2000"),
+        ("--rate", "200"),
+        ("--confirmed", "0.01"),
+        ("--requests", "0.01"),
+        ("--otaa", "0.02"),
+        ("--rejoin", "100"),
+        ("--rx2-sf", "9"),
+        ("--per-deployment", "25"),
+    ];
+    let mut faults = with_defaults(&[before, after].concat(), &defaults);
     faults.extend(["--count", count, "--only", "kill-serving", "--answers"]);
     demo("faults", &faults)
 }

@@ -3,6 +3,7 @@
 use contracts::ids::Epoch;
 use contracts::time::WallTime;
 use edge_node::timeline::Event;
+use motes::airtime::SpreadingFactor;
 use motes::audit::answers::{self, Answers};
 use motes::audit::{Input, Limits, Report, Timeline, Violation};
 use motes::ledger::Ledgers;
@@ -116,8 +117,8 @@ impl Verdict {
             .filter(|v| !matches!(v, Violation::Late(_) | Violation::TwoTransmitters(_)))
             .map(ToString::to_string)
             .collect();
-        if report.joins_by_two_gateways > 0 {
-            violations.push(format!("{} join requests were accepted by two gateways", report.joins_by_two_gateways));
+        if report.joins_answered_differently > 0 {
+            violations.push(format!("{} join requests were accepted in two ways", report.joins_answered_differently));
         }
         violations.extend(report.lost_readings.iter().take(5).map(|lost| format!("lost: {lost:?}")));
         violations.extend(report.ledger_fault_texts.iter().take(5).cloned());
@@ -148,7 +149,8 @@ pub fn answers(stage: &Stage<'_>) -> anyhow::Result<Answers> {
     let ledgers = Ledgers::read(&stage.world.ledgers)?;
     let (nodes, timeline) = (node_lives(&stage.world)?, Timeline::default());
     let input = Input { ledgers: &ledgers, nodes: &nodes, delivered: &[], timeline: &timeline, limits: Limits::default() };
-    Ok(answers::judge(&input, &answers::Service { held: &held, kills_ms: &kills_ms }))
+    let rx2_data_rate = SpreadingFactor::new(stage.world.settings.rx2_sf)?;
+    Ok(answers::judge(&input, &answers::Service { held: &held, kills_ms: &kills_ms, rx2_data_rate }))
 }
 
 /// Whether custody went where the fault had to send it.

@@ -286,6 +286,13 @@ impl Uplink {
     pub const fn mark(&self) -> Mark {
         Mark { device: self.device, session: self.session, f_cnt: self.f_cnt }
     }
+
+    /// The address that the device used, as it stands in the frame (LoRaWAN 1.0.2, 4.3.1: behind the header, little-endian).
+    #[must_use]
+    pub fn dev_addr(&self) -> DevAddr {
+        let bytes = self.phy.get(1..5).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
+        DevAddr::from_u32(u32::from_le_bytes(bytes))
+    }
 }
 
 /// A frame that the peer seems to lack.

@@ -1,12 +1,14 @@
-//! Joins: only the node that serves answers, once the result is on the disks of a majority, at most a second before its time.
+//! Joins: only the node that serves answers, once the result is on the disks of a majority. The accept then goes to its gateway at once, which
+//! sends it five seconds after the request, whoever serves by then. Whoever takes over in the meantime and heard the request, too, answers it in
+//! RX2 with the same accept: perhaps the gateway died with its node.
 //!
 //! | state of a device | event | next |
 //! |---|---|---|
 //! | idle | a fit request while serving | recording: nonces used, [`Output::RecordWanted`] |
 //! | idle | a request in standby | kept, for a takeover within its window ([`super::keeping`]) |
-//! | kept | custody and root key are here | recording, in RX2 only if another may have answered |
+//! | kept | custody and root key are here | recording, in RX2 only if another may have answered; what another recorded stays as it is |
 //! | recording | [`super::io::Input::Recorded`] | recorded: the new session is registered |
-//! | recorded | a second before RX1 (5 s), else RX2 (6 s) | on air |
+//! | recorded | [`GATHER`] after the request | on air: in RX1 (5 s), else in RX2 (6 s) |
 //! | on air | refused in RX1 | recorded, RX2 only |
 //! | any | custody ends, or RX2 is over | idle; the nonces stay used |
 //!
@@ -34,8 +36,11 @@ use crate::stats::{DropReason, MissedReason};
 
 /// JOIN_ACCEPT_DELAY1 in seconds (RP002).
 const JOIN_DELAY_SECONDS: u8 = 5;
-/// An accept goes to the gateway at most so long before its window.
-const EARLY_MAX: Millis = Millis::from_secs(1);
+/// So long a request is waited for at better gateways than the first.
+const GATHER: Millis = Millis(200);
+/// To a gateway that says nothing of what it takes (GWMP v1) an accept goes at most so long before its window: forwarders of that time have
+/// no queue.
+const UNQUEUED_MAX: Millis = Millis::from_secs(1);
 /// From one join of a device to the next.
 const INTERVAL: Millis = Millis::from_secs(6);
 /// Joins without an uplink in between before the interval doubles.
@@ -83,6 +88,16 @@ impl Joining {
     pub(super) const fn wish(&self) -> &Wish {
         &self.device.wish
     }
+
+    /// Uses a nonce of the device and one of the network.
+    fn new_session(&mut self, dev_nonce: u16, key: AppKey) -> Result<Session, Unfit> {
+        let join_nonce = self.nonces.take(self.device.nonce_rule, dev_nonce)?;
+        let joined = Joined { join_nonce, net_id: join::NET_ID, dev_nonce };
+        let mut session = join::session(&self.device, key, joined).ok_or(Unfit::Unbuildable)?;
+        // The first block of counters is written ahead together with the session.
+        session.f_cnt_down_reserved = BLOCK;
+        Ok(session)
+    }
 }
 
 fn join_windows(region: &crate::mac::region::Region) -> ReceiveWindows {
@@ -102,6 +117,11 @@ impl Pending {
             data_rate: self.heard.rx.data_rate,
             rx2_only: self.rx2_only,
         }
+    }
+
+    /// Whose turn comes first.
+    const fn first_window(&self) -> Window {
+        if self.rx2_only { Window::Rx2 } else { Window::Rx1 }
     }
 
     fn window_at(&self, windows: &ReceiveWindows, window: Window) -> BootTime {
@@ -200,12 +220,12 @@ impl Bridge {
         let is_serving = groups.get(&joining.group).is_some_and(|group| group.mode.epoch().is_some());
         let heard = Heard { phy: phy.to_vec(), request, gateway, rx, at: now.boot };
         if !is_serving || joining.device.app_key.is_none() {
-            if joining.nonces.is_used(joining.device.nonce_rule, request.dev_nonce) {
+            if joining.nonces.is_used(joining.device.nonce_rule, request.dev_nonce) && self.begun_by_another(&request).is_none() {
                 return self.frame_fault(DropReason::JoinReplayed, gateway);
             }
             return self.keep_request(heard);
         }
-        self.begin_join(heard, false, now, out);
+        self.begin_join(heard, false, None, now, out);
     }
 
     /// For a takeover; who wrote it is not known.
@@ -229,16 +249,25 @@ impl Bridge {
         }
         for kept in self.keeping.take(device) {
             let rx2_only = foreign_lease_end.is_some_and(|end| kept.at < end);
-            self.begin_join(kept, rx2_only, now, out);
+            let begun = self.begun_by_another(&kept.request);
+            self.begin_join(kept, rx2_only, begun, now, out);
             if self.joining.get(&device).is_some_and(|joining| joining.pending.is_some()) {
                 break;
             }
         }
     }
 
-    fn begin_join(&mut self, heard: Heard, rx2_only: bool, now: Now, out: &mut Vec<Output>) {
-        let gateway = heard.gateway;
-        let Some(joining) = self.joining.get_mut(&heard.request.device) else { return };
+    /// The session of a join that a node before this one recorded for the request, if the device has said nothing in it yet.
+    fn begun_by_another(&self, request: &join::Request) -> Option<Session> {
+        let entry = self.registry.slot_of(request.device).and_then(|slot| self.registry.get(slot))?;
+        let is_its = entry.joined.is_some_and(|joined| joined.dev_nonce == request.dev_nonce);
+        (is_its && entry.f_cnt_up_next == 0).then(|| entry.to_session())
+    }
+
+    /// Takes the nonces, or goes on with what another `begun`, and asks for the record.
+    fn begin_join(&mut self, heard: Heard, rx2_only: bool, begun: Option<Session>, now: Now, out: &mut Vec<Output>) {
+        let (device, gateway) = (heard.request.device, heard.gateway);
+        let Some(joining) = self.joining.get_mut(&device) else { return };
         let Some(key) = joining.device.app_key.filter(|key| join::is_authentic(&heard.phy, *key)) else {
             return self.frame_fault(DropReason::IntegrityCode, gateway);
         };
@@ -254,29 +283,27 @@ impl Bridge {
         let Some(version) = join::next_version(joining.version, epoch.0) else {
             return self.frame_fault(DropReason::JoinLimit, gateway);
         };
-        let join_nonce = match joining.nonces.take(joining.device.nonce_rule, heard.request.dev_nonce) {
-            Ok(join_nonce) => join_nonce,
+        let is_begun = begun.is_some();
+        let session = match begun.map_or_else(|| joining.new_session(heard.request.dev_nonce, key), Ok) {
+            Ok(session) => session,
             Err(Unfit::Replayed) => return self.frame_fault(DropReason::JoinReplayed, gateway),
             Err(Unfit::Exhausted) => return self.frame_fault(DropReason::JoinLimit, gateway),
+            Err(Unfit::Unbuildable) => return self.stats.miss(MissedReason::Unbuildable),
         };
-        let joined = Joined { join_nonce, net_id: join::NET_ID, dev_nonce: heard.request.dev_nonce };
-        let Some(mut session) = join::session(&joining.device, key, joined) else {
-            return self.stats.miss(MissedReason::Unbuildable);
-        };
-        // The first block of counters is written ahead together with the session.
-        session.f_cnt_down_reserved = BLOCK;
+        let Some(joined) = session.joined else { return self.stats.miss(MissedReason::Unbuildable) };
         let doublings = joining.streak.saturating_sub(PATIENCE).min(DOUBLINGS_MAX);
         joining.not_before = now.boot + Millis(INTERVAL.0 << doublings);
         joining.streak = joining.streak.saturating_add(1);
         joining.version = version;
-        let device = heard.request.device;
-        let newest = self.registry.slot_of(device).and_then(|slot| self.registry.get(slot));
+        let newest = self.registry.slot_of(device).and_then(|slot| self.registry.get(slot)).filter(|_| !is_begun);
         let mut past: Vec<Session> = self.registry.past(device).chain(newest).map(Entry::to_session).collect();
         if past.len() > PAST_MAX {
             // As the registry does when the new session is registered.
             past.remove(past[..PAST_MAX].iter().position(|session| session.f_cnt_up_next == 0).unwrap_or(0));
         }
         let record = DeviceRecord { device, version, nonces: joining.nonces.clone(), session, past };
+        // Who began it may have answered in RX1.
+        let rx2_only = rx2_only || is_begun;
         joining.pending = Some(Pending { heard, joined, key, version, epoch, rx2_only, is_recorded: false, is_on_air: false });
         self.keeping.take(device);
         self.stats.joins_begun += 1;
@@ -349,12 +376,7 @@ impl Bridge {
             }
             return false;
         };
-        if window == Window::Rx2 && !pending.is_on_air && !pending.rx2_only {
-            // RX1 is over: what is due from now on is RX2.
-            self.set_rx2_only(device);
-            return true;
-        }
-        if pending.is_on_air || !pending.is_recorded || now.boot + EARLY_MAX < pending.window_at(&windows, window) {
+        if pending.is_on_air || !pending.is_recorded || now.boot < self.leaves_at(pending) {
             return true;
         }
         match self.transmit_accept(device, window, now) {
@@ -364,13 +386,22 @@ impl Bridge {
             }
             Err(MissedReason::DutyCycle | MissedReason::Busy) if window == Window::Rx1 => {
                 self.set_rx2_only(device);
-                true
+                self.step_join(device, now, out)
             }
             Err(reason) => {
                 self.stats.miss(reason);
                 false
             }
         }
+    }
+
+    /// When an accept goes to its gateway.
+    fn leaves_at(&self, pending: &Pending) -> BootTime {
+        let heard = &pending.heard;
+        let has_queue = self.gateways.route(heard.gateway, heard.at).is_none_or(|route| route.version == Version::V2);
+        let window_at = pending.window_at(&join_windows(self.region()), pending.first_window());
+        let soon = heard.at + GATHER;
+        if has_queue { soon } else { soon.max(BootTime(window_at.0.saturating_sub(UNQUEUED_MAX.0))) }
     }
 
     fn set_rx2_only(&mut self, device: DevEui) {
@@ -452,8 +483,7 @@ impl Bridge {
         let due = |device: &DevEui| {
             let pending = self.joining.get(device)?.pending.as_ref()?;
             let rx2 = pending.window_at(&windows, Window::Rx2);
-            let first = if pending.rx2_only { rx2 } else { pending.window_at(&windows, Window::Rx1) };
-            Some(if pending.is_on_air || !pending.is_recorded { rx2 } else { BootTime(first.0.saturating_sub(EARLY_MAX.0)) })
+            Some(if pending.is_on_air || !pending.is_recorded { rx2 } else { self.leaves_at(pending) })
         };
         self.joins.iter().filter_map(due).min()
     }

@@ -110,6 +110,8 @@ pub(crate) enum Unfit {
     Replayed,
     /// The network's nonces are used up.
     Exhausted,
+    /// No session can be derived.
+    Unbuildable,
 }
 
 /// The nonces of a device; what must never go back.

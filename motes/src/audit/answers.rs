@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use super::checks::{as_downlink, is_alive};
 use super::report::{LIST_MAX, list};
 use super::{Input, NodeLife};
+use crate::airtime::SpreadingFactor;
 use crate::fleet::Eui64;
 use crate::gateway::KEEPALIVE_US;
 use crate::ledger::{Downlink, Frame, GatewayRecord, RadioRecord};
-use crate::mote::Window;
+use crate::mote::{RX1_DELAY_US, Window};
 
 /// Answers are owed again so long after a kill.
 const OUTAGE_MS: u64 = 1_500;
@@ -22,6 +23,9 @@ const DECIDED_US: u64 = 2_100_000;
 const HOUR_US: u64 = 3_600_000_000;
 /// Smallest answer: 12 bytes at SF7 without CRC.
 const ANSWER_US_MIN: u64 = 41_216;
+const ANSWER_BYTES_MIN: usize = 12;
+/// From the end of an uplink to its windows.
+const WINDOWS_US: [u64; 2] = [RX1_DELAY_US, RX1_DELAY_US + 1_000_000];
 
 /// A time in which a node held custody, wall-clock milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +45,8 @@ pub struct Service<'a> {
     pub held: &'a [Held],
     /// When the holder was killed, in order.
     pub kills_ms: &'a [u64],
+    /// Of the motes' second window.
+    pub rx2_data_rate: SpreadingFactor,
 }
 
 /// What became of a transmission.
@@ -67,6 +73,8 @@ pub enum Fate {
     Refused,
     /// Neither window's band had air time left in that hour.
     NoAirtime,
+    /// The gateway sent something else in both windows.
+    Busy,
     /// None of these: it should have been answered.
     Unexplained,
 }
@@ -196,7 +204,8 @@ pub fn judge(input: &Input<'_>, service: &Service<'_>) -> Answers {
             | Fate::InHandover
             | Fate::NotPulled
             | Fate::Refused
-            | Fate::NoAirtime => {}
+            | Fate::NoAirtime
+            | Fate::Busy => {}
         }
     }
     answers
@@ -240,6 +249,21 @@ impl Judge<'_> {
         if self.refused.range(window).any(|(_, gateway)| *gateway == node.gateway) {
             return Fate::Refused;
         }
+        if self.is_busy(node.gateway, frame) {
+            return Fate::Busy;
+        }
         if self.airtime.is_left(node.gateway, frame.end_us) { Fate::Unexplained } else { Fate::NoAirtime }
+    }
+
+    /// Whether the gateway's one transmitter was on air while it would have had to send the smallest answer, in each window.
+    fn is_busy(&self, gateway: Eui64, frame: &Frame) -> bool {
+        // What the first one's rate was is not written down: the shortest is the strictest.
+        let data_rates = [SpreadingFactor::SF7, self.service.rx2_data_rate];
+        WINDOWS_US.into_iter().zip(data_rates).all(|(delay_us, data_rate)| {
+            let from_us = frame.end_us + delay_us;
+            let to_us = from_us + data_rate.airtime_us(ANSWER_BYTES_MIN, false);
+            let of_gateway = self.airtime.downlinks.iter().filter(|downlink| downlink.gateway == gateway);
+            of_gateway.into_iter().any(|downlink| downlink.start_us < to_us && from_us < downlink.end_us)
+        })
     }
 }

@@ -351,8 +351,10 @@ fn judge_counters(downlinks: &[&Downlink], report: &mut Report) {
 }
 
 fn judge_answers(input: &Input<'_>, downlinks: &[&Downlink], report: &mut Report) {
+    // A join may be accepted twice: `joins`.
+    let downlinks: Vec<&Downlink> = downlinks.iter().filter(|downlink| downlink.accept.is_none()).copied().collect();
     let mut answers: BTreeMap<u64, Vec<&Downlink>> = BTreeMap::new();
-    for downlink in downlinks {
+    for downlink in &downlinks {
         if let Some(frame) = downlink.frame {
             answers.entry(frame).or_default().push(downlink);
         }
@@ -364,7 +366,7 @@ fn judge_answers(input: &Input<'_>, downlinks: &[&Downlink], report: &mut Report
             list(&mut report.frames_answered_by_two_gateways_ms, second.start_us / 1_000);
         }
     }
-    find_simultaneous(downlinks, report);
+    find_simultaneous(&downlinks, report);
     for record in &input.ledgers.gateways {
         match record {
             GatewayRecord::Rejected { error, .. } => *report.tx_rejected.entry(error.clone()).or_default() += 1,

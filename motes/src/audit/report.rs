@@ -201,10 +201,10 @@ pub struct Report {
     pub joined: u64,
     /// Join accepts on air.
     pub accepts_on_air: u64,
-    /// Join accepts whose `JoinNonce` is not above an earlier one for that device.
+    /// Join accepts whose `JoinNonce` is not above that of an earlier request of that device.
     pub join_nonces_not_risen: u64,
-    /// Join requests that two gateways accepted.
-    pub joins_by_two_gateways: u64,
+    /// Join requests that were accepted with more than one number.
+    pub joins_answered_differently: u64,
     /// Downlinks with a payload, with commands, or in want of an acknowledgement that motes accepted.
     pub downlinks_received: u64,
 
@@ -270,7 +270,7 @@ impl Report {
             Violation::CountersReused(self.downlink_counters_reused),
             Violation::CountersBackwards(self.downlink_counters_backwards),
             Violation::Unauthentic(self.downlinks_unauthentic),
-            Violation::TwoTransmitters(self.frames_answered_by_two_gateways + self.joins_by_two_gateways),
+            Violation::TwoTransmitters(self.frames_answered_by_two_gateways + self.joins_answered_differently),
             Violation::JoinNonces(self.join_nonces_not_risen),
             Violation::WrongValues(self.wrong_values),
             Violation::Invented(self.unknown_readings),

@@ -4,7 +4,7 @@ use super::*;
 use crate::airtime::SpreadingFactor;
 use crate::fleet::{DevAddr, Fleet};
 use crate::frame::build_downlink;
-use crate::ledger::{Downlink, MoteRecord, RadioRecord};
+use crate::ledger::{AcceptOnAir, Downlink, MoteRecord, RadioRecord};
 use crate::mote::{Policy, RX1_DELAY_US};
 use crate::radio::{Loss, Output, Radio, Transmission};
 
@@ -359,6 +359,41 @@ fn unanswered_confirmed_uplinks_and_two_transmitters_are_seen() {
     assert_eq!((report.downlink_counter_gap_max, report.downlink_counters_skipped), (15, 15));
 }
 
+/// What else may be on air after an accept with the number 7 by gateway A: number, gateway, milliseconds later; whether it may.
+#[test]
+fn of_a_join_only_the_same_accept_may_come_again_from_another_gateway_and_only_for_the_same_request() {
+    let cases = [
+        (7, B, 1_000, true),
+        (7, B, 0, true),
+        (7, B, 6_000, false),
+        (7, A, 1_000, false),
+        (8, B, 1_000, false),
+        (6, B, 6_000, false),
+        (8, B, 6_000, true),
+    ];
+    for (join_nonce, gateway, later_ms, is_fine) in cases {
+        let mut run = perfect_run(31);
+        let any = run.downlinks().find(|downlink| downlink.frame.is_some()).expect("an answer").clone();
+        let dev_addr = any.dev_addr.expect("an address");
+        let frame = any.frame.map(|_| u64::MAX);
+        let accept = |join_nonce, gateway, later_ms: u64| Downlink {
+            gateway,
+            start_us: any.start_us + later_ms * 1_000,
+            accept: Some(AcceptOnAir { join_nonce, dev_addr }),
+            // The next request is another.
+            frame: frame.map(|frame| frame - later_ms / 6_000),
+            window: None,
+            dev_addr: None,
+            ..any.clone()
+        };
+        let on_air = [accept(7, A, 0), accept(join_nonce, gateway, later_ms)];
+        run.ledgers.radio.extend(on_air.map(RadioRecord::Downlink));
+        let report = run.report();
+        let at_odds = report.join_nonces_not_risen + report.joins_answered_differently;
+        assert_eq!(at_odds == 0, is_fine, "{join_nonce} by {gateway:?} after {later_ms} ms");
+    }
+}
+
 #[test]
 fn a_second_transmitter_without_a_window_is_seen() {
     let mut run = perfect_run(31);
@@ -421,13 +456,13 @@ fn every_confirmed_transmission_has_its_fate() {
         [held("rio", START_MS, Some(KILL_MS)), held("patras", CERTIFICATE_MS, Some(HANDBACK_MS)), held("rio", HANDBACK_MS, None)];
     let Run { ledgers, nodes, delivered, timeline } = &run;
     let input = Input { ledgers, nodes, delivered, timeline, limits: Limits::default() };
-    let service = Service { held: &periods, kills_ms: &[KILL_MS] };
+    let service = Service { held: &periods, kills_ms: &[KILL_MS], rx2_data_rate: SpreadingFactor::SF12 };
     let found = judge(&input, &service);
     assert_eq!((found.owed, found.answered), (found.fates[&Fate::Rx1], found.fates[&Fate::Rx1]), "{found:?}");
     assert!(found.owed > 200 && found.unexplained.is_empty(), "{found:?}");
     assert!(found.fates[&Fate::Outage] > 0 && found.fates[&Fate::NotByHolder] > 0, "{found:?}");
     assert!(found.airtime_us.values().all(|used_us| *used_us > 0));
-    assert_eq!(judge(&input, &Service { held: &periods, kills_ms: &[] }).fates.get(&Fate::Outage), None);
+    assert_eq!(judge(&input, &Service { kills_ms: &[], ..service }).fates.get(&Fate::Outage), None);
 
     // One answer taken away is found, whoever else was answered.
     let mut spoiled = ledgers.clone();
@@ -444,6 +479,18 @@ fn every_confirmed_transmission_has_its_fate() {
         judge(&Input { ledgers: &spoiled, nodes: &nodes, ..input }, &service).fates.get(&Fate::NotPulled).copied()
     };
     assert_eq!((with_start(at_ms - 4_000), with_start(at_ms - 6_000)), (Some(1), None));
+    // Or its gateway sent something else in both windows.
+    let with_others = |delays_ms: &[u64]| {
+        let mut ledgers = spoiled.clone();
+        let other = |delay_ms: &u64| {
+            let start_us = (at_ms + delay_ms) * 1_000;
+            let (dev_eui, frame, window) = (None, None, None);
+            RadioRecord::Downlink(Downlink { start_us, end_us: start_us + 50_000, dev_eui, frame, window, ..taken.clone() })
+        };
+        ledgers.radio.extend(delays_ms.iter().map(other));
+        judge(&Input { ledgers: &ledgers, ..input }, &service).fates.get(&Fate::Busy).copied()
+    };
+    assert_eq!((with_others(&[980, 2_020]), with_others(&[980, 3_200]), with_others(&[1_990])), (Some(1), None, None));
     // Or the gateway refused it.
     let refusal = crate::ledger::GatewayRecord::Rejected {
         gateway: taken.gateway,

@@ -82,8 +82,9 @@ impl Mote {
                 rx1_delay_us: ACCEPT_DELAY1_US,
                 rx1_frequency_hz: frequency_hz,
                 rx1_data_rate: data_rate,
+                // Those of the region, whatever the mote will be told in the accept.
                 rx2_frequency_hz: RX2_FREQUENCY_HZ,
-                rx2_data_rate: self.policy.rx2_data_rate,
+                rx2_data_rate: SpreadingFactor::SF12,
             },
         };
         self.put_on_air(&mut exchange, now_us);

@@ -44,7 +44,7 @@ fn find_violations(report: &Report, gains: Gains<'_>) -> Vec<String> {
         ("downlink counters backwards", if may_be_overtaken { 0 } else { report.downlink_counters_backwards }),
         ("downlinks with a wrong integrity code", report.downlinks_unauthentic),
         ("nonces of joins reused", report.join_nonces_not_risen),
-        ("joins accepted by two gateways", report.joins_by_two_gateways),
+        ("joins accepted in two ways", report.joins_answered_differently),
         ("faults of the ledgers", report.ledger_faults),
     ];
     let counted = counts.into_iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{what}: {count}"));
@@ -94,7 +94,18 @@ impl World {
                 return true;
             }
             let Some(parts) = &running.parts else { continue };
-            if parts.bridge.stats().await.is_ok_and(|stats| stats.buffer_frames + stats.awaited_frames + stats.in_flight > 0) {
+            if parts.bridge.stats().await.is_ok_and(|stats| stats.buffer_frames + stats.in_flight > 0) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Frames whose session no edge that has them knows.
+    pub(super) async fn has_awaited_frames(&self) -> bool {
+        for machine in self.edges() {
+            let Some(parts) = self.machines[&machine].node_running().and_then(|running| running.parts) else { continue };
+            if parts.bridge.stats().await.is_ok_and(|stats| stats.awaited_frames > 0) {
                 return true;
             }
         }
