@@ -1,6 +1,6 @@
 //! `/v1/bridge/devices`: the sessions of the devices that this node serves for its owner.
 
-use contracts::ids::DevEui;
+use contracts::ids::{DevAddr, DevEui};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -72,7 +72,7 @@ pub(super) async fn list_devices(
     let joining: BTreeSet<DevEui> = own.registration.joining.iter().map(of_joining).collect();
     let device = |state: SessionState| DeviceStatus {
         device: state.device.to_string(),
-        dev_addr: parts.links.place(own.group, state.device).dev_addr.to_string(),
+        dev_addr: parts.links.dev_addr(own.group, state.device).unwrap_or(DevAddr::from_u32(0)).to_string(),
         session: state.session.to_string(),
         joined: joining.contains(&state.device),
         resets: state.reset_ordinal,

@@ -65,13 +65,6 @@ struct Link {
     is_insurer: bool,
 }
 
-/// Where an uplink belongs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    pub dev_addr: DevAddr,
-    pub epoch: Epoch,
-}
-
 /// All groups' links; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Links {
@@ -170,11 +163,14 @@ impl Links {
         }
     }
 
-    pub(crate) fn place(&self, group: GroupId, device: DevEui) -> Place {
+    pub(super) fn epoch(&self, group: GroupId) -> Epoch {
+        self.groups.read().unwrap_or_else(PoisonError::into_inner).get(&group).map_or(Epoch(0), |link| link.epoch)
+    }
+
+    /// The address of a device, if its session is known.
+    pub(crate) fn dev_addr(&self, group: GroupId, device: DevEui) -> Option<DevAddr> {
         let links = self.groups.read().unwrap_or_else(PoisonError::into_inner);
-        let link = links.get(&group);
-        let dev_addr = link.and_then(|l| l.devices.get(&device)).map_or(DevAddr::from_u32(0), |(address, _)| *address);
-        Place { dev_addr, epoch: link.map_or(Epoch(0), |l| l.epoch) }
+        links.get(&group).and_then(|link| link.devices.get(&device)).map(|(address, _)| *address)
     }
 
     /// Whether something was dropped since the last call.

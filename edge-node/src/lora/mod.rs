@@ -171,12 +171,11 @@ async fn commit(
 }
 
 fn stored(uplink: HeardUplink, links: &Links) -> Uplink {
-    let place = links.place(uplink.group, uplink.device);
     Uplink {
+        dev_addr: uplink.dev_addr(),
         event: uplink.event,
         group: uplink.group,
         device: uplink.device,
-        dev_addr: place.dev_addr,
         session: uplink.session,
         joined: uplink.joined,
         f_cnt: uplink.f_cnt,
@@ -190,7 +189,7 @@ fn stored(uplink: HeardUplink, links: &Links) -> Uplink {
             UplinkKind::Late => Kind::Late,
             UplinkKind::Buffered => Kind::Replayed,
         },
-        epoch: place.epoch,
+        epoch: links.epoch(uplink.group),
         deliver: true,
         rx: reception(uplink.gateway, &uplink.rx),
         others: uplink.others.iter().map(|other| reception(other.gateway, &other.rx)).collect(),
@@ -205,5 +204,45 @@ fn reception(gateway: GatewayEui, rx: &RxMeta) -> Reception {
         data_rate: rx.data_rate.to_string(),
         rssi_dbm: rx.rssi_dbm.unwrap_or(0),
         snr_tenth_db: rx.snr_decibel_tenths.unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::ids::{DevAddr, DevEui, EventId, SessionId};
+    use contracts::time::{BootTime, WallTime};
+
+    use super::*;
+
+    /// A device that joined at the other node is heard before its record is here.
+    #[test]
+    fn an_uplink_has_the_address_of_its_frame_whatever_is_known_of_its_device() {
+        let (device, session) = (DevEui::from_u64(7), SessionId::from_bytes([8; 8]));
+        let rx = RxMeta {
+            tmst: Some(0),
+            frequency_hz: Some(868_100_000),
+            data_rate: "SF7BW125".parse().expect("a data rate"),
+            rssi_dbm: None,
+            snr_decibel_tenths: None,
+        };
+        let heard = HeardUplink {
+            event: EventId::new(device, session, 0),
+            group: GroupId::from_bytes([1; 16]),
+            device,
+            session,
+            joined: None,
+            f_cnt: 0,
+            f_port: Some(1),
+            confirmed: false,
+            frm_payload: bytes::Bytes::new(),
+            phy: bytes::Bytes::from_static(&[0x40, 0x7e, 0x02, 0x6a, 0x01, 0, 0, 0, 1, 0, 0, 0, 0]),
+            gateway: GatewayEui(1),
+            rx,
+            others: Vec::new(),
+            heard_at: WallTime(0),
+            heard_boot: BootTime(0),
+            kind: UplinkKind::Live,
+        };
+        assert_eq!(stored(heard, &Links::default()).dev_addr, DevAddr::from_u32(0x016a_027e));
     }
 }
