@@ -471,9 +471,16 @@ impl World {
             self.checker.violate(format!("the radio failed: {error}"));
         }
         let deadline = Instant::now() + SETTLE;
-        while self.has_open_readings().await {
+        loop {
+            let (is_open, is_awaited) = (self.has_open_readings().await, self.has_awaited_frames().await);
+            if !is_open && !is_awaited {
+                break;
+            }
             if Instant::now() >= deadline {
-                self.checker.violate("readings stay open".to_owned());
+                // A frame of a session that is over for this node waits on until its hours are past. Was its reading delivered? The audit knows.
+                if is_open {
+                    self.checker.violate("readings stay open".to_owned());
+                }
                 self.log_open_readings().await;
                 break;
             }

@@ -17,7 +17,7 @@ use contracts::contract::State;
 use contracts::custody::Readiness;
 use contracts::envelope::Keypair;
 use contracts::ids::{DevEui, GroupId, NodeId};
-use contracts::time::{BootTime, Millis};
+use contracts::time::{BootTime, Millis, WallTime};
 use contracts::write_ahead::Reserved;
 use kit::clock::Clock;
 use kit::work::Uninterrupted;
@@ -209,18 +209,19 @@ impl Witness {
         let (me, now, wall) = (self.service.me(), self.clock.boot(), self.clock.wall());
         let ended_since = Some(wall - ENDED_MAX);
         let filter = ContractFilter { member: Some(me), ended_since, limit: ROWS_MAX, ..ContractFilter::default() };
-        let mut endings: BTreeMap<GroupId, Driven> = BTreeMap::new();
+        let mut endings = BTreeMap::new();
         self.for_each_witnessed(filter, |row| {
             let mut driven = driven(row);
-            let age = row.standing.ended.as_ref().map_or(Millis(0), |ended| wall.since(ended.at));
+            let ended = row.standing.ended.as_ref().map_or(wall, |ended| ended.at);
+            let age = wall.since(ended);
             if age <= driven.grace + driven.take_back {
                 driven.ending = Some(Ending::Grace { until: now + Millis(driven.grace.0.saturating_sub(age.0)) });
-                endings.entry(row.contract.group).or_insert(driven);
+                keep_newest(&mut endings, row.contract.group, ended, driven);
             }
         })
         .await?;
         endings.retain(|id, _| !lock(&self.driven).contains_key(id));
-        for (id, driven) in endings {
+        for (id, (_, driven)) in endings {
             self.learn_addresses(&driven.config.members.iter().copied().collect()).await?;
             self.drive(id, &driven.config).await?;
             lock(&self.driven).insert(id, driven);
@@ -392,6 +393,13 @@ fn is_armed(row: &ContractRow) -> bool {
     }
 }
 
+/// Of a group's endings the newest counts.
+fn keep_newest<T>(endings: &mut BTreeMap<GroupId, (WallTime, T)>, group: GroupId, at: WallTime, ending: T) {
+    if endings.get(&group).is_none_or(|(known, _)| *known < at) {
+        endings.insert(group, (at, ending));
+    }
+}
+
 fn driven(row: &ContractRow) -> Driven {
     let contract = &row.contract;
     let config = GroupConfig {
@@ -409,5 +417,23 @@ fn driven(row: &ContractRow) -> Driven {
         grace: contract.terms.grace,
         take_back: contract.terms.take_back(),
         ending: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_groups_endings_the_newest_counts_however_they_are_listed() {
+        let [one, other] = [1, 2].map(|n| GroupId::from_bytes([n; 16]));
+        for order in [[1, 2, 3], [3, 2, 1], [2, 3, 1]] {
+            let mut endings = BTreeMap::new();
+            keep_newest(&mut endings, other, WallTime(9), 9);
+            for at in order {
+                keep_newest(&mut endings, one, WallTime(at), at);
+            }
+            assert_eq!((endings[&one].1, endings[&other].1), (3, 9), "{order:?}");
+        }
     }
 }

@@ -32,7 +32,7 @@ const RETRY: Duration = Duration::from_millis(500);
 const PAGE: u32 = 1_024;
 
 /// Stands in the log for a session that is not known.
-const UNKNOWN: SessionId = SessionId::from_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfd]);
+pub const UNKNOWN: SessionId = SessionId::from_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfd]);
 
 /// What a node counts of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

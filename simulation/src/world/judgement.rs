@@ -1,6 +1,8 @@
 //! The end of a run: what is still open, what the motes' ledger says of what was delivered, and what came of the run.
 
 use contracts::ids::NodeId;
+use edge_node::lora::standby::UNKNOWN;
+use edge_node::readings::StoredUplink;
 use motes::audit::{self, Alive, Delivered, Limits, NodeLife, Report};
 use motes::fleet::Eui64;
 use motes::ledger::RadioRecord;
@@ -13,6 +15,9 @@ use crate::{market, nodes};
 
 /// A frame waits for two writes under way (of the bridge's consumer and of the log), then for its own, each of which may wait for one more.
 const WRITES_BEFORE_DISK: u64 = 4;
+
+/// Frames on the disk of an insurer that one look reads.
+const KEPT_MAX: u32 = 1_000;
 
 /// An answer goes to the gateway up to 2 s (the second window) before its time.
 const QUEUED_MS_MAX: u64 = 2_100;
@@ -89,7 +94,9 @@ impl World {
         for machine in self.edges() {
             let Some(running) = self.machines[&machine].node_running() else { return true };
             let store = &running.core.store;
-            let keeps = store.list_kept(self.group(), 0, 1).await.map_or(true, |kept| !kept.is_empty());
+            let is_of_a_session = |kept: &StoredUplink| kept.uplink.session != UNKNOWN;
+            let kept = store.list_kept(self.group(), 0, KEPT_MAX).await;
+            let keeps = kept.map_or(true, |kept| kept.iter().any(is_of_a_session) || kept.len() >= KEPT_MAX as usize);
             if keeps || store.last_open(self.group()).await.unwrap_or(u64::MAX) > 0 {
                 return true;
             }
@@ -104,7 +111,8 @@ impl World {
     /// Frames whose session no edge that has them knows.
     pub(super) async fn has_awaited_frames(&self) -> bool {
         for machine in self.edges() {
-            let Some(parts) = self.machines[&machine].node_running().and_then(|running| running.parts) else { continue };
+            let Some(running) = self.machines[&machine].node_running() else { continue };
+            let Some(parts) = &running.parts else { continue };
             if parts.bridge.stats().await.is_ok_and(|stats| stats.awaited_frames > 0) {
                 return true;
             }
