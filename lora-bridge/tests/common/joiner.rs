@@ -1,14 +1,15 @@
-//! A mote that joins over the air, made with `lorawan`.
+//! A mote that joins over the air, made with `lorawan`, and a bridge that lets it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use contracts::ids::{DevAddr, DevEui};
-use lora_bridge::ReceiveWindows;
-use lora_bridge::mac::join::{AppKey, JoiningDevice, NonceRule};
+use lora_bridge::bridge::io::Accept;
+use lora_bridge::mac::join::{AppKey, DeviceRecord, JoiningDevice, NonceRule};
+use lora_bridge::{Input, Output, ReceiveWindows};
 use lorawan::creator::JoinRequestCreator;
 use lorawan::parser::{DecryptedJoinAcceptPayload, DevNonce};
 
-use super::Mote;
+use super::{GROUP, Mote, Rig};
 
 const JOIN_EUI: u64 = 0x70b3_d57e_d000_0001;
 
@@ -62,4 +63,34 @@ impl Joiner {
         let key = session.as_ref().try_into().expect("16 bytes");
         (Mote { device: self.device, address: self.address, key }, nonce)
     }
+}
+
+pub fn accepts(out: &[Output]) -> Vec<&Accept> {
+    out.iter().filter_map(|output| if let Output::Accept(accept) = output { Some(accept) } else { None }).collect()
+}
+
+pub fn records(out: &[Output]) -> Vec<DeviceRecord> {
+    let record = |output: &Output| match output {
+        Output::RecordWanted { record, .. } => Some((**record).clone()),
+        _ => None,
+    };
+    out.iter().filter_map(record).collect()
+}
+
+pub fn register(rig: &mut Rig, joiners: &[Joiner], has_key: bool, rule: NonceRule) -> Vec<Output> {
+    let devices = joiners.iter().map(|joiner| joiner.registration(has_key, rule)).collect();
+    rig.apply(Input::RegisterJoining { group: GROUP, devices })
+}
+
+pub fn serving(joiners: &[Joiner]) -> Rig {
+    let mut rig = Rig::new();
+    rig.pull();
+    register(&mut rig, joiners, true, NonceRule::Random);
+    rig.serve(1, None);
+    rig
+}
+
+pub fn recorded(rig: &mut Rig, out: &[Output]) -> Vec<Output> {
+    let records = records(out).into_iter();
+    records.flat_map(|record| rig.apply(Input::Recorded { record: Box::new(record) })).collect()
 }
