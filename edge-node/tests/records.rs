@@ -29,6 +29,7 @@ fn record(device: u64, version: u32) -> DeviceRecord {
         version,
         nonces: Nonces { dev_nonces: VecDeque::from([1]), join_nonce_next: 2 },
         session,
+        requested_at: None,
         past: Vec::new(),
     }
 }

@@ -137,13 +137,15 @@ fn a_request_in_standby_outlives_those_that_are_forged_and_replayed() {
     let json: serde_json::Value = serde_json::from_slice(&accepts(&out)[0].bytes[4..]).expect("JSON");
     assert_eq!(json["txpk"]["tmst"], tmst.wrapping_add(6_000_000));
     assert_eq!(b.bridge.stats().dropped(DropReason::IntegrityCode), 31);
-    // What a record names as used is not kept again, but for the newest, which its writer may not have answered.
-    for (dev_nonce, f_cnt_up_next, kept) in [(9, 0, 0), (9, 1, 0), (10, 0, 1), (10, 1, 0)] {
+    // What a record names as used is not kept again, but for the newest at its time, which its writer may not have answered.
+    for (dev_nonce, f_cnt_up_next, later, kept) in [(9, 0, 0, 0), (9, 1, 0, 0), (10, 0, 0, 1), (10, 1, 0, 0), (10, 0, 20_000, 0)]
+    {
         let mut c = Rig::new();
+        c.now += 7_000 + later;
         c.pull();
         register(&mut c, std::slice::from_ref(&joiner), false, NonceRule::Random);
         c.custody(Mode::Standby);
-        let mut record = accepted_record(&joiner, &[9, 10]);
+        let mut record = recorded_for(&joiner, &[9, 10]);
         record.session.f_cnt_up_next = f_cnt_up_next;
         c.apply(Input::Records { records: vec![record] });
         c.hear(&joiner.request(dev_nonce));
@@ -155,8 +157,8 @@ fn a_request_in_standby_outlives_those_that_are_forged_and_replayed() {
     }
 }
 
-/// What a holder recorded that was sent requests with these nonces, one after the other.
-fn accepted_record(joiner: &Joiner, dev_nonces: &[u16]) -> DeviceRecord {
+/// What a holder recorded that was sent requests with these nonces, one each 7 s.
+fn recorded_for(joiner: &Joiner, dev_nonces: &[u16]) -> DeviceRecord {
     let mut a = serving(std::slice::from_ref(joiner));
     let mut all = Vec::new();
     for dev_nonce in dev_nonces {
@@ -204,6 +206,73 @@ fn whoever_takes_over_ends_what_the_holder_recorded_and_did_not_answer() {
     b.now += 7_000;
     b.pull();
     assert!(records(&b.hear(&joiner.request(9))).is_empty());
+}
+
+/// A request and the record of another one, 1 s older, at a node that takes over.
+fn taking_over(begun: &DeviceRecord, registered: &Joiner, requests: &[Vec<u8>]) -> (Rig, Vec<Output>) {
+    let mut b = Rig::new();
+    b.pull();
+    register(&mut b, std::slice::from_ref(registered), false, NonceRule::Random);
+    b.custody(Mode::Standby);
+    b.apply(Input::Records { records: vec![begun.clone()] });
+    b.now += 1_000;
+    for request in requests {
+        b.hear(request);
+        b.now += 50;
+    }
+    b.now += 2_000;
+    let lease_end = b.now;
+    b.serve(2, Some(lease_end));
+    let out = register(&mut b, std::slice::from_ref(registered), true, NonceRule::Random);
+    (b, out)
+}
+
+#[test]
+fn a_replay_of_what_was_begun_does_not_stand_before_the_devices_own_request() {
+    let joiner = Joiner::new(1);
+    let begun = recorded_for(&joiner, &[9]);
+    let (_, out) = taking_over(&begun, &joiner, &[joiner.request(10), joiner.request(9)]);
+    assert_eq!(records(&out)[0].session.joined.map(|joined| joined.dev_nonce), Some(10));
+    // Alone it is ended.
+    let (_, out) = taking_over(&begun, &joiner, &[joiner.request(9)]);
+    assert_eq!(records(&out)[0].session.joined, begun.session.joined);
+}
+
+#[test]
+fn what_was_begun_with_other_settings_is_not_ended() {
+    let joiner = Joiner::new(1);
+    let mut begun = recorded_for(&joiner, &[9]);
+    begun.session.receive_windows.rx1_delay_seconds = 5;
+    let (b, out) = taking_over(&begun, &joiner, &[joiner.request(9)]);
+    assert!(records(&out).is_empty());
+    assert_eq!(b.bridge.stats().dropped(DropReason::JoinReplayed), 1);
+}
+
+#[test]
+fn a_request_that_comes_just_after_the_takeover_is_ended_too_and_once() {
+    let joiner = Joiner::new(1);
+    let begun = recorded_for(&joiner, &[9]);
+    let (mut b, out) = taking_over(&begun, &joiner, &[]);
+    assert!(records(&out).is_empty());
+    let out = b.hear(&joiner.request(9));
+    assert_eq!(records(&out)[0].session.joined, begun.session.joined);
+    assert_eq!(accepts(&recorded(&mut b, &out)).len() + accepts(&b.advance(200)).len(), 1);
+    b.now += 6_000;
+    b.pull();
+    assert!(records(&b.hear(&joiner.request(9))).is_empty(), "of this epoch it is a replay");
+}
+
+#[test]
+fn a_gateway_that_has_not_pulled_yet_has_until_a_second_before_the_window() {
+    let joiner = Joiner::new(1);
+    let mut rig = Rig::new();
+    register(&mut rig, std::slice::from_ref(&joiner), true, NonceRule::Random);
+    rig.serve(1, None);
+    let out = rig.hear(&joiner.request(1));
+    assert!(accepts(&recorded(&mut rig, &out)).is_empty());
+    assert!(accepts(&rig.advance(3_000)).is_empty());
+    rig.pull();
+    assert_eq!(accepts(&rig.advance(1_000))[0].window, Window::Rx1);
 }
 
 #[test]

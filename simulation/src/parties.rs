@@ -193,7 +193,7 @@ pub(crate) fn terms(script: &Script) -> Terms {
         buffer_frames_max: 100_000,
         buffer_bytes_max: 100_000_000,
         buffer_hours_max: 24,
-        mirror: false,
+        mirror: script.mirror,
         activations_max: 1_000_000,
     }
 }

@@ -44,6 +44,8 @@ pub struct Script {
     pub rejoin_s: u32,
     /// Loss on each radio link.
     pub radio_loss_percent: u32,
+    /// The contract's clause of that name: a frame is owed as soon as it can be with the insurer, however slow the disk of its node.
+    pub mirror: bool,
     /// All links between machines.
     pub link: Link,
     /// From the start (custody is settled by then) to where all faults stop.
@@ -88,6 +90,7 @@ impl Default for Script {
             joining_percent: 0,
             rejoin_s: 0,
             radio_loss_percent: 5,
+            mirror: false,
             link: Link::default(),
             length_ms: 20_000,
             steps: Vec::new(),
@@ -168,6 +171,8 @@ pub struct Expect {
     pub joined_at_insurer: u64,
     /// Contracts that came into force, in a scenario with a market.
     pub contracts: Option<usize>,
+    /// Motes that the insurer hears well enough, as it told the customer by the time at which the faults stop; of the others it has told nothing.
+    pub covered: Option<u64>,
 }
 
 impl Script {

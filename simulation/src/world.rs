@@ -214,6 +214,7 @@ impl World {
         }
         self.pass_until(begin + Duration::from_millis(self.script.length_ms)).await;
         self.check_expectations();
+        self.check_coverage().await;
         self.mend_everything().await;
         let report = self.settle().await;
         self.finish(report)

@@ -211,17 +211,17 @@ impl Witness {
         let filter = ContractFilter { member: Some(me), ended_since, limit: ROWS_MAX, ..ContractFilter::default() };
         let mut endings = BTreeMap::new();
         self.for_each_witnessed(filter, |row| {
-            let mut driven = driven(row);
             let ended = row.standing.ended.as_ref().map_or(wall, |ended| ended.at);
-            let age = wall.since(ended);
-            if age <= driven.grace + driven.take_back {
-                driven.ending = Some(Ending::Grace { until: now + Millis(driven.grace.0.saturating_sub(age.0)) });
-                keep_newest(&mut endings, row.contract.group, ended, driven);
-            }
+            keep_newest(&mut endings, row.contract.group, ended, driven(row));
         })
         .await?;
         endings.retain(|id, _| !lock(&self.driven).contains_key(id));
-        for (id, (_, driven)) in endings {
+        for (id, (ended, mut driven)) in endings {
+            let age = wall.since(ended);
+            if age > driven.grace + driven.take_back {
+                continue;
+            }
+            driven.ending = Some(Ending::Grace { until: now + Millis(driven.grace.0.saturating_sub(age.0)) });
             self.learn_addresses(&driven.config.members.iter().copied().collect()).await?;
             self.drive(id, &driven.config).await?;
             lock(&self.driven).insert(id, driven);

@@ -16,7 +16,7 @@
 //! between is answered ever more rarely.
 
 use contracts::ids::{DevEui, Epoch, GroupId};
-use contracts::time::{BootTime, Millis};
+use contracts::time::{BootTime, Millis, WallTime};
 
 use super::Bridge;
 use super::collecting::is_better;
@@ -41,6 +41,8 @@ const GATHER: Millis = Millis(200);
 /// To a gateway that says nothing of what it takes (GWMP v1) an accept goes at most so long before its window: forwarders of that time have
 /// no queue.
 const UNQUEUED_MAX: Millis = Millis::from_secs(1);
+/// Two nodes hear one request at about the same time, however their wall clocks differ; a later one is replayed.
+const REPEATED_WITHIN: Millis = Millis::from_secs(5);
 /// From one join of a device to the next.
 const INTERVAL: Millis = Millis::from_secs(6);
 /// Joins without an uplink in between before the interval doubles.
@@ -67,6 +69,8 @@ pub(super) struct Joining {
     nonces: Nonces,
     /// Of the newest record.
     version: u32,
+    /// When the request was heard that the newest session comes from.
+    requested_at: Option<WallTime>,
     pending: Option<Pending>,
     not_before: BootTime,
     streak: u8,
@@ -76,6 +80,8 @@ pub(super) struct Joining {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OnAir {
     device: DevEui,
+    /// Of the record.
+    version: u32,
     gateway: GatewayEui,
     window: Window,
     booking: Booking,
@@ -87,6 +93,12 @@ pub(super) struct OnAir {
 impl Joining {
     pub(super) const fn wish(&self) -> &Wish {
         &self.device.wish
+    }
+
+    /// Whether the accept of this session is what it would be if this node had begun it.
+    fn begins(&self, session: &Session, key: AppKey) -> bool {
+        let own = session.joined.and_then(|joined| join::session(&self.device, key, joined));
+        own.is_some_and(|own| own.id() == session.id() && own.receive_windows == session.receive_windows)
     }
 
     /// Uses a nonce of the device and one of the network.
@@ -150,6 +162,7 @@ impl Bridge {
                 device,
                 nonces: Nonces::default(),
                 version: 0,
+                requested_at: None,
                 pending: None,
                 not_before: BootTime(0),
                 streak: 0,
@@ -178,7 +191,7 @@ impl Bridge {
             if record.version <= joining.version {
                 continue;
             }
-            joining.version = record.version;
+            (joining.version, joining.requested_at) = (record.version, record.requested_at);
             let group = joining.group;
             self.register(group, std::slice::from_ref(&record.session), now, out);
             for past in record.past.iter().filter(|past| past.device == record.device).take(PAST_MAX) {
@@ -217,15 +230,17 @@ impl Bridge {
             self.stats.copies += 1;
             return;
         }
-        let is_serving = groups.get(&joining.group).is_some_and(|group| group.mode.epoch().is_some());
+        let epoch = groups.get(&joining.group).and_then(|group| group.mode.epoch());
         let heard = Heard { phy: phy.to_vec(), request, gateway, rx, at: now.boot };
-        if !is_serving || joining.device.app_key.is_none() {
-            if joining.nonces.is_used(joining.device.nonce_rule, request.dev_nonce) && self.begun_by_another(&request).is_none() {
+        let begun = self.begun_before(&heard, epoch, now);
+        let Some(joining) = self.joining.get(&request.device) else { return };
+        if epoch.is_none() || joining.device.app_key.is_none() {
+            if begun.is_none() && joining.nonces.is_used(joining.device.nonce_rule, request.dev_nonce) {
                 return self.frame_fault(DropReason::JoinReplayed, gateway);
             }
             return self.keep_request(heard);
         }
-        self.begin_join(heard, false, None, now, out);
+        self.begin_join(heard, false, begun, now, out);
     }
 
     /// For a takeover; who wrote it is not known.
@@ -239,17 +254,21 @@ impl Bridge {
         }
     }
 
-    /// What was heard before this node could answer: the newest that the device itself wrote, and did not write before.
+    /// What was heard before this node could answer: the newest that the device itself wrote and nobody answered, else what a holder before
+    /// this one began to answer.
     fn take_up_kept(&mut self, device: DevEui, now: Now, out: &mut Vec<Output>) {
         let Some(joining) = self.joining.get(&device) else { return };
         let Some(group) = self.groups.get(&joining.group) else { return };
-        let super::Mode::Serving { foreign_lease_end, .. } = group.mode else { return };
+        let super::Mode::Serving { epoch, foreign_lease_end } = group.mode else { return };
         if joining.device.app_key.is_none() {
             return;
         }
-        for kept in self.keeping.take(device) {
+        let (rule, nonces) = (joining.device.nonce_rule, joining.nonces.clone());
+        let mut all = self.keeping.take(device);
+        all.sort_by_key(|kept| nonces.is_used(rule, kept.request.dev_nonce));
+        for kept in all {
             let rx2_only = foreign_lease_end.is_some_and(|end| kept.at < end);
-            let begun = self.begun_by_another(&kept.request);
+            let begun = self.begun_before(&kept, Some(epoch), now);
             self.begin_join(kept, rx2_only, begun, now, out);
             if self.joining.get(&device).is_some_and(|joining| joining.pending.is_some()) {
                 break;
@@ -257,11 +276,16 @@ impl Bridge {
         }
     }
 
-    /// The session of a join that a node before this one recorded for the request, if the device has said nothing in it yet.
-    fn begun_by_another(&self, request: &join::Request) -> Option<Session> {
-        let entry = self.registry.slot_of(request.device).and_then(|slot| self.registry.get(slot))?;
-        let is_its = entry.joined.is_some_and(|joined| joined.dev_nonce == request.dev_nonce);
-        (is_its && entry.f_cnt_up_next == 0).then(|| entry.to_session())
+    /// The session that was recorded for this request in an epoch before this one, if the device has said nothing in it yet. A request that is
+    /// replayed later comes too long after the record's: it could be answered at the time of another one of the device.
+    fn begun_before(&self, heard: &Heard, epoch: Option<Epoch>, now: Now) -> Option<Session> {
+        let joining = self.joining.get(&heard.request.device)?;
+        let heard_at = now.wall - now.boot.since(heard.at);
+        let is_recent = joining.requested_at?.0.abs_diff(heard_at.0) <= REPEATED_WITHIN.0;
+        let is_before = epoch.is_none_or(|epoch| join::epoch_of(joining.version) < epoch.0);
+        let entry = self.registry.slot_of(heard.request.device).and_then(|slot| self.registry.get(slot))?;
+        let is_its = entry.joined.is_some_and(|joined| joined.dev_nonce == heard.request.dev_nonce);
+        (is_recent && is_before && is_its && entry.f_cnt_up_next == 0).then(|| entry.to_session())
     }
 
     /// Takes the nonces, or goes on with what another `begun`, and asks for the record.
@@ -283,6 +307,8 @@ impl Bridge {
         let Some(version) = join::next_version(joining.version, epoch.0) else {
             return self.frame_fault(DropReason::JoinLimit, gateway);
         };
+        // With other settings than those of who began it the accept would not be the same.
+        let begun = begun.filter(|session| joining.begins(session, key));
         let is_begun = begun.is_some();
         let session = match begun.map_or_else(|| joining.new_session(heard.request.dev_nonce, key), Ok) {
             Ok(session) => session,
@@ -294,14 +320,18 @@ impl Bridge {
         let doublings = joining.streak.saturating_sub(PATIENCE).min(DOUBLINGS_MAX);
         joining.not_before = now.boot + Millis(INTERVAL.0 << doublings);
         joining.streak = joining.streak.saturating_add(1);
+        if !is_begun {
+            joining.requested_at = Some(now.wall - now.boot.since(heard.at));
+        }
         joining.version = version;
+        let requested_at = joining.requested_at;
         let newest = self.registry.slot_of(device).and_then(|slot| self.registry.get(slot)).filter(|_| !is_begun);
         let mut past: Vec<Session> = self.registry.past(device).chain(newest).map(Entry::to_session).collect();
         if past.len() > PAST_MAX {
             // As the registry does when the new session is registered.
             past.remove(past[..PAST_MAX].iter().position(|session| session.f_cnt_up_next == 0).unwrap_or(0));
         }
-        let record = DeviceRecord { device, version, nonces: joining.nonces.clone(), session, past };
+        let record = DeviceRecord { device, version, nonces: joining.nonces.clone(), session, requested_at, past };
         // Who began it may have answered in RX1.
         let rx2_only = rx2_only || is_begun;
         joining.pending = Some(Pending { heard, joined, key, version, epoch, rx2_only, is_recorded: false, is_on_air: false });
@@ -376,6 +406,11 @@ impl Bridge {
             }
             return false;
         };
+        if window == Window::Rx2 && !pending.is_on_air && !pending.rx2_only {
+            // RX1 is over: what is due from now on is RX2.
+            self.set_rx2_only(device);
+            return self.step_join(device, now, out);
+        }
         if pending.is_on_air || !pending.is_recorded || now.boot < self.leaves_at(pending) {
             return true;
         }
@@ -395,10 +430,10 @@ impl Bridge {
         }
     }
 
-    /// When an accept goes to its gateway.
+    /// When an accept goes to its gateway; one that has not pulled yet has until a second before.
     fn leaves_at(&self, pending: &Pending) -> BootTime {
         let heard = &pending.heard;
-        let has_queue = self.gateways.route(heard.gateway, heard.at).is_none_or(|route| route.version == Version::V2);
+        let has_queue = self.gateways.route(heard.gateway, heard.at).is_some_and(|route| route.version == Version::V2);
         let window_at = pending.window_at(&join_windows(self.region()), pending.first_window());
         let soon = heard.at + GATHER;
         if has_queue { soon } else { soon.max(BootTime(window_at.0.saturating_sub(UNQUEUED_MAX.0))) }
@@ -440,7 +475,10 @@ impl Bridge {
         let (epoch, joined) = (pending.epoch, pending.joined);
         if route.version == Version::V2 {
             self.accepts.retain(|_, on_air| now.boot.since(on_air.sent) < Millis::from_secs(10));
-            self.accepts.insert(token, OnAir { device, gateway, window, booking, tmst: place.tmst, sent: now.boot });
+            self.accepts.insert(
+                token,
+                OnAir { device, version: pending.version, gateway, window, booking, tmst: place.tmst, sent: now.boot },
+            );
         }
         self.gateways.sent(gateway);
         self.stats.joins_accepted += 1;
@@ -467,12 +505,14 @@ impl Bridge {
         }
         self.ledger.give_back(gateway, on_air.booking);
         self.schedules.give_back(gateway, on_air.tmst);
+        let pending = self.joining.get(&on_air.device).and_then(|joining| joining.pending.as_ref());
+        let is_at_hand = pending.is_some_and(|pending| pending.version == on_air.version);
         match on_air.window {
-            Window::Rx1 => {
+            Window::Rx1 if is_at_hand => {
                 self.set_rx2_only(on_air.device);
                 self.send_accepts(now, out);
             }
-            Window::Rx2 => self.stats.miss(MissedReason::Refused),
+            Window::Rx1 | Window::Rx2 => self.stats.miss(MissedReason::Refused),
         }
         Some(())
     }

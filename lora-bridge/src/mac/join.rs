@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use contracts::ids::{DevAddr, DevEui};
+use contracts::time::WallTime;
 use serde::{Deserialize, Serialize};
 
 use super::link::Wish;
@@ -232,6 +233,9 @@ pub struct DeviceRecord {
     pub version: u32,
     pub nonces: Nonces,
     pub session: Session,
+    /// When the request was heard that the session comes from, on the clock of who heard it: who ends the join tells it from a replay by that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_at: Option<WallTime>,
     /// Sessions before it, oldest first, at most [`PAST_MAX`](super::registry::PAST_MAX): whoever keeps the record can check their late frames.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub past: Vec<Session>,
@@ -239,6 +243,11 @@ pub struct DeviceRecord {
 
 /// Records within one epoch of one device.
 const VERSIONS: u32 = 1 << 12;
+
+/// The epoch in which a version was made.
+pub(crate) const fn epoch_of(version: u32) -> u64 {
+    (version / VERSIONS) as u64
+}
 
 /// The version after `newest` in `epoch`, or `None` if those of the epoch are used up.
 pub(crate) fn next_version(newest: u32, epoch: u64) -> Option<u32> {

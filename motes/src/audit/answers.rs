@@ -12,7 +12,7 @@ use super::{Input, NodeLife};
 use crate::airtime::SpreadingFactor;
 use crate::fleet::Eui64;
 use crate::gateway::KEEPALIVE_US;
-use crate::ledger::{Downlink, Frame, GatewayRecord, RadioRecord};
+use crate::ledger::{Downlink, Frame, GatewayRecord, MoteRecord, RadioRecord};
 use crate::mote::{RX1_DELAY_US, Window};
 
 /// Answers are owed again so long after a kill.
@@ -21,9 +21,12 @@ const OUTAGE_MS: u64 = 1_500;
 const DECIDED_US: u64 = 2_100_000;
 /// The hour over which duty cycles count (ETSI EN 300 220-2, 4.3.3).
 const HOUR_US: u64 = 3_600_000_000;
-/// Smallest answer: 12 bytes at SF7 without CRC.
-const ANSWER_US_MIN: u64 = 41_216;
+/// Smallest answer: header, address, control, counter, integrity code.
 const ANSWER_BYTES_MIN: usize = 12;
+/// The same on air at SF7 without CRC.
+const ANSWER_US_MIN: u64 = 41_216;
+/// A packet forwarder keeps so much between two transmissions (`jitqueue.c`: start delay, margin), rounded up.
+const GUARD_US: u64 = 4_000;
 /// From the end of an uplink to its windows.
 const WINDOWS_US: [u64; 2] = [RX1_DELAY_US, RX1_DELAY_US + 1_000_000];
 
@@ -75,6 +78,8 @@ pub enum Fate {
     NoAirtime,
     /// The gateway sent something else in both windows.
     Busy,
+    /// The gateways were switched off before the second window was over.
+    SwitchedOff,
     /// None of these: it should have been answered.
     Unexplained,
 }
@@ -155,6 +160,9 @@ struct Judge<'a> {
     /// Device address bytes and time of refused answers.
     refused: BTreeSet<(u64, Eui64)>,
     airtime: &'a Airtime<'a>,
+    /// Data rates of uplinks by mote and the microsecond of their end.
+    data_rates: BTreeMap<(u32, u64), SpreadingFactor>,
+    switched_off_us: u64,
 }
 
 /// Judges all transmissions of confirmed uplinks.
@@ -177,7 +185,16 @@ pub fn judge(input: &Input<'_>, service: &Service<'_>) -> Answers {
             | GatewayRecord::Totals { .. } => None,
         })
         .collect();
-    let judge = Judge { input, service, answered, refused, airtime: &airtime };
+    let data_rates = input.ledgers.motes.iter().filter_map(|record| match record {
+        MoteRecord::Attempt(attempt) => Some(((attempt.mote, attempt.end_us), attempt.data_rate)),
+        _ => None,
+    });
+    let switched_off = input.ledgers.gateways.iter().filter_map(|record| match record {
+        GatewayRecord::Totals { at_us, .. } => Some(*at_us),
+        _ => None,
+    });
+    let switched_off_us = switched_off.min().unwrap_or(u64::MAX);
+    let judge = Judge { input, service, answered, refused, airtime: &airtime, data_rates: data_rates.collect(), switched_off_us };
     let mut answers = Answers { airtime_us: airtime.fullest(), ..Answers::default() };
     for record in &input.ledgers.radio {
         let RadioRecord::Frame(frame) = record else { continue };
@@ -205,7 +222,8 @@ pub fn judge(input: &Input<'_>, service: &Service<'_>) -> Answers {
             | Fate::NotPulled
             | Fate::Refused
             | Fate::NoAirtime
-            | Fate::Busy => {}
+            | Fate::Busy
+            | Fate::SwitchedOff => {}
         }
     }
     answers
@@ -222,6 +240,9 @@ impl Judge<'_> {
             Some(Window::Rx1) => return Fate::Rx1,
             Some(Window::Rx2) => return Fate::Rx2,
             None => {}
+        }
+        if frame.end_us + DECIDED_US > self.switched_off_us {
+            return Fate::SwitchedOff;
         }
         let hearers: Vec<&NodeLife> = self
             .input
@@ -257,13 +278,13 @@ impl Judge<'_> {
 
     /// Whether the gateway's one transmitter was on air while it would have had to send the smallest answer, in each window.
     fn is_busy(&self, gateway: Eui64, frame: &Frame) -> bool {
-        // What the first one's rate was is not written down: the shortest is the strictest.
-        let data_rates = [SpreadingFactor::SF7, self.service.rx2_data_rate];
+        let rx1 = self.data_rates.get(&(frame.mote, frame.end_us)).copied().unwrap_or(SpreadingFactor::SF7);
+        let data_rates = [rx1, self.service.rx2_data_rate];
         WINDOWS_US.into_iter().zip(data_rates).all(|(delay_us, data_rate)| {
             let from_us = frame.end_us + delay_us;
             let to_us = from_us + data_rate.airtime_us(ANSWER_BYTES_MIN, false);
-            let of_gateway = self.airtime.downlinks.iter().filter(|downlink| downlink.gateway == gateway);
-            of_gateway.into_iter().any(|downlink| downlink.start_us < to_us && from_us < downlink.end_us)
+            let others = self.airtime.downlinks.iter().filter(|it| it.gateway == gateway && it.frame != Some(frame.frame));
+            others.into_iter().any(|other| other.start_us < to_us + GUARD_US && from_us < other.end_us + GUARD_US)
         })
     }
 }

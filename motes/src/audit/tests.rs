@@ -5,7 +5,7 @@ use crate::airtime::SpreadingFactor;
 use crate::fleet::{DevAddr, Fleet};
 use crate::frame::build_downlink;
 use crate::ledger::{AcceptOnAir, Downlink, MoteRecord, RadioRecord};
-use crate::mote::{Policy, RX1_DELAY_US};
+use crate::mote::{Policy, RX1_DELAY_US, RX2_FREQUENCY_HZ, Window};
 use crate::radio::{Loss, Output, Radio, Transmission};
 
 const START_MS: u64 = 1_700_000_000_000;
@@ -359,34 +359,36 @@ fn unanswered_confirmed_uplinks_and_two_transmitters_are_seen() {
     assert_eq!((report.downlink_counter_gap_max, report.downlink_counters_skipped), (15, 15));
 }
 
-/// What else may be on air after an accept with the number 7 by gateway A: number, gateway, milliseconds later; whether it may.
+/// What else may be on air after an accept with the number 7 by gateway A: number, gateway, milliseconds later, in which window; whether it may.
 #[test]
 fn of_a_join_only_the_same_accept_may_come_again_from_another_gateway_and_only_for_the_same_request() {
     let cases = [
-        (7, B, 1_000, true),
-        (7, B, 0, true),
-        (7, B, 6_000, false),
-        (7, A, 1_000, false),
-        (8, B, 1_000, false),
-        (6, B, 6_000, false),
-        (8, B, 6_000, true),
+        (7, B, 1_000, Window::Rx2, true),
+        (7, B, 0, Window::Rx2, true),
+        (7, B, 0, Window::Rx1, false),
+        (7, B, 6_000, Window::Rx2, false),
+        (7, A, 1_000, Window::Rx2, false),
+        (8, B, 1_000, Window::Rx2, false),
+        (6, B, 6_000, Window::Rx1, false),
+        (8, B, 6_000, Window::Rx1, true),
     ];
-    for (join_nonce, gateway, later_ms, is_fine) in cases {
+    for (join_nonce, gateway, later_ms, window, is_fine) in cases {
         let mut run = perfect_run(31);
         let any = run.downlinks().find(|downlink| downlink.frame.is_some()).expect("an answer").clone();
         let dev_addr = any.dev_addr.expect("an address");
         let frame = any.frame.map(|_| u64::MAX);
-        let accept = |join_nonce, gateway, later_ms: u64| Downlink {
+        let accept = |join_nonce, gateway, later_ms: u64, window| Downlink {
             gateway,
+            frequency_hz: if window == Window::Rx2 { RX2_FREQUENCY_HZ } else { 868_100_000 },
             start_us: any.start_us + later_ms * 1_000,
             accept: Some(AcceptOnAir { join_nonce, dev_addr }),
-            // The next request is another.
-            frame: frame.map(|frame| frame - later_ms / 6_000),
+            // The mote listens no more.
+            frame: frame.filter(|_| later_ms == 0),
             window: None,
             dev_addr: None,
             ..any.clone()
         };
-        let on_air = [accept(7, A, 0), accept(join_nonce, gateway, later_ms)];
+        let on_air = [accept(7, A, 0, Window::Rx1), accept(join_nonce, gateway, later_ms, window)];
         run.ledgers.radio.extend(on_air.map(RadioRecord::Downlink));
         let report = run.report();
         let at_odds = report.join_nonces_not_risen + report.joins_answered_differently;

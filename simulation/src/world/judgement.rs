@@ -3,6 +3,7 @@
 use contracts::ids::NodeId;
 use edge_node::lora::standby::UNKNOWN;
 use edge_node::readings::StoredUplink;
+use lora_bridge::bridge::adapting::Coverage;
 use motes::audit::{self, Alive, Delivered, Limits, NodeLife, Report};
 use motes::fleet::Eui64;
 use motes::ledger::RadioRecord;
@@ -120,6 +121,21 @@ impl World {
         false
     }
 
+    /// What the customer knows of its insurer's ears.
+    pub(super) async fn check_coverage(&self) {
+        let Some(expected) = self.script.expect.covered else { return };
+        let customer = self.machines[&Machine::Rio].node_running();
+        let coverage = match customer.as_ref().and_then(|running| running.parts.as_ref()) {
+            Some(parts) => parts.bridge.coverage(self.group()).await.unwrap_or_default(),
+            None => Coverage::default(),
+        };
+        let Coverage { devices, covered, not_covered } = coverage;
+        let motes = u64::from(self.script.motes);
+        if (devices, covered, not_covered) != (motes, expected, motes - expected) {
+            self.checker.violate(format!("of {motes} motes {expected} are to be covered, not {coverage:?}"));
+        }
+    }
+
     pub(super) async fn audit(&self) -> Report {
         let delivered = match self.machines[&Machine::Cloud].node_running() {
             Some(cloud) => nodes::list_received(&cloud).await,
@@ -145,8 +161,9 @@ impl World {
         });
         // A frame is offered after 30 ms, and must travel.
         let travel = 4 * (self.script.link.delay_ms + self.script.link.jitter_ms);
-        let limits =
-            Limits { loss_margin_ms: 50 + travel + WRITES_BEFORE_DISK * slowest_write.max().unwrap_or(0), ..Limits::default() };
+        let until_on_disk = WRITES_BEFORE_DISK * slowest_write.max().unwrap_or(0);
+        let until_kept = if self.script.mirror { 0 } else { until_on_disk };
+        let limits = Limits { loss_margin_ms: 50 + travel + until_kept, ..Limits::default() };
         let ledgers = self.ledger.ledgers().unwrap_or_default();
         let timeline = audit::Timeline { taker: Some(Machine::Patras.name().to_owned()), ..audit::Timeline::default() };
         let input = audit::Input { ledgers: &ledgers, nodes: &nodes, delivered: &delivered, timeline: &timeline, limits };
