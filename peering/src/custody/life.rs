@@ -5,7 +5,8 @@
 //! (L. Lamport, "Password authentication with insecure communication", 1981) whose end the sender signed: [`LifeAnchor`]. A link is 80 bits of
 //! SHA-256, one chain per pair of nodes and direction; whoever has the newest link can show it to anybody, nobody can guess the next.
 //!
-//! - A claim or renewal without a fresh link binds nobody: it is dropped, and its sender is asked for the anchor ([`Heard::take`]).
+//! - A claim or renewal without a link newer than all before binds nobody: it is dropped ([`Heard::take`]). One that was overtaken on its way is
+//!   as if it were lost: a promise that it prolonged could not be shown, and its member would be convicted.
 //! - Whoever refuses custody because of a promise shows the newest link that it heard ([`Shown`]), within the signed refusal.
 //! - [`super::audit`] convicts whoever goes on refusing for more than a ttl with the same link, or with none.
 
@@ -22,7 +23,7 @@ pub(super) const LINK_BYTES: usize = 10;
 pub const CHAIN_LINKS: u16 = 1_024;
 /// Datagrams in a row that may be lost before a chain is given up: what one datagram can cost to check.
 const GAP_MAX: u16 = 64;
-/// Links before the newest that may still come, late.
+/// Links before the newest that are told from those of another chain.
 const WINDOW: u16 = 64;
 
 pub(super) type Link = [u8; LINK_BYTES];
@@ -145,9 +146,9 @@ impl Chain {
 /// What a sign of life is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// Not heard before.
+    /// Newer than all heard before.
     Fresh,
-    /// Heard before, or too late to tell.
+    /// Heard before, or overtaken.
     Stale,
     /// Of no chain that is known here.
     Unknown,
@@ -159,8 +160,6 @@ struct Heard {
     anchor: Envelope,
     /// Index 0 and the end before the first.
     newest: Life,
-    /// Bit n: the link n before the newest was heard.
-    seen: u64,
 }
 
 impl Heard {
@@ -168,10 +167,9 @@ impl Heard {
     fn new(anchor: Envelope, from: NodeId, me: NodeId) -> Option<Self> {
         let verified = anchor.verify_signed_by::<LifeAnchor>(&[from.into()]).ok()?;
         let end = read_link(&verified.statement.end).filter(|_| verified.statement.to == me)?;
-        Some(Self { anchor, newest: Life { index: 0, link: end }, seen: 1 })
+        Some(Self { anchor, newest: Life { index: 0, link: end } })
     }
 
-    /// Late ones are taken within a window.
     fn take(&mut self, life: Life) -> Taken {
         if life.index > CHAIN_LINKS || life.index == 0 {
             return Taken::Unknown;
@@ -181,19 +179,11 @@ impl Heard {
                 return Taken::Unknown;
             }
             self.newest = life;
-            self.seen = self.seen.checked_shl(u32::from(ahead)).unwrap_or(0) | 1;
             return Taken::Fresh;
         }
         let behind = self.newest.index - life.index;
-        if behind >= WINDOW {
-            return Taken::Stale;
-        }
-        if back(self.newest.link, behind) != life.link {
-            return Taken::Unknown;
-        }
-        let was_heard = self.seen & (1 << behind) != 0;
-        self.seen |= 1 << behind;
-        if was_heard { Taken::Stale } else { Taken::Fresh }
+        let is_of_this_chain = behind >= WINDOW || back(self.newest.link, behind) == life.link;
+        if is_of_this_chain { Taken::Stale } else { Taken::Unknown }
     }
 
     /// None before the first link.
