@@ -97,10 +97,11 @@ impl Disk {
         }
     }
 
+    /// For good: a power cut must not bring back what filled it.
     pub fn free(&self) -> anyhow::Result<()> {
         match std::fs::remove_file(self.filler()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-            Ok(()) | Err(_) => Ok(()),
+            Ok(()) | Err(_) => Ok(File::open(&self.mounted_at)?.sync_all()?),
         }
     }
 }
