@@ -90,7 +90,7 @@ pub struct World {
 /// A library that shifts the wall clock of a process, and the directory of the files that say by how much.
 #[derive(Debug, Clone)]
 pub struct WallClocks {
-    pub library: PathBuf,
+    pub faketime: PathBuf,
     pub directory: PathBuf,
 }
 
@@ -150,7 +150,7 @@ impl World {
         let mut start = Start::new(name, &program, &arguments, &self.directory);
         start.namespace = self.place(name).addresses.namespace.as_deref();
         if let Some(clocks) = &self.wall_clocks {
-            start.wall_clock = Some((&clocks.library, clocks.directory.join(name)));
+            start.wall_clock = Some((&clocks.faketime, clocks.directory.join(name)));
         }
         let process = start.run()?;
         self.processes.insert(name, process);

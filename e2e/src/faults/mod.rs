@@ -219,7 +219,7 @@ impl<'a> Run<'a> {
         let mut settings = crate::settings(self.common, ACTIVATIONS)?;
         settings.radio = vec![format!("--requests={}", self.arguments.requests)];
         settings.rx2_sf = self.arguments.rx2_sf;
-        let clocks = self.clocks.clone().map(|library| WallClocks { library, directory: directory.join("clocks") });
+        let clocks = self.clocks.clone().map(|faketime| WallClocks { faketime, directory: directory.join("clocks") });
         let mut stage = Box::pin(Stage::start(settings, self.network, &directory, self.has_disks, clocks)).await?;
         stage.loss_margin_ms = self.arguments.loss_margin_ms;
         self.sum_before = crate::sum(&stage.world.accounts().await?);

@@ -214,17 +214,21 @@ mod tests {
 
     use super::*;
 
-    /// A device that joined at the other node is heard before its record is here.
-    #[test]
-    fn an_uplink_has_the_address_of_its_frame_whatever_is_known_of_its_device() {
-        let (device, session) = (DevEui::from_u64(7), SessionId::from_bytes([8; 8]));
-        let rx = RxMeta {
+    /// How a gateway heard something.
+    pub(super) fn rx() -> RxMeta {
+        RxMeta {
             tmst: Some(0),
             frequency_hz: Some(868_100_000),
             data_rate: "SF7BW125".parse().expect("a data rate"),
             rssi_dbm: None,
             snr_decibel_tenths: None,
-        };
+        }
+    }
+
+    /// A device that joined at the other node is heard before its record is here.
+    #[test]
+    fn an_uplink_has_the_address_of_its_frame_whatever_is_known_of_its_device() {
+        let (device, session) = (DevEui::from_u64(7), SessionId::from_bytes([8; 8]));
         let heard = HeardUplink {
             event: EventId::new(device, session, 0),
             group: GroupId::from_bytes([1; 16]),
@@ -237,7 +241,7 @@ mod tests {
             frm_payload: bytes::Bytes::new(),
             phy: bytes::Bytes::from_static(&[0x40, 0x7e, 0x02, 0x6a, 0x01, 0, 0, 0, 1, 0, 0, 0, 0]),
             gateway: GatewayEui(1),
-            rx,
+            rx: rx(),
             others: Vec::new(),
             heard_at: WallTime(0),
             heard_boot: BootTime(0),

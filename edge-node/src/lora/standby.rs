@@ -274,15 +274,8 @@ mod tests {
     use super::*;
 
     fn frame(n: u16) -> Uplink {
-        let rx = RxMeta {
-            tmst: Some(0),
-            frequency_hz: Some(868_100_000),
-            data_rate: "SF7BW125".parse().expect("a data rate"),
-            rssi_dbm: None,
-            snr_decibel_tenths: None,
-        };
         let phy = bytes::Bytes::copy_from_slice(&n.to_be_bytes());
-        let frame = OfferedFrame { phy, gateway: GatewayEui(1), rx, heard_at: WallTime(0) };
+        let frame = OfferedFrame { phy, gateway: GatewayEui(1), rx: crate::lora::tests::rx(), heard_at: WallTime(0) };
         let event = EventId::new(DevEui::from_u64(n.into()), UNKNOWN, 0);
         awaited(GroupId::from_bytes([1; 16]), event, DevAddr::from_u32(1), &frame)
     }

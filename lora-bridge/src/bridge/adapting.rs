@@ -107,7 +107,7 @@ impl Entry {
             asked: state.and_then(|state| state.asked).map(|asked| asked.change),
             refused: state.map(|state| state.refused.clone()).unwrap_or_default(),
             status,
-            status_at: status.map(|status| now.wall - now.boot.since(status.at)),
+            status_at: status.map(|status| now.wall_at(status.at)),
         }
     }
 }

@@ -19,12 +19,20 @@ use crate::mac::link::LinkRecord;
 use crate::mac::queue::{Encrypted, Outcome, Question, QueueState};
 use crate::mac::registry::Refused;
 use crate::mac::session::{Joined, Mark, Session, SessionState};
+use crate::mac::uplink;
 
 /// Both clocks at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
     pub boot: BootTime,
     pub wall: WallTime,
+}
+
+impl Now {
+    /// What the wall clock of now says of an earlier moment.
+    pub(crate) fn wall_at(self, earlier: BootTime) -> WallTime {
+        self.wall - self.boot.since(earlier)
+    }
 }
 
 /// What a node may do for a group of devices.
@@ -287,11 +295,10 @@ impl Uplink {
         Mark { device: self.device, session: self.session, f_cnt: self.f_cnt }
     }
 
-    /// The address that the device used, as it stands in the frame (LoRaWAN 1.0.2, 4.3.1: behind the header, little-endian).
+    /// The address that the device used, as it stands in the frame.
     #[must_use]
     pub fn dev_addr(&self) -> DevAddr {
-        let bytes = self.phy.get(1..5).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
-        DevAddr::from_u32(u32::from_le_bytes(bytes))
+        uplink::header(&self.phy).map_or(DevAddr::from_u32(0), |header| header.dev_addr)
     }
 }
 

@@ -8,7 +8,7 @@
 //! | idle | a request in standby | kept, for a takeover within its window ([`super::keeping`]) |
 //! | kept | custody and root key are here | recording, in RX2 only if another may have answered; what another recorded stays as it is |
 //! | recording | [`super::io::Input::Recorded`] | recorded: the new session is registered |
-//! | recorded | [`GATHER`] after the request | on air: in RX1 (5 s), else in RX2 (6 s) |
+//! | recorded | [`GATHER`] after the request ([`UNQUEUED_MAX`] before the window, if the gateway has no queue) | on air: in RX1 (5 s), else in RX2 (6 s) |
 //! | on air | refused in RX1 | recorded, RX2 only |
 //! | any | custody ends, or RX2 is over | idle; the nonces stay used |
 //!
@@ -129,11 +129,6 @@ impl Pending {
             data_rate: self.heard.rx.data_rate,
             rx2_only: self.rx2_only,
         }
-    }
-
-    /// Whose turn comes first.
-    const fn first_window(&self) -> Window {
-        if self.rx2_only { Window::Rx2 } else { Window::Rx1 }
     }
 
     fn window_at(&self, windows: &ReceiveWindows, window: Window) -> BootTime {
@@ -263,9 +258,8 @@ impl Bridge {
         if joining.device.app_key.is_none() {
             return;
         }
-        let (rule, nonces) = (joining.device.nonce_rule, joining.nonces.clone());
         let mut all = self.keeping.take(device);
-        all.sort_by_key(|kept| nonces.is_used(rule, kept.request.dev_nonce));
+        all.sort_by_key(|kept| joining.nonces.is_used(joining.device.nonce_rule, kept.request.dev_nonce));
         for kept in all {
             let rx2_only = foreign_lease_end.is_some_and(|end| kept.at < end);
             let begun = self.begun_before(&kept, Some(epoch), now);
@@ -280,8 +274,7 @@ impl Bridge {
     /// replayed later comes too long after the record's: it could be answered at the time of another one of the device.
     fn begun_before(&self, heard: &Heard, epoch: Option<Epoch>, now: Now) -> Option<Session> {
         let joining = self.joining.get(&heard.request.device)?;
-        let heard_at = now.wall - now.boot.since(heard.at);
-        let is_recent = joining.requested_at?.0.abs_diff(heard_at.0) <= REPEATED_WITHIN.0;
+        let is_recent = joining.requested_at?.0.abs_diff(now.wall_at(heard.at).0) <= REPEATED_WITHIN.0;
         let is_before = epoch.is_none_or(|epoch| join::epoch_of(joining.version) < epoch.0);
         let entry = self.registry.slot_of(heard.request.device).and_then(|slot| self.registry.get(slot))?;
         let is_its = entry.joined.is_some_and(|joined| joined.dev_nonce == heard.request.dev_nonce);
@@ -321,7 +314,7 @@ impl Bridge {
         joining.not_before = now.boot + Millis(INTERVAL.0 << doublings);
         joining.streak = joining.streak.saturating_add(1);
         if !is_begun {
-            joining.requested_at = Some(now.wall - now.boot.since(heard.at));
+            joining.requested_at = Some(now.wall_at(heard.at));
         }
         joining.version = version;
         let requested_at = joining.requested_at;
@@ -434,7 +427,8 @@ impl Bridge {
     fn leaves_at(&self, pending: &Pending) -> BootTime {
         let heard = &pending.heard;
         let has_queue = self.gateways.route(heard.gateway, heard.at).is_some_and(|route| route.version == Version::V2);
-        let window_at = pending.window_at(&join_windows(self.region()), pending.first_window());
+        let window = if pending.rx2_only { Window::Rx2 } else { Window::Rx1 };
+        let window_at = pending.window_at(&join_windows(self.region()), window);
         let soon = heard.at + GATHER;
         if has_queue { soon } else { soon.max(BootTime(window_at.0.saturating_sub(UNQUEUED_MAX.0))) }
     }

@@ -23,8 +23,6 @@ const DECIDED_US: u64 = 2_100_000;
 const HOUR_US: u64 = 3_600_000_000;
 /// Smallest answer: header, address, control, counter, integrity code.
 const ANSWER_BYTES_MIN: usize = 12;
-/// The same on air at SF7 without CRC.
-const ANSWER_US_MIN: u64 = 41_216;
 /// A packet forwarder keeps so much between two transmissions (`jitqueue.c`: start delay, margin), rounded up.
 const GUARD_US: u64 = 4_000;
 /// From the end of an uplink to its windows.
@@ -135,9 +133,10 @@ impl<'a> Airtime<'a> {
 
     /// Whether one more answer of the smallest size would have fitted into RX1's or RX2's band.
     fn is_left(&self, gateway: Eui64, at_us: u64) -> bool {
+        let answer_us = SpreadingFactor::SF7.airtime_us(ANSWER_BYTES_MIN, false);
         [868_100_000, 869_525_000].into_iter().any(|frequency_hz| {
             let (name, bound_us) = band(frequency_hz);
-            self.in_hour_before(gateway, name, at_us) + ANSWER_US_MIN <= bound_us
+            self.in_hour_before(gateway, name, at_us) + answer_us <= bound_us
         })
     }
 

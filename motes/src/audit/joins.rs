@@ -54,10 +54,9 @@ pub(super) fn judge(input: &Input<'_>, downlinks: &[&Downlink], report: &mut Rep
         report.join_nonces_not_risen += u64::from(*join_nonce <= before.highest);
         *before = Accepted::new(downlink, *join_nonce, before.highest);
     }
-    let is_by = |frame: &u64, gateway: &Eui64| answers.get(frame).is_some_and(|gateways| gateways.contains(gateway));
     let taker = input.timeline.taker.as_ref();
     let taker = input.nodes.iter().find(|node| Some(&node.node) == taker).map(|node| node.gateway);
-    let is_by_taker = |frame: &u64| taker.is_some_and(|taker| is_by(frame, &taker));
+    let is_by_taker = |frame: &u64| taker.is_some_and(|taker| answers.get(frame).is_some_and(|by| by.contains(&taker)));
     for record in &input.ledgers.radio {
         let RadioRecord::JoinFrame(frame) = record else { continue };
         let mut hearers = input.nodes.iter().filter(|node| frame.gateways.contains(&node.gateway));
