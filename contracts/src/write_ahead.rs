@@ -171,6 +171,25 @@ impl Reserved {
         self.raise_all(&bounds);
     }
 
+    /// Takes back what was claimed of devices whose newest records are not in `stored`: what the same member had on its disk later. A claim may be
+    /// of a write that the disk refused.
+    pub fn limit_to(&mut self, stored: &Self) {
+        let refuted: BTreeSet<DevEui> =
+            self.bounds().map(|bound| bound.device).filter(|device| self.is_newer(stored, *device)).collect();
+        for device in refuted {
+            self.forget_others(device, &BTreeSet::new());
+            for bound in stored.of_device(device) {
+                self.raise_one(&bound);
+            }
+        }
+    }
+
+    /// Whether this knows a newer record of the device than the other.
+    #[must_use]
+    pub fn is_newer(&self, other: &Self, device: DevEui) -> bool {
+        self.joins(device) > other.joins(device) || self.links(device) > other.links(device)
+    }
+
     /// Version of a device's newest join record; 0 if it never joined.
     #[must_use]
     pub fn joins(&self, device: DevEui) -> u32 {
@@ -183,9 +202,13 @@ impl Reserved {
         self.upto(device, LINKS).unwrap_or(0)
     }
 
+    fn of_device(&self, device: DevEui) -> impl Iterator<Item = Bound> {
+        let range = (device, SessionId::from_bytes([0; 8]))..=(device, JOINS);
+        self.0.range(range).map(|((device, session), upto)| Bound { device: *device, session: *session, upto: *upto })
+    }
+
     fn forget_others(&mut self, device: DevEui, named: &BTreeSet<(DevEui, SessionId)>) {
-        let first = (device, SessionId::from_bytes([0; 8]));
-        let of_device: Vec<_> = self.0.range(first..=(device, JOINS)).map(|(key, _)| *key).collect();
+        let of_device: Vec<_> = self.of_device(device).map(|bound| (device, bound.session)).collect();
         for key in of_device.iter().filter(|key| !named.contains(key)) {
             self.0.remove(key);
         }
@@ -326,6 +349,29 @@ mod tests {
         reserved.raise(versioned(JOINS, 3));
         assert_eq!((reserved.upto(device, session), reserved.links(device), reserved.joins(device)), (None, 0, 3));
         assert!(is_session(session) && !is_session(LINKS) && !is_session(JOINS));
+    }
+
+    /// A vote names a join whose write the member's disk then refused; and what it does have of other devices.
+    #[test]
+    fn what_a_member_has_not_on_its_disk_is_not_believed() {
+        let (joined, other) = (DevEui::from_u64(1), DevEui::from_u64(2));
+        let [old, new] = [1, 2].map(|n| SessionId::from_bytes([n; 8]));
+        let at = |device, session, upto| Bound { device, session, upto };
+        let before = [at(joined, JOINS, 10), at(joined, old, 48), at(other, LINKS, 3), at(other, old, 16)];
+        let (mut stored, mut claimed) = (Reserved::default(), Reserved::default());
+        stored.raise_all(&before);
+        claimed.raise_all(&before);
+        claimed.raise_all(&[at(joined, JOINS, 20), at(joined, new, 16)]);
+        claimed.raise(at(other, old, 32));
+        assert!(claimed.is_newer(&stored, joined) && !claimed.is_newer(&stored, other));
+        claimed.limit_to(&stored);
+        let known = |device, session| claimed.upto(device, session);
+        assert_eq!((known(joined, JOINS), known(joined, old), known(joined, new)), (Some(10), Some(48), None));
+        // Counters that were announced and not stored are skipped at worst.
+        assert_eq!((known(other, LINKS), known(other, old)), (Some(3), Some(32)));
+        claimed.raise(at(other, LINKS, 4));
+        claimed.limit_to(&stored);
+        assert_eq!(claimed, stored);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod records;
 mod votes;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use contracts::custody::Readiness;
 use contracts::envelope::Keypair;
 use contracts::ids::{DevEui, GroupId, NodeId};
 use contracts::time::{BootTime, Millis, WallTime};
-use contracts::write_ahead::Reserved;
+use contracts::write_ahead::{Bound, Reserved};
 use kit::clock::Clock;
 use kit::work::Uninterrupted;
 use peering::custody::{self, CustodyHandle, Entropy, GroupConfig, RecordSource, Setup};
@@ -116,9 +117,20 @@ pub struct Witness {
     writes: Uninterrupted,
 }
 
-/// What is reserved in each group, in memory for the grants; raised before the disk is written, so it is never behind it.
+/// What is reserved in each group, in memory for the grants.
 #[derive(Debug, Clone, Default)]
-struct ReservedMirror(Arc<Mutex<BTreeMap<GroupId, Reserved>>>);
+struct ReservedMirror {
+    groups: Arc<Mutex<BTreeMap<GroupId, Announced>>>,
+    writes: Arc<AtomicU64>,
+}
+
+/// Never behind the disk: a grant that leaves while the disk is written names what is being written too.
+#[derive(Debug, Default)]
+struct Announced {
+    stored: Reserved,
+    /// Being written, in the order in which it came; forgotten if the disk refuses it.
+    writing: BTreeMap<u64, Vec<Bound>>,
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -126,7 +138,40 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl ReservedMirror {
     fn bytes(&self, group: GroupId) -> Bytes {
-        lock(&self.0).get(&group).map(Reserved::to_bytes).unwrap_or_default().into()
+        let groups = lock(&self.groups);
+        let Some(Announced { stored, writing }) = groups.get(&group) else { return Bytes::new() };
+        if writing.is_empty() {
+            return stored.to_bytes().into();
+        }
+        let mut all = stored.clone();
+        for bounds in writing.values() {
+            // What there is no room for, the disk refuses too.
+            all.raise_all(bounds);
+        }
+        all.to_bytes().into()
+    }
+
+    fn merge(&self, group: GroupId, stored: &Reserved) {
+        lock(&self.groups).entry(group).or_default().stored.merge(stored);
+    }
+
+    /// Goes with grants until the write with this number ends.
+    fn announce(&self, group: GroupId, bounds: &[Bound]) -> u64 {
+        let number = self.writes.fetch_add(1, Ordering::Relaxed);
+        lock(&self.groups).entry(group).or_default().writing.insert(number, bounds.to_vec());
+        number
+    }
+
+    fn end(&self, group: GroupId, number: u64, is_stored: bool) {
+        let mut groups = lock(&self.groups);
+        let Some(Announced { stored, writing }) = groups.get_mut(&group) else { return };
+        if let Some(bounds) = writing.remove(&number).filter(|_| is_stored) {
+            stored.raise_all(&bounds);
+        }
+    }
+
+    fn remove(&self, group: GroupId) {
+        lock(&self.groups).remove(&group);
     }
 }
 
@@ -334,8 +379,8 @@ impl Witness {
     async fn drive(&self, id: GroupId, config: &GroupConfig) -> Result<(), Error> {
         let mut reserved = Reserved::default();
         reserved.raise_all(&self.service.store.records(id).await?.bounds);
-        // Never below what a write under way has announced already: a group that is driven anew may be written to meanwhile.
-        lock(&self.reserved.0).entry(id).or_default().merge(&reserved);
+        // Merged: a group that is driven anew may be written to meanwhile.
+        self.reserved.merge(id, &reserved);
         self.custody.add_group(config.clone()).await?;
         self.admitted.enter(&config.members);
         tracing::info!(group = %id, "voting as a witness");
@@ -372,7 +417,7 @@ impl Witness {
             }
             Some(Ending::Grace { .. } | Ending::TakeBack { .. }) => {
                 self.leave(id, &driven.config.members).await?;
-                lock(&self.reserved.0).remove(&id);
+                self.reserved.remove(id);
                 tracing::info!(group = %id, "no longer a witness");
             }
         }
@@ -422,6 +467,9 @@ fn driven(row: &ContractRow) -> Driven {
 
 #[cfg(test)]
 mod tests {
+    use contracts::ids::SessionId;
+    use contracts::write_ahead::JOINS;
+
     use super::*;
 
     #[test]
@@ -435,5 +483,24 @@ mod tests {
             }
             assert_eq!((endings[&one].1, endings[&other].1), (3, 9), "{order:?}");
         }
+    }
+
+    #[test]
+    fn what_the_disk_refuses_goes_with_no_later_grant_and_a_write_under_way_goes_with_all() {
+        let (group, device) = (GroupId::from_bytes([1; 16]), DevEui::from_u64(1));
+        let [old, new] = [1, 2].map(|n| SessionId::from_bytes([n; 8]));
+        let write = |version, session| [(JOINS, version), (session, 16)].map(|(session, upto)| Bound { device, session, upto });
+        let mirror = ReservedMirror::default();
+        let granted = || Reserved::from_bytes(&mirror.bytes(group)).expect("what a grant carries");
+        let known = || (granted().joins(device), granted().upto(device, old), granted().upto(device, new));
+        let first = mirror.announce(group, &write(10, old));
+        mirror.end(group, first, true);
+        let refused = mirror.announce(group, &write(20, new));
+        assert_eq!(known(), (20, None, Some(16)));
+        let stored = mirror.announce(group, &[Bound { device, session: old, upto: 32 }]);
+        mirror.end(group, refused, false);
+        assert_eq!(known(), (10, Some(32), None));
+        mirror.end(group, stored, true);
+        assert_eq!(known(), (10, Some(32), None));
     }
 }

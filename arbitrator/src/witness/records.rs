@@ -85,13 +85,10 @@ impl Witness {
         let holder = holder.filter(|holder| voted.voted_epoch == write.epoch && voted.holder() == Some(*holder));
         let holder = holder.ok_or(Error::Records(RecordsError::NotTheHolder { voted_epoch: voted.voted_epoch }))?;
         let reservation = Reservation { epoch: write.epoch, seq: write.seq, bounds: write.bounds };
-        // First in memory: a grant that leaves while the disk is written names too high a bound at worst, never too low a one.
-        if let Some(reserved) = lock(&self.reserved.0).get_mut(&group)
-            && !reserved.raise_all(&reservation.bounds)
-        {
-            return Err(Error::Records(RecordsError::Full));
-        }
-        self.service.store.put_records(group, holder, &reservation, &sealed).await?;
+        let announced = self.reserved.announce(group, &reservation.bounds);
+        let stored = self.service.store.put_records(group, holder, &reservation, &sealed).await;
+        self.reserved.end(group, announced, stored.is_ok());
+        stored?;
         self.service.metrics.records_stored.inc();
         Ok(())
     }

@@ -233,7 +233,7 @@ pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, v
             Err(error) => tracing::warn!(%member, %error, "a vote came with records that cannot be read"),
         }
     }
-    records::fetch(parts, group, &votes).await?;
+    let votes = records::fetch(parts, group, votes).await?;
     let mut known = own.clone();
     votes.values().for_each(|theirs| known.merge(theirs));
     let bounds: Vec<_> = known.bounds().collect();

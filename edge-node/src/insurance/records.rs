@@ -332,11 +332,6 @@ pub async fn follow(parts: Parts, group: GroupId, members: Vec<NodeId>, mut miss
     }
 }
 
-/// Whether one knows a newer record of the device than the other.
-fn is_newer(theirs: &Reserved, own: &Reserved, device: DevEui) -> bool {
-    theirs.joins(device) > own.joins(device) || theirs.links(device) > own.links(device)
-}
-
 /// Fetches from a member what it knows and this node's disk lacks, page by page; gives the versions that it has.
 ///
 /// # Errors
@@ -352,7 +347,7 @@ pub async fn pull(parts: &Parts, group: GroupId, member: NodeId) -> Result<Reser
         let own = parts.core.store.list_reserved(group).await?;
         let mut theirs = Reserved::default();
         theirs.raise_all(&page.bounds);
-        let wanted: Vec<_> = page.sealed.into_iter().filter(|record| is_newer(&theirs, &own, record.device)).collect();
+        let wanted: Vec<_> = page.sealed.into_iter().filter(|record| theirs.is_newer(&own, record.device)).collect();
         take(parts, group, &wanted).await?;
         all.merge(&theirs);
         if page.next <= after {
@@ -365,20 +360,33 @@ pub async fn pull(parts: &Parts, group: GroupId, member: NodeId) -> Result<Reser
 /// Fetches what came with votes and is not known here, before this node serves. Each record is on the disks of a majority: that the member that
 /// voted has gone is no reason not to serve, if another has it. Nor is a record that a member gave and that was not sealed to this node.
 ///
+/// A member votes for records that are on their way to its disk. What it does not have when it is asked never got there, and since its vote
+/// it takes nothing more from holders before: the votes are given back without it.
+///
 /// # Errors
-/// Something is still missing that no member gave, and one that may have it did not answer.
-pub(crate) async fn fetch(parts: &Parts, group: GroupId, votes: &BTreeMap<NodeId, Reserved>) -> Result<(), Error> {
+/// Something is still missing that no member gave, and a member that voted for it did not answer.
+pub(crate) async fn fetch(
+    parts: &Parts,
+    group: GroupId,
+    mut votes: BTreeMap<NodeId, Reserved>,
+) -> Result<BTreeMap<NodeId, Reserved>, Error> {
     let agreement = parts.core.agreements.in_force(group);
     let members = agreement.map(|agreement| agreement.contract.members()).unwrap_or_default();
     let others = members.into_iter().filter(|member| *member != parts.core.me() && !votes.contains_key(member));
+    let asked: Vec<NodeId> = votes.keys().copied().chain(others).collect();
     let (mut unanswered, mut given) = (None, Reserved::default());
-    for member in votes.keys().copied().chain(others) {
+    for member in asked {
         let own = parts.core.store.list_reserved(group).await?;
         if !votes.values().any(|theirs| has_news(theirs, &own)) {
-            return Ok(());
+            return Ok(votes);
         }
         match pull(parts, group, member).await {
-            Ok(theirs) => given.merge(&theirs),
+            Ok(theirs) => {
+                if let Some(vote) = votes.get_mut(&member) {
+                    vote.limit_to(&theirs);
+                }
+                given.merge(&theirs);
+            }
             Err(error) => {
                 tracing::info!(%group, %member, error = &error as &dyn std::error::Error, "records are looked for elsewhere");
                 unanswered = Some(error);
@@ -388,12 +396,12 @@ pub(crate) async fn fetch(parts: &Parts, group: GroupId, votes: &BTreeMap<NodeId
     given.merge(&parts.core.store.list_reserved(group).await?);
     match unanswered.filter(|_| votes.values().any(|theirs| has_news(theirs, &given))) {
         Some(error) => Err(error),
-        None => Ok(()),
+        None => Ok(votes),
     }
 }
 
 fn has_news(theirs: &Reserved, own: &Reserved) -> bool {
-    theirs.bounds().any(|bound| is_newer(theirs, own, bound.device))
+    theirs.bounds().any(|bound| theirs.is_newer(own, bound.device))
 }
 
 #[cfg(test)]
