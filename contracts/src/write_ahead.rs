@@ -68,8 +68,10 @@ pub struct RecordsWrite {
     pub sealed: Vec<SealedRecord>,
 }
 
-/// Characters of sealed records in one page, at most; one record may be longer.
-pub const PAGE_CHARS_MAX: usize = 4 << 20;
+/// Characters of sealed records in one page, at most; one record may be longer. A page must come through a thin link before who asked gives up.
+pub const PAGE_CHARS_MAX: usize = 64 << 10;
+/// Bounds in one page, at most; those of one device stay together.
+pub const PAGE_BOUNDS_MAX: usize = 512;
 
 /// Asks for a page of what a member keeps of a group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,12 +111,20 @@ impl RecordsPage {
         !self.is_full
     }
 
-    /// The page behind `after`, with those of all `bounds` of the group that belong on it.
+    /// The page behind `after`, with those of all `bounds` of the group, in order, that belong on it.
     #[must_use]
-    pub fn finish(self, bounds: impl Iterator<Item = Bound>, after: Option<DevEui>) -> RecordsView {
-        let next = self.sealed.last().map(|record| record.device).filter(|_| self.is_full);
+    pub fn finish(mut self, bounds: impl Iterator<Item = Bound>, after: Option<DevEui>) -> RecordsView {
+        let mut next = self.sealed.last().map(|record| record.device).filter(|_| self.is_full);
         let is_on_it = |bound: &Bound| Some(bound.device) > after && next.is_none_or(|next| bound.device <= next);
-        RecordsView { bounds: bounds.filter(is_on_it).collect(), sealed: self.sealed, next }
+        let mut bounds: Vec<Bound> = bounds.filter(is_on_it).collect();
+        if let Some(first_too_many) = bounds.get(PAGE_BOUNDS_MAX).map(|bound| bound.device) {
+            let last = bounds.iter().map(|bound| bound.device).take_while(|device| *device < first_too_many).last();
+            let last = last.unwrap_or(first_too_many);
+            bounds.retain(|bound| bound.device <= last);
+            self.sealed.retain(|record| record.device <= last);
+            next = Some(last);
+        }
+        RecordsView { bounds, sealed: self.sealed, next }
     }
 }
 
@@ -374,11 +384,8 @@ mod tests {
         assert_eq!(claimed, stored);
     }
 
-    #[test]
-    fn pages_hold_everything_once_and_are_bounded() {
-        let of = |n: u64, chars| SealedRecord { device: DevEui::from_u64(n), blob: "a".repeat(chars) };
-        let records = [of(1, 10), of(3, PAGE_CHARS_MAX - 10), of(4, PAGE_CHARS_MAX + 1), of(6, 1), of(7, 1)];
-        let bounds: Vec<Bound> = (1..=8).map(|device| Bound { device: DevEui::from_u64(device), ..bound(device, 16) }).collect();
+    /// What a member that keeps these gives page by page.
+    fn pages(records: &[SealedRecord], bounds: &[Bound]) -> Vec<RecordsView> {
         let (mut after, mut pages) = (None, Vec::new());
         loop {
             let mut page = RecordsPage::default();
@@ -390,10 +397,32 @@ mod tests {
                 break;
             }
         }
-        assert_eq!(pages.iter().map(|page| page.sealed.len()).collect::<Vec<_>>(), [2, 1, 2]);
-        assert_eq!(pages.iter().map(|page| page.bounds.len()).collect::<Vec<_>>(), [3, 1, 4]);
         assert_eq!(pages.iter().flat_map(|page| &page.sealed).collect::<Vec<_>>(), records.iter().collect::<Vec<_>>());
         assert_eq!(pages.iter().flat_map(|page| &page.bounds).collect::<Vec<_>>(), bounds.iter().collect::<Vec<_>>());
+        pages
+    }
+
+    #[test]
+    fn pages_hold_everything_once_and_are_bounded() {
+        let of = |n: u64, chars| SealedRecord { device: DevEui::from_u64(n), blob: "a".repeat(chars) };
+        let records = [of(1, 10), of(3, PAGE_CHARS_MAX - 10), of(4, PAGE_CHARS_MAX + 1), of(6, 1), of(7, 1)];
+        let bounds: Vec<Bound> = (1..=8).map(|device| bound(device, 16)).collect();
+        let pages = pages(&records, &bounds);
+        assert_eq!(pages.iter().map(|page| page.sealed.len()).collect::<Vec<_>>(), [2, 1, 2]);
+        assert_eq!(pages.iter().map(|page| page.bounds.len()).collect::<Vec<_>>(), [3, 1, 4]);
+    }
+
+    #[test]
+    fn a_page_ends_where_its_bounds_are_too_many_and_parts_no_device() {
+        let session = |n: u16| SessionId::from_bytes(u64::from(n).to_be_bytes());
+        let of = |device, sessions| (0..sessions).map(move |n| Bound { session: session(n), ..bound(device, 16) });
+        let max = u16::try_from(PAGE_BOUNDS_MAX).expect("small");
+        let bounds: Vec<Bound> =
+            of(1, 1).chain(of(2, max)).chain(of(3, max + 1)).chain((4..1_000).map(|n| bound(n, 16))).collect();
+        let records: Vec<_> = (1..1_000).map(|n| SealedRecord { device: DevEui::from_u64(n), blob: "a".into() }).collect();
+        let pages = pages(&records, &bounds);
+        let lengths: Vec<_> = pages.iter().map(|page| page.bounds.len()).collect();
+        assert_eq!(lengths, [1, PAGE_BOUNDS_MAX, PAGE_BOUNDS_MAX + 1, PAGE_BOUNDS_MAX, 996 - PAGE_BOUNDS_MAX]);
     }
 
     #[test]

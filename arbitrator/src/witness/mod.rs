@@ -151,6 +151,11 @@ impl ReservedMirror {
         all.to_bytes().into()
     }
 
+    /// From now on writes are noted; comes before the disk is read, so that none falls between.
+    fn open(&self, group: GroupId) {
+        lock(&self.groups).entry(group).or_default();
+    }
+
     fn merge(&self, group: GroupId, stored: &Reserved) {
         lock(&self.groups).entry(group).or_default().stored.merge(stored);
     }
@@ -158,15 +163,18 @@ impl ReservedMirror {
     /// Goes with grants until the write with this number ends.
     fn announce(&self, group: GroupId, bounds: &[Bound]) -> u64 {
         let number = self.writes.fetch_add(1, Ordering::Relaxed);
-        lock(&self.groups).entry(group).or_default().writing.insert(number, bounds.to_vec());
+        if let Some(announced) = lock(&self.groups).get_mut(&group) {
+            announced.writing.insert(number, bounds.to_vec());
+        }
         number
     }
 
-    fn end(&self, group: GroupId, number: u64, is_stored: bool) {
+    fn end(&self, group: GroupId, number: u64, bounds: &[Bound], is_stored: bool) {
         let mut groups = lock(&self.groups);
         let Some(Announced { stored, writing }) = groups.get_mut(&group) else { return };
-        if let Some(bounds) = writing.remove(&number).filter(|_| is_stored) {
-            stored.raise_all(&bounds);
+        writing.remove(&number);
+        if is_stored {
+            stored.raise_all(bounds);
         }
     }
 
@@ -377,6 +385,7 @@ impl Witness {
     }
 
     async fn drive(&self, id: GroupId, config: &GroupConfig) -> Result<(), Error> {
+        self.reserved.open(id);
         let mut reserved = Reserved::default();
         reserved.raise_all(&self.service.store.records(id).await?.bounds);
         // Merged: a group that is driven anew may be written to meanwhile.
@@ -493,14 +502,21 @@ mod tests {
         let mirror = ReservedMirror::default();
         let granted = || Reserved::from_bytes(&mirror.bytes(group)).expect("what a grant carries");
         let known = || (granted().joins(device), granted().upto(device, old), granted().upto(device, new));
-        let first = mirror.announce(group, &write(10, old));
-        mirror.end(group, first, true);
-        let refused = mirror.announce(group, &write(20, new));
+        let note = |bounds: &[Bound], is_stored| mirror.end(group, mirror.announce(group, bounds), bounds, is_stored);
+        mirror.open(group);
+        note(&write(10, old), true);
+        let refused = write(20, new);
+        let number = mirror.announce(group, &refused);
         assert_eq!(known(), (20, None, Some(16)));
-        let stored = mirror.announce(group, &[Bound { device, session: old, upto: 32 }]);
-        mirror.end(group, refused, false);
+        note(&[Bound { device, session: old, upto: 32 }], true);
+        mirror.end(group, number, &refused, false);
         assert_eq!(known(), (10, Some(32), None));
-        mirror.end(group, stored, true);
-        assert_eq!(known(), (10, Some(32), None));
+        // The group ends while a write is under way, and begins anew before the write is on disk.
+        let number = mirror.announce(group, &write(30, new));
+        mirror.remove(group);
+        assert!(mirror.bytes(group).is_empty());
+        mirror.open(group);
+        mirror.end(group, number, &write(30, new), true);
+        assert_eq!(known(), (30, None, Some(16)));
     }
 }

@@ -87,7 +87,7 @@ impl Witness {
         let reservation = Reservation { epoch: write.epoch, seq: write.seq, bounds: write.bounds };
         let announced = self.reserved.announce(group, &reservation.bounds);
         let stored = self.service.store.put_records(group, holder, &reservation, &sealed).await;
-        self.reserved.end(group, announced, stored.is_ok());
+        self.reserved.end(group, announced, &reservation.bounds, stored.is_ok());
         stored?;
         self.service.metrics.records_stored.inc();
         Ok(())

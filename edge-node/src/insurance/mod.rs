@@ -223,7 +223,6 @@ fn of_sessions(parts: &Parts, group: GroupId, known: &Reserved) -> Vec<(DevEui, 
 /// Sets the downlink counters of a new custody: exactly where the last holder stopped if it released to us, else above everything that a
 /// majority knows to be reserved. Durable before it counts.
 pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, view: &CustodyView) -> Result<(), Error> {
-    let own = parts.core.store.list_reserved(group).await?;
     let mut votes = BTreeMap::new();
     for (member, bytes) in &view.records {
         match Reserved::from_bytes(bytes) {
@@ -234,6 +233,7 @@ pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, v
         }
     }
     let votes = records::fetch(parts, group, votes).await?;
+    let own = parts.core.store.list_reserved(group).await?;
     let mut known = own.clone();
     votes.values().for_each(|theirs| known.merge(theirs));
     let bounds: Vec<_> = known.bounds().collect();

@@ -360,11 +360,12 @@ pub async fn pull(parts: &Parts, group: GroupId, member: NodeId) -> Result<Reser
 /// Fetches what came with votes and is not known here, before this node serves. Each record is on the disks of a majority: that the member that
 /// voted has gone is no reason not to serve, if another has it. Nor is a record that a member gave and that was not sealed to this node.
 ///
-/// A member votes for records that are on their way to its disk. What it does not have when it is asked never got there, and since its vote
-/// it takes nothing more from holders before: the votes are given back without it.
+/// A vote may name a record that never counted: one on its way to a disk that refused it, or one of a holder whose write reached nobody. What a
+/// member does not have when it is asked was not on its disk when it voted, and since then it takes nothing of holders before. So the
+/// votes are given back without what their member does not have, or a majority does not.
 ///
 /// # Errors
-/// Something is still missing that no member gave, and a member that voted for it did not answer.
+/// Something is still missing, and of the members that may have it too few answered to tell that it never counted.
 pub(crate) async fn fetch(
     parts: &Parts,
     group: GroupId,
@@ -372,12 +373,13 @@ pub(crate) async fn fetch(
 ) -> Result<BTreeMap<NodeId, Reserved>, Error> {
     let agreement = parts.core.agreements.in_force(group);
     let members = agreement.map(|agreement| agreement.contract.members()).unwrap_or_default();
+    let all = members.len().max(votes.len() + 1);
     let others = members.into_iter().filter(|member| *member != parts.core.me() && !votes.contains_key(member));
     let asked: Vec<NodeId> = votes.keys().copied().chain(others).collect();
-    let (mut unanswered, mut given) = (None, Reserved::default());
+    let mut given = parts.core.store.list_reserved(group).await?;
+    let (mut unanswered, mut answered) = (None, 1);
     for member in asked {
-        let own = parts.core.store.list_reserved(group).await?;
-        if !votes.values().any(|theirs| has_news(theirs, &own)) {
+        if !has_news(&votes, &parts.core.store.list_reserved(group).await?) {
             return Ok(votes);
         }
         match pull(parts, group, member).await {
@@ -386,22 +388,28 @@ pub(crate) async fn fetch(
                     vote.limit_to(&theirs);
                 }
                 given.merge(&theirs);
+                answered += 1;
             }
             Err(error) => {
                 tracing::info!(%group, %member, error = &error as &dyn std::error::Error, "records are looked for elsewhere");
                 unanswered = Some(error);
             }
         }
+        if answered > all / 2 {
+            given.merge(&parts.core.store.list_reserved(group).await?);
+            votes.values_mut().for_each(|vote| vote.limit_to(&given));
+            return Ok(votes);
+        }
     }
     given.merge(&parts.core.store.list_reserved(group).await?);
-    match unanswered.filter(|_| votes.values().any(|theirs| has_news(theirs, &given))) {
+    match unanswered.filter(|_| has_news(&votes, &given)) {
         Some(error) => Err(error),
         None => Ok(votes),
     }
 }
 
-fn has_news(theirs: &Reserved, own: &Reserved) -> bool {
-    theirs.bounds().any(|bound| theirs.is_newer(own, bound.device))
+fn has_news(votes: &BTreeMap<NodeId, Reserved>, known: &Reserved) -> bool {
+    votes.values().any(|theirs| theirs.bounds().any(|bound| theirs.is_newer(known, bound.device)))
 }
 
 #[cfg(test)]
