@@ -228,7 +228,7 @@ impl Guard<'_> {
         let group = self.contract().group;
         let others = self.contract().members().into_iter().filter(|m| *m != self.parts.core.me()).collect();
         self.members.send_replace(Members { others, epoch: Some(epoch) });
-        begin_serving(self.parts, group, epoch, view, memory.provider_held).await?;
+        begin_serving(self.parts, self.contract(), epoch, view, memory.provider_held).await?;
         self.parts.leases.set_held(group, hold.clone());
         self.serves.send_replace(true);
         memory.serving = Some(epoch);

@@ -30,10 +30,10 @@ pub mod returning;
 mod self_check;
 pub mod statements;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use contracts::contract::State;
+use contracts::contract::{Contract, State};
 use contracts::custody::Readiness;
 use contracts::ids::{ContractId, DevEui, Epoch, GroupId, NodeId, StatementId};
 use contracts::time::{BootTime, WallTime};
@@ -222,7 +222,8 @@ fn of_sessions(parts: &Parts, group: GroupId, known: &Reserved) -> Vec<(DevEui, 
 
 /// Sets the downlink counters of a new custody: exactly where the last holder stopped if it released to us, else above everything that a
 /// majority knows to be reserved. Durable before it counts.
-pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, view: &CustodyView) -> Result<(), Error> {
+pub(crate) async fn take_counters(parts: &Parts, contract: &Contract, epoch: Epoch, view: &CustodyView) -> Result<(), Error> {
+    let group = contract.group;
     let mut votes = BTreeMap::new();
     for (member, bytes) in &view.records {
         match Reserved::from_bytes(bytes) {
@@ -232,12 +233,15 @@ pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, v
             Err(error) => tracing::warn!(%member, %error, "a vote came with records that cannot be read"),
         }
     }
-    let votes = records::fetch(parts, group, votes).await?;
+    let votes = records::fetch(parts, contract, votes).await?;
     let own = parts.core.store.list_reserved(group).await?;
     let mut known = own.clone();
     votes.values().for_each(|theirs| known.merge(theirs));
     let bounds: Vec<_> = known.bounds().collect();
-    let news: Vec<_> = bounds.iter().filter(|b| own.upto(b.device, b.session) != Some(b.upto)).copied().collect();
+    let is_news = |bound: &&Bound| own.upto(bound.device, bound.session) != Some(bound.upto);
+    let changed: BTreeSet<DevEui> = bounds.iter().filter(is_news).map(|bound| bound.device).collect();
+    // All of a device together: what is not named with a newer join is forgotten.
+    let news: Vec<_> = bounds.iter().filter(|bound| changed.contains(&bound.device)).copied().collect();
     parts.core.store.raise_reserved(group, &news).await?;
     parts.reserved.merge(group, &known);
     let sessions = bounds.iter().filter(|b| is_session(b.session)).map(|b| (b.device, b.session)).collect();
@@ -246,7 +250,7 @@ pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, v
     let handover = view.released.as_ref().filter(|r| r.epoch.next() == epoch && r.successor == Some(parts.core.me()));
     match handover.and_then(|r| serde_json::from_slice::<Handover>(&r.handover).ok()) {
         Some(exact) => {
-            let named: std::collections::BTreeSet<_> = exact.counters.iter().map(|(device, _)| *device).collect();
+            let named: BTreeSet<_> = exact.counters.iter().map(|(device, _)| *device).collect();
             let others = entries.into_iter().filter(|(device, _)| !named.contains(device)).collect();
             parts.bridge.counters_from(others, CounterSource::Reservation).await?;
             parts.bridge.counters_from(exact.counters, CounterSource::Release).await?;
@@ -259,12 +263,13 @@ pub(crate) async fn take_counters(parts: &Parts, group: GroupId, epoch: Epoch, v
 /// Begins to serve: counters first, then transmissions.
 pub(crate) async fn begin_serving(
     parts: &Parts,
-    group: GroupId,
+    contract: &Contract,
     epoch: Epoch,
     view: &CustodyView,
     after_another: bool,
 ) -> Result<(), Error> {
-    take_counters(parts, group, epoch, view).await?;
+    take_counters(parts, contract, epoch, view).await?;
+    let group = contract.group;
     parts.links.set_epoch(group, epoch);
     let foreign_lease_end = after_another.then(|| parts.core.clock.boot());
     parts.bridge.custody(group, Mode::Serving { epoch, foreign_lease_end }).await?;

@@ -288,7 +288,7 @@ impl Guard<'_> {
         replayed.mark_unchanged();
         kit::task::spawn(watch_replay(parts.clone(), group, epoch, replayed));
         let start = self.start_services();
-        let serve = begin_serving(parts, group, epoch, view, !is_renewed);
+        let serve = begin_serving(parts, self.contract(), epoch, view, !is_renewed);
         let (started, served) = tokio::join!(start, serve);
         served?;
         self.serves.send_replace(true);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use contracts::contract::Contract;
 use contracts::ids::{DevEui, Epoch, GroupId, NodeId};
 use contracts::node_record::SealingKey;
 use contracts::sealed::{Sealed, UnsealingKey};
@@ -368,16 +369,13 @@ pub async fn pull(parts: &Parts, group: GroupId, member: NodeId) -> Result<Reser
 /// Something is still missing, and of the members that may have it too few answered to tell that it never counted.
 pub(crate) async fn fetch(
     parts: &Parts,
-    group: GroupId,
+    contract: &Contract,
     mut votes: BTreeMap<NodeId, Reserved>,
 ) -> Result<BTreeMap<NodeId, Reserved>, Error> {
-    let agreement = parts.core.agreements.in_force(group);
-    let members = agreement.map(|agreement| agreement.contract.members()).unwrap_or_default();
-    let all = members.len().max(votes.len() + 1);
-    let others = members.into_iter().filter(|member| *member != parts.core.me() && !votes.contains_key(member));
+    let (group, members) = (contract.group, contract.members());
+    let others = members.iter().copied().filter(|member| *member != parts.core.me() && !votes.contains_key(member));
     let asked: Vec<NodeId> = votes.keys().copied().chain(others).collect();
-    let mut given = parts.core.store.list_reserved(group).await?;
-    let (mut unanswered, mut answered) = (None, 1);
+    let (mut answers, mut unanswered) = (Vec::new(), None);
     for member in asked {
         if !has_news(&votes, &parts.core.store.list_reserved(group).await?) {
             return Ok(votes);
@@ -387,24 +385,23 @@ pub(crate) async fn fetch(
                 if let Some(vote) = votes.get_mut(&member) {
                     vote.limit_to(&theirs);
                 }
-                given.merge(&theirs);
-                answered += 1;
+                answers.push(theirs);
             }
             Err(error) => {
                 tracing::info!(%group, %member, error = &error as &dyn std::error::Error, "records are looked for elsewhere");
                 unanswered = Some(error);
             }
         }
-        if answered > all / 2 {
-            given.merge(&parts.core.store.list_reserved(group).await?);
-            votes.values_mut().for_each(|vote| vote.limit_to(&given));
-            return Ok(votes);
-        }
     }
-    given.merge(&parts.core.store.list_reserved(group).await?);
-    match unanswered.filter(|_| has_news(&votes, &given)) {
-        Some(error) => Err(error),
-        None => Ok(votes),
+    let mut given = parts.core.store.list_reserved(group).await?;
+    answers.iter().for_each(|theirs| given.merge(theirs));
+    let is_majority = answers.len() + 1 > members.len() / 2;
+    match unanswered {
+        Some(error) if !is_majority && has_news(&votes, &given) => Err(error),
+        _ => {
+            votes.values_mut().for_each(|vote| vote.limit_to(&given));
+            Ok(votes)
+        }
     }
 }
 

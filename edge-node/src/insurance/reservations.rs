@@ -39,13 +39,16 @@ pub struct Writer {
     pub parts: Parts,
     pub group: GroupId,
     pub members: watch::Receiver<Members>,
-    /// Reservations and records are numbered together.
+    /// Reservations and records are numbered together. A guard that starts anew in an epoch goes on above what it used: members keep the record
+    /// with the highest number.
     pub seq: Arc<AtomicU64>,
 }
 
 impl Writer {
     pub fn new(parts: &Parts, group: GroupId, members: watch::Receiver<Members>) -> Self {
-        Self { parts: parts.clone(), group, members, seq: Arc::default() }
+        // Fewer writes than microseconds since the machine started.
+        let first = parts.core.clock.boot().0.saturating_mul(1_000);
+        Self { parts: parts.clone(), group, members, seq: Arc::new(AtomicU64::new(first)) }
     }
 }
 
